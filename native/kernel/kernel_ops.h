@@ -1,0 +1,83 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * The seam between the pager and Linux: everything the engine may do to a VM's memory, and the few things that can
+ * come of it. kernel/uffd.c is Linux; tests/native/sim_kernel.c is a page cache in memory that obeys the same rules,
+ * crashes on request and knows every byte. The engine cannot tell them apart.
+ *
+ * An errno is born and dies below this line. What the engine learns is one of six results, and how far the call came
+ * before it stopped.
+ */
+#ifndef PAGEFERRY_KERNEL_OPS_H
+#define PAGEFERRY_KERNEL_OPS_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+enum kernel_result {
+    KERNEL_MAPPED = 0, /* done, all of it (for populate, punch, wake: simply done) */
+    KERNEL_ALREADY,    /* map: a page is mapped there. copy, zero: something is there; on shared memory perhaps only
+                          in the page cache (DESIGN 3.6) */
+    KERNEL_ABSENT,     /* map: nothing in the page cache (EFAULT). Or the mapping itself went away (ENOENT) */
+    KERNEL_LATER,      /* events are waiting unread: read them, then try again */
+    KERNEL_FULL,       /* no memory: tmpfs, cgroup or machine; try again after a while */
+    KERNEL_GONE        /* the VMM's address space is gone */
+};
+
+struct kernel_outcome {
+    enum kernel_result result;
+    uint64_t done_bytes; /* what the call completed from the start of the span before `result`; all of it if MAPPED */
+};
+
+/* A piece of one region: whole pages, never crossing into another region. */
+struct kernel_span {
+    uint64_t address;      /* in the VMM's address space */
+    uint64_t length_bytes;
+    uint64_t file_offset;  /* in the backing file; meaningless on private memory */
+};
+
+enum kernel_event_kind {
+    KERNEL_EVENT_FAULT = 1,  /* start: the page's address */
+    KERNEL_EVENT_REMOVE = 2, /* start, end */
+    KERNEL_EVENT_UNMAP = 3,  /* start, end */
+    KERNEL_EVENT_OTHER = 4   /* fork, remap: not asked for, counted */
+};
+
+enum kernel_fault_flags {
+    KERNEL_FAULT_WRITE = 1,
+    KERNEL_FAULT_WP = 2,
+    KERNEL_FAULT_MINOR = 4 /* a hint, never a verdict (DESIGN 3.3) */
+};
+
+/* Lives in the shared page table, so that a successor can read the last batch again. No pointers. */
+struct kernel_event {
+    uint32_t kind;
+    uint32_t flags;
+    uint64_t start;
+    uint64_t end;
+    uint64_t thread; /* id of the faulting thread, or 0 */
+};
+
+/*
+ * `kernel` is the implementation's own state. Calls never block for longer than the work they name.
+ *
+ *   read_events  up to `capacity` events into `events`, in the kernel's order; their number, 0 when there is none
+ *   populate     write whole pages to the page cache through our own view of the file; maps nothing (shared only)
+ *   map          UFFDIO_CONTINUE, wakes
+ *   copy         UFFDIO_COPY, wakes: fills and maps in one call, refuses where anything is
+ *   zero         UFFDIO_ZEROPAGE, wakes
+ *   punch        drops page-cache bytes, in every mapping (shared only)
+ *   poison       UFFDIO_POISON, wakes; MAPPED when the markers are set, ALREADY where something is mapped
+ *   wake         wakes the threads that sleep in the span; they fault again
+ */
+struct kernel_ops {
+    int (*read_events)(void *kernel, struct kernel_event *events, int capacity);
+    struct kernel_outcome (*populate)(void *kernel, const struct kernel_span *span, const void *bytes);
+    struct kernel_outcome (*map)(void *kernel, const struct kernel_span *span);
+    struct kernel_outcome (*copy)(void *kernel, const struct kernel_span *span, const void *bytes);
+    struct kernel_outcome (*zero)(void *kernel, const struct kernel_span *span);
+    struct kernel_outcome (*punch)(void *kernel, const struct kernel_span *span);
+    struct kernel_outcome (*poison)(void *kernel, const struct kernel_span *span);
+    struct kernel_outcome (*wake)(void *kernel, const struct kernel_span *span);
+};
+
+#endif

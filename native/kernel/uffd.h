@@ -1,0 +1,23 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * The real kernel_ops: one userfaultfd of a VMM and, for shared memory, the file behind it. The meaning of every
+ * errno of every uffd call is decided in uffd.c and nowhere else.
+ */
+#ifndef PAGEFERRY_UFFD_H
+#define PAGEFERRY_UFFD_H
+
+#include <stdbool.h>
+
+#include "kernel_ops.h"
+
+struct uffd {
+    int fd;
+    int backing_fd; /* -1: private memory */
+};
+
+extern const struct kernel_ops uffd_kernel_ops; /* `kernel` is a struct uffd */
+
+/* Ends the registration of a span and wakes who sleeps there. 0 or -errno; a VMM that is gone is 0. */
+int uffd_unregister(struct uffd *uffd, const struct kernel_span *span);
+
+#endif

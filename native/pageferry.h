@@ -1,0 +1,212 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * pageferry.h: the whole C API. Above it somebody decides (Python, or a VMM in C); below it threads move pages.
+ *
+ * Two halves that never meet: the client half resolves the page faults of VMs on this host, the server half serves
+ * the pages of images. Both follow the same rule: ORDERS go down, EVENTS come up, COUNTERS are read on request, and
+ * nothing here ever calls back. Each handle belongs to one calling thread at a time.
+ *
+ * Return values: 0 or a count on success; on failure minus a reason (enum pf_reason in gen/contract.h), never an
+ * errno. The sentence that goes with it is in the `error` text of the options, with its remedy.
+ *
+ * This file stays within the subset that cffi reads: plain declarations, no macros with arguments.
+ */
+#ifndef PAGEFERRY_H
+#define PAGEFERRY_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+/* Grows with every change of this file; the Python side refuses a library of another number. */
+#define PAGEFERRY_API 1
+#define PAGEFERRY_TEXT_BYTES 256
+#define PAGEFERRY_PAGE_STATES 6
+
+int pageferry_api(void);
+/* Names as the headers below have them; NULL past the end, so that a caller can list them. */
+const char *pageferry_page_state_name(uint32_t state);
+const char *pageferry_event_name(uint32_t kind);
+
+/* -------------------------------------------------------------------------------------- counters, both halves */
+
+/*
+ * Counters and histograms are listed in base/stats.h, once. `index` counts from 0; NULL past the end. A name ends in
+ * its unit or in _total; `help` is one sentence.
+ */
+const char *pageferry_counter_name(uint32_t index);
+const char *pageferry_counter_help(uint32_t index);
+const char *pageferry_histogram_name(uint32_t index);
+const char *pageferry_histogram_help(uint32_t index);
+uint32_t pageferry_histogram_buckets(void);
+/* The largest value that falls into a bucket (log-linear, eight buckets for each power of two). */
+uint64_t pageferry_histogram_limit(uint32_t bucket);
+
+/* ------------------------------------------------------------------------------------------------- client half */
+
+struct pageferry_client; /* one a process: the bulk thread and what the VMs share */
+struct pageferry_vm;     /* one VM: its pager thread */
+
+enum pageferry_memory {
+    PAGEFERRY_MEMORY_SHARED = 1, /* memfd or tmpfs, registered MISSING|MINOR; backing_fd is given */
+    PAGEFERRY_MEMORY_PRIVATE = 2 /* private anonymous, registered MISSING; no backing_fd */
+};
+
+/* A contiguous piece of guest memory in the VMM's address space. Multiples of 4096; never overlapping. */
+struct pageferry_region {
+    uint64_t address;      /* in the VMM's address space */
+    uint64_t length_bytes;
+    uint64_t offset_bytes; /* in the image, and in the backing file if there is one */
+};
+
+struct pageferry_client_options {
+    uint32_t bulk_slots; /* messages of bulk in flight between the threads; 0: the default */
+    char error[PAGEFERRY_TEXT_BYTES];
+};
+
+/*
+ * File descriptors are taken over when pageferry_vm_open succeeds (closed by pageferry_vm_close), and stay the
+ * caller's when it fails. Strings and the region array are copied.
+ */
+struct pageferry_vm_options {
+    const char *image;        /* name at the page server */
+    const char *data_address; /* "host:port" (IPv6 in brackets), "dns:///host:port" or "unix:/path" */
+    int uffd;                 /* non-blocking, registered by the VMM */
+    int backing_fd;           /* the RAM file, read-write; -1 for private memory */
+    int vmm_fd;               /* the hand-off socket; -1 if there is none */
+    int vmm_pidfd;            /* readable when the VMM has died; -1 if there is none */
+    int vmm_pid;              /* to look at its mappings (smaps, pagemap); 0: cannot be looked at */
+    uint32_t memory;          /* enum pageferry_memory */
+    uint32_t frames;          /* 1: the VMM speaks frames (kernel/frames.h) on vmm_fd after the hand-off */
+    const struct pageferry_region *regions;
+    uint32_t region_count;
+    uint32_t background;      /* 1: also move pages that nobody has asked for (bulk, and the sweep after arming) */
+    uint32_t spin_us;         /* look again for this long before sleeping; 0: never */
+    char error[PAGEFERRY_TEXT_BYTES];
+};
+
+enum pageferry_order_kind {
+    PAGEFERRY_ORDER_ARM = 1,       /* from now on faults are resolved; answered by ARMED, or by FAILED */
+    PAGEFERRY_ORDER_BACKGROUND = 2 /* value: 0 off, 1 on */
+};
+
+struct pageferry_order {
+    uint32_t kind;
+    uint32_t reserved;
+    uint64_t value;
+    uint64_t cookie; /* comes back in the event that answers the order */
+};
+
+enum pageferry_event_kind {
+    PAGEFERRY_EVENT_ATTACHED = 1,    /* the server's image fits this VM; value: its content id */
+    PAGEFERRY_EVENT_ARMED = 2,       /* cookie of the order */
+    PAGEFERRY_EVENT_POPULATED = 3,   /* before arming: every page is held */
+    PAGEFERRY_EVENT_COMPLETE = 4,    /* armed, and every page is OWNED, ZERO or POISONED */
+    PAGEFERRY_EVENT_PAUSED = 5,      /* no progress, and why: reason, text; goes on by itself */
+    PAGEFERRY_EVENT_RESUMED = 6,     /* the pause is over; value: how long it was, ns */
+    PAGEFERRY_EVENT_FAILED = 7,      /* before arming: this VM cannot be served; reason, text */
+    PAGEFERRY_EVENT_EARLY_FAULT = 8, /* a thread of the VMM has waited for arming over a second; page */
+    PAGEFERRY_EVENT_POISONED = 9,    /* page; value: 1 if it was mapped before */
+    PAGEFERRY_EVENT_ALARM = 10,      /* something that cannot be, was; the page is held back; reason, page, text */
+    PAGEFERRY_EVENT_VMM_GONE = 11    /* the VMM has exited: there is nothing left to serve */
+};
+
+struct pageferry_event {
+    uint32_t kind;
+    uint32_t reason; /* enum pf_reason, or 0 */
+    uint64_t cookie;
+    uint64_t page;
+    uint64_t value;
+    char text[PAGEFERRY_TEXT_BYTES];
+};
+
+/* The table as it is now, one count a state (enum page_state); a torn count is harmless, they move. */
+struct pageferry_pages {
+    uint64_t total;
+    uint64_t state[PAGEFERRY_PAGE_STATES];
+};
+
+int pageferry_client_open(struct pageferry_client_options *options, struct pageferry_client **client);
+/* Every VM is closed before. */
+void pageferry_client_close(struct pageferry_client *client);
+
+/*
+ * Checks the hand-off (kind of each fd, regions, what the VMM's mappings show: registered, not locked, no huge
+ * pages, nothing present), resolves the address, starts the pager thread, which dials and describes. May block for
+ * name resolution. Errors: BAD_REQUEST, MISMATCH, UNSUPPORTED, NOT_ALLOWED, NO_VMM, NO_MEMORY, GOING_AWAY, BUG.
+ */
+int pageferry_vm_open(struct pageferry_client *client, struct pageferry_vm_options *options,
+                      struct pageferry_vm **vm);
+/* 0, or minus BUSY when the ring of orders is full. */
+int pageferry_vm_order(struct pageferry_vm *vm, const struct pageferry_order *order);
+/* 1 and the oldest event, or 0 when there is none. */
+int pageferry_vm_event(struct pageferry_vm *vm, struct pageferry_event *event);
+/* Readable while there are events; owned by the VM. */
+int pageferry_vm_event_fd(struct pageferry_vm *vm);
+/* Copies at most `capacity` values in the order of pageferry_counter_name; returns how many there are. */
+uint32_t pageferry_vm_counters(struct pageferry_vm *vm, uint64_t *values, uint32_t capacity);
+/* Copies the counts of one histogram, one value a bucket. */
+uint32_t pageferry_vm_histogram(struct pageferry_vm *vm, uint32_t index, uint64_t *values, uint32_t capacity);
+void pageferry_vm_pages(struct pageferry_vm *vm, struct pageferry_pages *pages);
+/* The states of `count` pages from `first`, a byte each. Returns how many were in the image. */
+uint64_t pageferry_vm_states(struct pageferry_vm *vm, uint64_t first, uint64_t count, uint8_t *states);
+/* The last steps of the pager, as text for a log; returns the bytes written without the final zero. */
+size_t pageferry_vm_trace(struct pageferry_vm *vm, char *text, size_t capacity);
+/*
+ * Stops the thread and closes the fds. The memory is unregistered only after COMPLETE; before that the VMM's own
+ * copy of the uffd keeps its threads waiting, which is what saves the guest.
+ */
+void pageferry_vm_close(struct pageferry_vm *vm);
+
+/* ------------------------------------------------------------------------------------------------- server half */
+
+struct pageferry_server;
+
+struct pageferry_server_options {
+    const int *listen_fds; /* bound and listening, TCP or unix; duplicated */
+    uint32_t listen_fd_count;
+    uint32_t threads;      /* workers; 0: one */
+    char error[PAGEFERRY_TEXT_BYTES];
+};
+
+/* What inspect prints; also the answer of pageferry_server_add_file. */
+struct pageferry_image_facts {
+    uint64_t content_id;
+    uint64_t page_count;
+    uint64_t data_pages; /* in the file's data extents, and not all zero */
+};
+
+/* Progress of a long look at an image; read by another thread than the one that waits. */
+struct pageferry_progress {
+    uint64_t done_bytes;
+    uint64_t total_bytes;
+    uint32_t cancel; /* set to 1: give up, minus CANCELLED */
+    uint32_t reserved;
+};
+
+int pageferry_server_open(struct pageferry_server_options *options, struct pageferry_server **server);
+/*
+ * Reads a whole image file once, never its holes: content id and counts. The fd stays the caller's. `progress` may
+ * be NULL. Blocks for as long as the disk takes. Errors: BAD_REQUEST (not a file, not a multiple of 4096, empty),
+ * CANCELLED, BUG.
+ */
+int pageferry_image_inspect(int fd, struct pageferry_progress *progress, struct pageferry_image_facts *facts,
+                            char *error, size_t error_bytes);
+/*
+ * Serves a file under a name from now on. The fd is duplicated; `facts` are those that inspect gave. region_pages
+ * add up to facts->page_count. Errors: BAD_REQUEST, ALREADY_ATTACHED (the name is taken), BUG.
+ */
+int pageferry_server_add_file(struct pageferry_server *server, const char *name, int fd,
+                              const struct pageferry_image_facts *facts, const uint64_t *region_pages,
+                              uint32_t region_count, char *error, size_t error_bytes);
+/* Answer of grpc.health.v1 on the data port: 1 serving, 0 not serving. */
+void pageferry_server_health(struct pageferry_server *server, uint32_t serving);
+/* No new calls (GOING_AWAY), open calls end with GOING_AWAY once what they owe is answered. */
+void pageferry_server_drain(struct pageferry_server *server);
+/* Calls of PageService that are open now; 0 after a drain means that nobody loses anything by closing. */
+uint32_t pageferry_server_open_calls(struct pageferry_server *server);
+uint32_t pageferry_server_counters(struct pageferry_server *server, uint64_t *values, uint32_t capacity);
+uint32_t pageferry_server_histogram(struct pageferry_server *server, uint32_t index, uint64_t *values,
+                                    uint32_t capacity);
+void pageferry_server_close(struct pageferry_server *server);
+
+#endif

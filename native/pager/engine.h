@@ -1,0 +1,131 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * The engine: (fault | order | news) x page -> calls of kernel_ops, asks and reports. It owns the words of one VM's
+ * page table. Pure: no I/O but through kernel_ops, no clock (the caller tells the time), no allocation after start.
+ *
+ * The caller is one thread. Its turn: engine_turn (kernel events), then answers of the server by engine_news, orders,
+ * and engine_tick when the time that engine_next_ns names has come.
+ *
+ * Rules it carries (DESIGN 3): nothing is mapped before arming; a page that may be mapped is never written; bytes are
+ * whole before they are claimed, claimed before a CONTINUE, and claimed after a COPY; EEXIST means what 3.6 says;
+ * the flavour of a fault decides nothing; after any doubt, WAKE.
+ */
+#ifndef PAGEFERRY_ENGINE_H
+#define PAGEFERRY_ENGINE_H
+
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "../base/stats.h"
+#include "../base/trace.h"
+#include "../kernel/kernel_ops.h"
+#include "region.h"
+#include "table.h"
+
+#define ENGINE_PARKED_MAX 1024
+
+enum engine_report {
+    ENGINE_REPORT_ALARM = 1,   /* page, text: what cannot be, was; the page is held back */
+    ENGINE_REPORT_POISONED,    /* page; value 1: it was mapped before */
+    ENGINE_REPORT_FULL,        /* no memory for a page: no progress until there is */
+    ENGINE_REPORT_FULL_OVER,   /* there is again */
+    ENGINE_REPORT_GONE         /* the VMM's address space is gone */
+};
+
+/* What the engine tells its owner, on the owner's thread, from inside the calls below. */
+struct engine_out {
+    void *owner;
+    /* Ask the server for this page, urgently. Called once a page until the ask is lost (engine_asks_lost). */
+    void (*ask)(void *owner, uint64_t page);
+    void (*report)(void *owner, enum engine_report report, uint64_t page, uint64_t value, const char *text);
+};
+
+enum engine_kind { ENGINE_DATA = 1, ENGINE_ZEROS, ENGINE_POISON, ENGINE_FLOOR };
+
+/* News about a run of pages, as it came over the wire and with its digest already checked. */
+struct engine_news {
+    enum engine_kind kind;
+    uint64_t first_page;
+    uint64_t page_count;
+    uint64_t version;
+    const uint8_t *bytes; /* page_count pages for DATA, resident and ours; else NULL */
+};
+
+/* A fault that is read but cannot be resolved yet: by page, when to try again. */
+struct engine_parked {
+    uint64_t page;
+    uint64_t due_ns;
+};
+
+struct engine {
+    struct table *table;
+    struct regions *regions;
+    const struct kernel_ops *ops;
+    void *kernel;
+    struct engine_out out;
+    struct stats *stats;
+    struct trace *trace;
+    bool private_memory;
+    bool gone;             /* the VMM is gone: every call returns at once */
+    bool full;             /* the last populate or copy found no memory */
+    bool rescan_wanted;    /* asks were lost beyond what the ring holds: every WANTED word is asked again */
+    uint64_t frozen_version; /* 0, or the highest version there is: an immutable image's, or the frozen map's */
+    uint64_t fault_page;   /* newest fault that asked, for plan_hint */
+    uint64_t first_early_ns; /* when the oldest parked early fault was read; 0: none */
+    uint64_t early_page;
+    uint64_t counts[PAGE_STATE_COUNT];
+    uint64_t read_ns;      /* when the batch in work was read */
+    uint32_t parked_count;
+    struct engine_parked parked[ENGINE_PARKED_MAX];
+    uint64_t *asked_ns;    /* a page each: when its fault was read, for the histogram; NULL: not kept */
+};
+
+struct engine_options {
+    struct table *table;
+    struct regions *regions;
+    const struct kernel_ops *ops;
+    void *kernel;
+    struct engine_out out;
+    struct stats *stats;
+    struct trace *trace;
+    bool private_memory;
+};
+
+/* Counts the table's words. On a table that was taken over: replays the last batch, asks every WANTED page again and
+ * wakes every region. */
+void engine_start(struct engine *engine, const struct engine_options *options, uint64_t now_ns);
+
+/* At attach, shared memory only: what the cache holds in these pages is not known to be right (SEEK_DATA found it). */
+void engine_mark_stale(struct engine *engine, uint64_t first_page, uint64_t page_count);
+
+/* Reads one batch of kernel events and works on it: removals first, then faults. Returns how many events there were;
+ * a full batch (TABLE_BATCH_EVENTS) means that more may wait. */
+int engine_turn(struct engine *engine, uint64_t now_ns);
+
+/* Applies news. Returns the number of pages it took. */
+uint64_t engine_news(struct engine *engine, const struct engine_news *news, uint64_t now_ns);
+
+/* A page that was asked cannot be had now (run kind LATER, bad digest): still WANTED, ask again at due_ns. */
+void engine_ask_later(struct engine *engine, uint64_t page, uint64_t due_ns);
+
+/* The link was lost: everything WANTED is asked again through out.ask, now. */
+void engine_asks_lost(struct engine *engine);
+
+/* Faults are resolved from now on. Wakes every region, so that faults which came early come again. Idempotent. */
+void engine_arm(struct engine *engine);
+
+/* The VMM drops these pages, by the shim's word: armed, they read as zeros for ever. Returns when that is so. */
+void engine_removed(struct engine *engine, uint64_t first_page, uint64_t page_count);
+
+/* Armed: map what is cached, from `first_page` on, at most `page_count` pages looked at. Returns pages mapped. */
+uint64_t engine_sweep(struct engine *engine, uint64_t first_page, uint64_t page_count);
+
+/* Retries what is parked and due. */
+void engine_tick(struct engine *engine, uint64_t now_ns);
+/* When engine_tick has something to do; UINT64_MAX: nothing is parked. */
+uint64_t engine_next_ns(const struct engine *engine);
+
+/* Armed: every word is OWNED, ZERO or POISONED. Not armed: none is MISSING or WANTED. */
+bool engine_settled(const struct engine *engine);
+
+#endif

@@ -1,0 +1,62 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * The page table of one VM: the truth about content (DESIGN 3.3), 8 bytes a page, in one shared memfd behind a
+ * versioned header, so that a successor goes on from it after its worker was killed at any instruction. The last
+ * batch of kernel events lies in it too: what was read from the kernel is not given twice.
+ *
+ * One thread writes; others may read words (torn counts are harmless to them).
+ */
+#ifndef PAGEFERRY_TABLE_H
+#define PAGEFERRY_TABLE_H
+
+#include <stdatomic.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include "../kernel/kernel_ops.h"
+#include "page.h"
+
+#define TABLE_MAGIC UINT64_C(0x3130656c62617470) /* "ptable01": grows with the layout */
+#define TABLE_BATCH_EVENTS 64
+
+/* At offset 0 of the memfd; the words follow at words_offset_bytes. */
+struct table_header {
+    uint64_t magic;
+    uint64_t page_count;
+    uint64_t words_offset_bytes;
+    uint64_t content_id;              /* of the image, 0 until described */
+    _Atomic uint32_t armed;
+    _Atomic uint32_t takeovers;       /* workers that took this table over from another */
+    _Atomic uint32_t batch_count;     /* events of the last batch; 0: none is being worked on */
+    uint32_t reserved;
+    struct kernel_event batch[TABLE_BATCH_EVENTS];
+};
+
+struct table {
+    int fd;
+    size_t mapped_bytes;
+    struct table_header *header;
+    _Atomic uint64_t *words;
+    uint64_t page_count;
+};
+
+/* A new table, every word MISSING with floor 0. 0 or -errno. */
+int table_create(uint64_t page_count, struct table *table);
+/* One that another worker left; the fd is taken over. -EPROTO: not one of ours or not this size. Counts a takeover. */
+int table_adopt(int fd, uint64_t page_count, struct table *table);
+void table_close(struct table *table);
+/* Pages in each state; one pass over the words. */
+void table_count(const struct table *table, uint64_t counts[PAGE_STATE_COUNT]);
+
+static inline uint64_t table_word(const struct table *table, uint64_t page)
+{
+    return atomic_load_explicit(&table->words[page], memory_order_relaxed);
+}
+
+/* Release: whoever sees the word sees the bytes that were written before it. */
+static inline void table_set(struct table *table, uint64_t page, uint64_t word)
+{
+    atomic_store_explicit(&table->words[page], word, memory_order_release);
+}
+
+#endif
