@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Why something was refused or does not go on: the closed set, one row each.
 
-A reason is what a peer or an operator sees; an errno never gets this far. The names and numbers are those of the
-contract's enum Reason (a test compares them). grpc is not imported here: the fault client must be able to serve
-faults before it is.
+A reason is what a peer or an operator sees; an errno never gets this far. The names and numbers are those of
+the contract's enum Reason (a test compares them). grpc is not imported here: the fault client must be able to
+serve faults before it is.
 """
 
 from collections.abc import Mapping
@@ -67,7 +67,8 @@ class Exit(IntEnum):
 
 
 class Remedy(Enum):
-    """What the client does about it by itself. Once the guest runs here, STOP too is a pause: nothing ends a session."""
+    """What the client does about it by itself. Once the guest runs here STOP too is a pause: nothing ends a
+    session then."""
 
     RETRY = "retry"  # asks or dials again, with back-off
     PAUSE = "pause"  # says so, and tries again: somebody must make room
@@ -140,8 +141,8 @@ RETRY_AFTER_TRAILER: Final = "pageferry-retry-after-ms"
 def reason_from_status(code: int, name: str | None) -> Reason:
     """The reason of a failed call: its status code and the value of its trailer, if it had one.
 
-    A status without the trailer, or with a name that is none of ours, came from a library or a proxy: the call may be
-    made again, unless the other end does not know it.
+    A status without the trailer, or with a name that is none of ours, came from a library or a proxy: the
+    call may be made again, unless the other end does not know it.
     """
     if name is not None and name in Reason.__members__:
         return Reason[name]
@@ -153,7 +154,9 @@ def reason_from_status(code: int, name: str | None) -> Reason:
 class PageferryError(Exception):
     """Every refusal of ours: the reason, what happened, and what somebody can do about it."""
 
-    def __init__(self, reason: Reason, message: str, remedy: str = "", *, retry_after_ms: int | None = None) -> None:
+    def __init__(
+        self, reason: Reason, message: str, remedy: str = "", *, retry_after_ms: int | None = None
+    ) -> None:
         super().__init__(reason, message, remedy)
         self.reason = reason
         self.message = message

@@ -1,7 +1,9 @@
-/* SPDX-License-Identifier: Apache-2.0. Made by proto/generate.py; change what it reads, not this. */
-/* The contract as C: field numbers, enums and paths of proto/pageferry/v1/pages.proto, limits of
-   pageferry/limits.py, reasons of pageferry/reasons.py. Macros without arguments, and enums, so that cffi
-   reads this file too; PF_REASONS alone is for C. */
+/* SPDX-License-Identifier: Apache-2.0. Made by proto/generate.py; change what it reads. */
+/*
+ * The contract as C: field numbers, enums and paths of proto/pageferry/v1/pages.proto, limits of
+ * pageferry/limits.py, reasons of pageferry/reasons.py. Macros without arguments, and enums, so that cffi
+ * reads this file too; PF_REASONS alone is for C.
+ */
 #ifndef PAGEFERRY_CONTRACT_H
 #define PAGEFERRY_CONTRACT_H
 
@@ -107,13 +109,17 @@ enum pf_reason {
 /* One page, on every wire, in every table: what x86 maps at least. Huge pages are units of many pages. */
 #define PF_LIMIT_PAGE_BYTES 4096
 
-/* Page bytes of one batch that we send: large enough that headers and calls do not show (64 pages), small
-   enough that an urgent answer never waits behind more than this on its own thread. Advertised by
-   DescribeImage. */
+/*
+ * Page bytes of one batch that we send: large enough that headers and calls do not show (64 pages), small
+ * enough that an urgent answer never waits behind more than this on its own thread. Advertised by
+ * DescribeImage.
+ */
 #define PF_LIMIT_BATCH_BYTES_MAX 262144
 
-/* Page bytes of one batch that a client must be able to take from somebody else's server; more is dropped
-   unread. */
+/*
+ * Page bytes of one batch that a client must be able to take from somebody else's server; more is dropped
+ * unread.
+ */
 #define PF_LIMIT_BATCH_BYTES_CAP 1048576
 
 /* Runs in one message, either way: 4096 lone pages is the worst request that a fault storm makes. */
@@ -122,8 +128,10 @@ enum pf_reason {
 /* A whole request before decoding. 4096 runs with page numbers below 2^35 fit. */
 #define PF_LIMIT_REQUEST_BYTES_MAX 65536
 
-/* A whole answer before decoding: bytes at the cap, RUNS_MAX fours of the longest varints, and the small
-   fields. */
+/*
+ * A whole answer before decoding: bytes at the cap, RUNS_MAX fours of the longest varints, and the small
+ * fields.
+ */
 #define PF_LIMIT_BATCH_MESSAGE_BYTES_MAX 1213440
 
 /* Name of an image at a page server. */
@@ -138,31 +146,43 @@ enum pf_reason {
 /* Incarnation and round of every page of an image that never changes: the first of each. */
 #define PF_LIMIT_IMMUTABLE_VERSION 4294967297
 
-/* Pages asked and unanswered on one FetchPages call. A VM has one fault a vCPU; this leaves room for 4096
-   of them. */
+/*
+ * Pages asked and unanswered on one FetchPages call. A VM has one fault a vCPU; this leaves room for 4096
+ * of them.
+ */
 #define PF_LIMIT_WANTED_PAGES_MAX 4096
 
-/* FetchPages calls of one session: a worker's own, those that a lost link left half-open, and some for
-   tools. */
+/*
+ * FetchPages calls of one session: a worker's own, those that a lost link left half-open, and some for
+ * tools.
+ */
 #define PF_LIMIT_URGENT_CALLS_MAX 8
 
-/* Pages in one answer of FetchPages: 64 KiB are on a 2 Gbit/s link for 0.3 ms, the longest one waits for a
-   neighbour. */
+/*
+ * Pages in one answer of FetchPages: 64 KiB are on a 2 Gbit/s link for 0.3 ms, the longest one waits for a
+ * neighbour.
+ */
 #define PF_LIMIT_URGENT_BATCH_PAGES_MAX 16
 
-/* Calls open at once on one connection (SETTINGS_MAX_CONCURRENT_STREAMS). A client of ours needs two
-   dozen. */
+/*
+ * Calls open at once on one connection (SETTINGS_MAX_CONCURRENT_STREAMS). A client of ours needs two
+ * dozen.
+ */
 #define PF_LIMIT_STREAMS_MAX 128
 
-/* Connections of one page server; each costs its buffers and at most one batch a stream. A 65th is closed
-   unread. */
+/*
+ * Connections of one page server; each costs its buffers and at most one batch a stream. A 65th is closed
+ * unread.
+ */
 #define PF_LIMIT_CONNECTIONS_MAX 64
 
 /* Connections that wait in the kernel to be accepted: as many as may be open. */
 #define PF_LIMIT_LISTEN_BACKLOG_MAX 64
 
-/* All header fields of one call, as HTTP/2 counts them (32 bytes more for each). The library's own limit
-   is 4 GiB. */
+/*
+ * All header fields of one call, as HTTP/2 counts them (32 bytes more for each). The library's own limit
+ * is 4 GiB.
+ */
 #define PF_LIMIT_METADATA_BYTES_MAX 16384
 
 /* Largest HTTP/2 frame that we send or take. Larger ones gain nothing and let an urgent frame wait longer. */
@@ -171,16 +191,20 @@ enum pf_reason {
 /* Read at once from a socket: fits the L2 cache; more gains nothing. */
 #define PF_LIMIT_READ_BYTES_MAX 131072
 
-/* Window of each stream that a client grants (SETTINGS_INITIAL_WINDOW_SIZE). The HTTP/2 default of 64 KiB
-   costs two thirds of bulk; megabytes make the kernel's queue, in which an urgent page waits behind bulk,
-   as long. */
+/*
+ * Window of each stream that a client grants (SETTINGS_INITIAL_WINDOW_SIZE). The HTTP/2 default of 64 KiB
+ * costs two thirds of bulk; megabytes make the kernel's queue, in which an urgent page waits behind bulk,
+ * as long.
+ */
 #define PF_LIMIT_STREAM_WINDOW_BYTES 262144
 
 /* Window of the whole connection: some streams may stall without stopping the others. */
 #define PF_LIMIT_CONNECTION_WINDOW_BYTES 1048576
 
-/* What one connection may write in one turn of its loop. Without it an urgent page waits 2.6 ms or longer
-   behind bulk on loopback and 17 ms on a 2 Gbit/s link. */
+/*
+ * What one connection may write in one turn of its loop. Without it an urgent page waits 2.6 ms or longer
+ * behind bulk on loopback and 17 ms on a 2 Gbit/s link.
+ */
 #define PF_LIMIT_WRITE_BUDGET_BYTES 65536
 
 /* TCP_NOTSENT_LOWAT: bytes that may lie unsent in the kernel; what lies there can no longer be overtaken. */
@@ -189,13 +213,17 @@ enum pf_reason {
 /* A connection that has opened no call for this long after it was accepted is closed. */
 #define PF_LIMIT_FIRST_REQUEST_MS 10000
 
-/* Control frames (PING, SETTINGS, RST_STREAM, PRIORITY, empty DATA) that a connection may send at once,
-   and regains in a second; beyond that it is a flood and the connection is closed. */
+/*
+ * Control frames (PING, SETTINGS, RST_STREAM, PRIORITY, empty DATA) that a connection may send at once,
+ * and regains in a second; beyond that it is a flood and the connection is closed.
+ */
 #define PF_LIMIT_FLOOD_FRAMES_MAX 1000
 #define PF_LIMIT_FLOOD_FRAMES_PER_S 330
 
-/* A client sends a heartbeat on its FetchPages call this often: it proves the server's page thread, not
-   the transport. */
+/*
+ * A client sends a heartbeat on its FetchPages call this often: it proves the server's page thread, not
+ * the transport.
+ */
 #define PF_LIMIT_HEARTBEAT_INTERVAL_MS 1000
 
 /* Silence after which a client gives its connection up, and a server ends the call of a session. */
@@ -204,21 +232,29 @@ enum pf_reason {
 /* A connection that is not there after this long of dialing is dialed anew. */
 #define PF_LIMIT_DIAL_TIMEOUT_MS 5000
 
-/* Bytes sent and not acknowledged by the peer's kernel for this long end the connection
-   (TCP_USER_TIMEOUT). */
+/*
+ * Bytes sent and not acknowledged by the peer's kernel for this long end the connection
+ * (TCP_USER_TIMEOUT).
+ */
 #define PF_LIMIT_TCP_USER_TIMEOUT_MS 10000
 
-/* A link down for this long is worth telling: the session shows PAUSED with the reason. Faults wait
-   meanwhile. */
+/*
+ * A link down for this long is worth telling: the session shows PAUSED with the reason. Faults wait
+ * meanwhile.
+ */
 #define PF_LIMIT_LINK_PAUSE_MS 10000
 
-/* Back-off between dials of a lost link, doubled each time: a restarted server is found at once, a dead
-   one costs little. */
+/*
+ * Back-off between dials of a lost link, doubled each time: a restarted server is found at once, a dead
+ * one costs little.
+ */
 #define PF_LIMIT_REDIAL_MIN_MS 50
 #define PF_LIMIT_REDIAL_MAX_MS 2000
 
-/* Back-off before a page is asked again that was answered LATER, or whose bytes did not agree with their
-   digest. */
+/*
+ * Back-off before a page is asked again that was answered LATER, or whose bytes did not agree with their
+ * digest.
+ */
 #define PF_LIMIT_ASK_AGAIN_MIN_MS 10
 #define PF_LIMIT_ASK_AGAIN_MAX_MS 1000
 
@@ -228,8 +264,10 @@ enum pf_reason {
 /* A resolution that found no memory is tried again this often. */
 #define PF_LIMIT_FULL_RETRY_MS 50
 
-/* Pages of one bulk call while faults come: the range follows the last fault, so a long one is soon out of
-   place. */
+/*
+ * Pages of one bulk call while faults come: the range follows the last fault, so a long one is soon out of
+ * place.
+ */
 #define PF_LIMIT_BULK_RANGE_PAGES 16
 
 /* Pages of one bulk call while nobody waits: one full batch. */
@@ -250,12 +288,16 @@ enum pf_reason {
 /* From the VMM's connection to its complete hand-off. */
 #define PF_LIMIT_HANDOFF_TIMEOUT_MS 5000
 
-/* How long the shim waits, with the VMM's first mmap held back, for the client's word that it pages this
-   VM. */
+/*
+ * How long the shim waits, with the VMM's first mmap held back, for the client's word that it pages this
+ * VM.
+ */
 #define PF_LIMIT_SHIM_ACCEPT_MS 30000
 
-/* A thread of the VMM that has waited for arming this long is reported: the VMM touched its memory too
-   early. */
+/*
+ * A thread of the VMM that has waited for arming this long is reported: the VMM touched its memory too
+ * early.
+ */
 #define PF_LIMIT_EARLY_FAULT_MS 1000
 
 /* One message on a control port. */

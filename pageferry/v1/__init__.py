@@ -1,2 +1,2 @@
-# SPDX-License-Identifier: Apache-2.0. Made by proto/generate.py; change what it reads, not this.
+# SPDX-License-Identifier: Apache-2.0. Made by proto/generate.py; change what it reads.
 """The contract as Python modules."""

@@ -1,4 +1,4 @@
-# SPDX-License-Identifier: Apache-2.0. Made by proto/generate.py; change what it reads, not this.
+# SPDX-License-Identifier: Apache-2.0. Made by proto/generate.py; change what it reads.
 import datetime
 
 from google.protobuf import timestamp_pb2 as _timestamp_pb2
@@ -56,7 +56,7 @@ class Session(_message.Message):
     faults: int
     faults_waiting: int
     blocktime_us: int
-    def __init__(self, session: _Optional[str] = ..., image: _Optional[str] = ..., revision: _Optional[int] = ..., phase: _Optional[_Union[_pages_pb2.Phase, str]] = ..., phase_since: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., paused: _Optional[_Union[_pages_pb2.Reason, str]] = ..., failure: _Optional[_Union[_pages_pb2.Reason, str]] = ..., message: _Optional[str] = ..., peer: _Optional[str] = ..., cancel_requested: bool = ..., pages_total: _Optional[int] = ..., pages_settled: _Optional[int] = ..., pages_poisoned: _Optional[int] = ..., poison_seq: _Optional[int] = ..., wire_bytes: _Optional[int] = ..., round: _Optional[int] = ..., dirty_pages: _Optional[int] = ..., dirty_pages_per_second: _Optional[int] = ..., downtime_us: _Optional[int] = ..., faults: _Optional[int] = ..., faults_waiting: _Optional[int] = ..., blocktime_us: _Optional[int] = ...) -> None: ...
+    def __init__(self, session: _Optional[str] = ..., image: _Optional[str] = ..., revision: _Optional[int] = ..., phase: _Optional[_Union[_pages_pb2.Phase, str]] = ..., phase_since: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping[str, object]]] = ..., paused: _Optional[_Union[_pages_pb2.Reason, str]] = ..., failure: _Optional[_Union[_pages_pb2.Reason, str]] = ..., message: _Optional[str] = ..., peer: _Optional[str] = ..., cancel_requested: bool = ..., pages_total: _Optional[int] = ..., pages_settled: _Optional[int] = ..., pages_poisoned: _Optional[int] = ..., poison_seq: _Optional[int] = ..., wire_bytes: _Optional[int] = ..., round: _Optional[int] = ..., dirty_pages: _Optional[int] = ..., dirty_pages_per_second: _Optional[int] = ..., downtime_us: _Optional[int] = ..., faults: _Optional[int] = ..., faults_waiting: _Optional[int] = ..., blocktime_us: _Optional[int] = ...) -> None: ...
 
 class SessionName(_message.Message):
     __slots__ = ("session",)

@@ -1,0 +1,30 @@
+# SPDX-License-Identifier: Apache-2.0. Made by proto/generate.py; change what it reads.
+from collections.abc import AsyncIterator, Awaitable, Iterator
+from typing import Any
+
+import grpc
+import grpc.aio
+from pageferry.v1 import migrations_pb2
+
+class FaultClientServiceStub:
+    def __init__(self, channel: grpc.Channel | grpc.aio.Channel) -> None: ...
+    GetSession: grpc.UnaryUnaryMultiCallable[migrations_pb2.SessionName, migrations_pb2.Session]
+    WatchSessions: grpc.UnaryStreamMultiCallable[migrations_pb2.WatchSessionsRequest, migrations_pb2.Session]
+
+# For type checkers alone: what FaultClientServiceStub is over a channel of grpc.aio; cast to it.
+class FaultClientServiceAsyncStub:
+    GetSession: grpc.aio.UnaryUnaryMultiCallable[migrations_pb2.SessionName, migrations_pb2.Session]
+    WatchSessions: grpc.aio.UnaryStreamMultiCallable[migrations_pb2.WatchSessionsRequest, migrations_pb2.Session]
+
+# Each call may be plain or async.
+class FaultClientServiceServicer:
+    def GetSession(
+        self, request: migrations_pb2.SessionName, context: Any
+    ) -> migrations_pb2.Session | Awaitable[migrations_pb2.Session]: ...
+    def WatchSessions(
+        self, request: migrations_pb2.WatchSessionsRequest, context: Any
+    ) -> Iterator[migrations_pb2.Session] | AsyncIterator[migrations_pb2.Session] | Awaitable[None]: ...
+
+def add_FaultClientServiceServicer_to_server(
+    servicer: FaultClientServiceServicer, server: grpc.Server | grpc.aio.Server
+) -> None: ...
