@@ -1,15 +1,58 @@
 # SPDX-License-Identifier: Apache-2.0
 # Thin: each line calls the room that does the work.
+#   make demo      a real guest resumes before its memory has arrived
+#   make test      every suite;   make check   the inner loop, under two minutes
+#   make bench     ours against plain C, interleaved
+# All of them set up what they need first: system packages, .venv, the C library. What is there already is kept.
 
 PYTHON ?= python3
 VENV := .venv/bin
 
-.PHONY: venv lock clean
+.PHONY: demo test check bench lint generate native venv packages ghz lock clean
+.NOTPARALLEL:
 
-# The environment that requirements.lock describes; done already: nothing happens.
-venv: .venv/installed
+demo: native
+	$(VENV)/python -m tests.e2e.demo
+
+test: native ghz
+	$(VENV)/python -m tests.suites
+
+check: native
+	$(VENV)/python -m tests.suites lint native unit house
+
+bench: native
+	$(VENV)/python bench/run.py
+
+lint: venv
+	$(VENV)/ruff check --quiet
+	$(VENV)/mypy --no-error-summary
+
+# Writes everything that is generated: code from the contract, pages of docs/ from the C tables.
+generate: native
+	$(VENV)/python proto/generate.py
+	$(MAKE) --no-print-directory -C native docs
+
+# The C library, the shim, and the library once more as a Python module.
+native: venv
+	@$(MAKE) --no-print-directory -C native lib shim
+	@$(MAKE) --no-print-directory build/extension
+build/extension: native/build/libpageferry.a native/pageferry.h native/ext.py pyproject.toml .venv/installed
+	@echo "native: building pageferry._native"
+	@$(VENV)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation \
+		--config-settings editable_mode=compat --editable .
+	@mkdir -p $(@D) && touch $@
+
+# The environment that requirements.lock describes.
+venv: packages .venv/installed
 .venv/installed: requirements.lock .ci/venv
-	.ci/venv $(PYTHON)
+	@.ci/venv $(PYTHON)
+
+packages:
+	@.ci/system-packages $(PYTHON)
+
+ghz: build/bin/ghz
+build/bin/ghz:
+	@.ci/ghz
 
 # Pins anew from pyproject.toml. Commit the result.
 lock:

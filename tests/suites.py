@@ -1,0 +1,81 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Runs the suites one after another and closes with a table: what each found, and how long it took.
+
+    python -m tests.suites                  every suite
+    python -m tests.suites unit house       these
+
+A suite is the linters, the C tests, or a folder of tests/ that holds test_*.py. One that fails does not keep
+the next from running. The last line is "total: N passed, N failed, N skipped"; exit status 1 if any failed.
+"""
+
+import re
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+TESTS = Path(__file__).resolve().parent
+ROOT = TESTS.parent
+MAKE = ["make", "--no-print-directory"]
+COMMANDS = {"lint": [*MAKE, "lint"], "native": [*MAKE, "-C", "native", "check"]}
+# quick ones first; a folder that is not named here runs after these
+ORDER = ("lint", "native", "unit", "house", "k8s", "kernel", "wire", "e2e")
+NO_TESTS_COLLECTED = 5
+
+
+@dataclass(frozen=True)
+class Outcome:
+    suite: str
+    passed: int
+    failed: int
+    skipped: int
+    seconds: float
+
+
+def names() -> list[str]:
+    folders = {path.parent.relative_to(TESTS).parts[0] for path in TESTS.glob("*/**/test_*.py")}
+    others = sorted(folders.difference(ORDER))
+    return [name for name in ORDER if name in folders or name in COMMANDS] + others
+
+
+def counted(line: str, exit_status: int) -> tuple[int, int, int]:
+    """Passed, failed, skipped by the last line of pytest or of the C runner; linters count as one."""
+    count = {word: int(number) for number, word in re.findall(r"(\d+) (passed|failed|skipped|error)", line)}
+    failed = count.get("failed", 0) + count.get("error", 0)
+    if exit_status not in (0, NO_TESTS_COLLECTED):
+        return count.get("passed", 0), max(failed, 1), count.get("skipped", 0)
+    return count.get("passed", 0 if count else 1), failed, count.get("skipped", 0)
+
+
+def run(suite: str) -> Outcome:
+    print(f"\n== {suite}", flush=True)
+    command = COMMANDS.get(suite) or [sys.executable, "-m", "pytest", "-q", f"tests/{suite}"]
+    started = time.monotonic()
+    last = ""
+    child = subprocess.Popen(command, cwd=ROOT, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True)
+    with child:
+        assert child.stdout is not None
+        for line in child.stdout:
+            print(line, end="", flush=True)
+            last = line.strip() or last
+    return Outcome(suite, *counted(last, child.returncode), time.monotonic() - started)
+
+
+def main(chosen: list[str]) -> int:
+    known = names()
+    unknown = [name for name in chosen if name not in known]
+    if unknown:
+        sys.exit(f"no such suite: {' '.join(unknown)}; there are: {' '.join(known)}")
+    outcomes = [run(suite) for suite in chosen or known]
+    print(f"\n{'suite':<10} {'passed':>7} {'failed':>7} {'skipped':>7} {'seconds':>8}")
+    for one in outcomes:
+        print(f"{one.suite:<10} {one.passed:>7} {one.failed:>7} {one.skipped:>7} {one.seconds:>8.1f}")
+    failed = sum(one.failed for one in outcomes)
+    passed, skipped = sum(one.passed for one in outcomes), sum(one.skipped for one in outcomes)
+    print(f"total: {passed} passed, {failed} failed, {skipped} skipped")
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
