@@ -1,12 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """The phases of a session as one table: what may happen in which phase, and where it leads.
 
-A lazy restore is the machine with an empty precopy: the image does not change and nothing is handed over, so the
-guest's first step here (ARMED) leads from CREATED straight to POSTCOPY. PRECOPY, SWITCHOVER and LOST have their
-numbers in the contract and get their rows with live migration.
+A lazy restore is the machine with an empty precopy: the image does not change and nothing is handed over, so
+ARMED leads from CREATED straight to POSTCOPY. PRECOPY, SWITCHOVER and LOST have their numbers in the contract
+and get their rows with live migration.
 
-Three different facts, never one flag: the guest runs here (POSTCOPY), all pages are here (COMMITTED), the source
-may go (RELEASED). A link that is down, or a full tmpfs, is no phase: the session is paused, with a reason.
+Three different facts, never one flag: the guest runs here (POSTCOPY), all pages are here (COMMITTED), the
+source may go (RELEASED). A link that is down, or a full tmpfs, is no phase: the session is paused, with a
+reason.
 """
 
 from collections.abc import Mapping
@@ -58,7 +59,7 @@ STEPS: Final[Mapping[tuple[Phase, Event], Phase]] = MappingProxyType(
 
 
 class IllegalStepError(Exception):
-    """An event that the table does not know in this phase: a fault of ours, or a request that came too late."""
+    """The table has no such event in this phase: a fault of ours, or a request that came too late."""
 
     def __init__(self, phase: Phase, event: Event) -> None:
         super().__init__(phase, event)

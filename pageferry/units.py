@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Pages, bytes and runs of pages: the arithmetic that everybody would otherwise do by hand, and differently."""
+"""Pages, bytes and runs of pages: the arithmetic that all would otherwise do by hand, and differently."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -88,8 +88,7 @@ def to_pairs(runs: Iterable[PageRun]) -> list[int]:
 
 
 def from_pairs(numbers: Sequence[int]) -> list[PageRun]:
-    """The runs of a request. ValueError for an odd length or an empty run; overlaps and the image's end are not
-    looked at."""
+    """The runs of a request. ValueError for an odd length or an empty run; overlaps are not looked at."""
     if len(numbers) % 2:
         raise ValueError(f"a list of pairs has {len(numbers)} numbers")
     return [PageRun(first, count) for first, count in zip(numbers[::2], numbers[1::2], strict=True)]

@@ -3,7 +3,8 @@
 
     python proto/generate.py            writes pageferry/v1/* and native/gen/{contract,descriptors}.h
     python proto/generate.py --check    only compares: a diff and exit 1 where a checked-in file is stale
-    python proto/generate.py --freeze   accepts the contract as it is now: writes proto/contract.freeze
+    python proto/generate.py --freeze   promises the contract as it is: writes contract.freeze, unless that
+                                        breaks what was promised before (--break: even so)
 
 Everything is checked in: C builds where Python is absent, and nobody but us needs a protobuf compiler.
 """
@@ -13,7 +14,6 @@ import difflib
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
 from importlib.metadata import version
 from pathlib import Path
 
@@ -22,6 +22,7 @@ from google.protobuf import descriptor_pb2 as pb
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
+import freezing  # noqa: E402
 import to_c  # noqa: E402
 import to_python  # noqa: E402
 
@@ -36,6 +37,7 @@ RUNTIME_PINS = ("grpcio>=1.76,<2", "protobuf>=6.31.1,<8")
 
 OURS = ("pageferry/v1/pages.proto", "pageferry/v1/migrations.proto", "pageferry/v1/faultclient.proto")
 STANDARD = ("grpc/health/v1/health.proto", "grpc/reflection/v1/reflection.proto")
+PACKAGE = "pageferry.v1"
 FREEZE = "proto/contract.freeze"
 
 
@@ -62,27 +64,6 @@ def python_files(files: dict[str, pb.FileDescriptorProto]) -> dict[str, str]:
     for name in OURS:
         made[name.replace(".proto", "_pb2_grpc.pyi")] = to_python.grpc_pyi(files[name])
     return {name: to_python.NOTE + text for name, text in made.items()}
-
-
-def freeze(files: dict[str, pb.FileDescriptorProto]) -> str:
-    """One line a call, field and enum value of ours, sorted: what a peer relies on, and what a diff shows."""
-    return "\n".join(sorted(line for name in OURS for line in frozen_lines(files[name]))) + "\n"
-
-
-def frozen_lines(file: pb.FileDescriptorProto) -> Iterator[str]:
-    kinds = pb.FieldDescriptorProto
-    for service in file.service:
-        for rpc in service.method:
-            asks, answers = ("stream " * on for on in (rpc.client_streaming, rpc.server_streaming))
-            types = f"({asks}{rpc.input_type[1:]}) -> {answers}{rpc.output_type[1:]}"
-            yield f"rpc {file.package}.{service.name}.{rpc.name}{types}"
-    for message in file.message_type:
-        for field in message.field:
-            many = "repeated " * (field.label == kinds.LABEL_REPEATED)
-            kind = field.type_name[1:] or kinds.Type.Name(field.type).removeprefix("TYPE_").lower()
-            yield f"field {file.package}.{message.name}.{field.name} = {field.number}: {many}{kind}"
-    for enum in file.enum_type:
-        yield from (f"enum {file.package}.{enum.name}.{value.name} = {value.number}" for value in enum.value)
 
 
 def generate(files: dict[str, pb.FileDescriptorProto]) -> dict[str, str]:
@@ -123,23 +104,34 @@ def write(wanted: dict[str, str]) -> None:
         print(f"generate: {name}")
 
 
+def broken_promises() -> str:
+    frozen = ROOT / FREEZE
+    return freezing.breaking(ROOT / "proto", frozen.read_text(), PACKAGE) if frozen.exists() else ""
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description="generates all that derives from the contract")
-    choice = parser.add_mutually_exclusive_group()
-    choice.add_argument("--check", action="store_true", help="only compare; exit 1 if one is stale")
-    choice.add_argument("--freeze", action="store_true", help="accept the contract as it is now")
+    parser.add_argument("--check", action="store_true", help="only compare; exit 1 if a file is stale")
+    parser.add_argument("--freeze", action="store_true", help="promise the contract as it is now")
+    parser.add_argument(
+        "--break", action="store_true", dest="may_break", help="with --freeze: break promises"
+    )
     arguments = parser.parse_args()
     if (found := version("grpcio-tools")) != GRPCIO_TOOLS_PIN:
         print(f"generate: needs grpcio-tools {GRPCIO_TOOLS_PIN}, found {found}", file=sys.stderr)
         return 1
     files = describe()
-    if arguments.freeze:
-        write({FREEZE: freeze(files)})
-    elif not arguments.check:
-        write(generate(files))
-    elif diff := drift({FREEZE: freeze(files)} | generate(files)):
-        print(f"{diff}generate: stale; `make generate`, and --freeze if the contract was meant to change")
+    frozen = {FREEZE: freezing.freeze(files[name] for name in OURS)}
+    if arguments.check:
+        diff = drift(frozen | generate(files))
+        print(
+            f"{diff}generate: stale; make generate, or --freeze for a change on purpose" if diff else "fresh"
+        )
+        return 1 if diff else 0
+    if arguments.freeze and not arguments.may_break and (broken := broken_promises()):
+        print(f"{broken}\ngenerate: this breaks peers that rely on {FREEZE}")
         return 1
+    write(frozen if arguments.freeze else generate(files))
     return 0
 
 

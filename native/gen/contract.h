@@ -1,8 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0. Made by proto/generate.py; change what it reads. */
 /*
  * The contract as C: field numbers, enums and paths of proto/pageferry/v1/pages.proto, limits of
- * pageferry/limits.py, reasons of pageferry/reasons.py. Macros without arguments, and enums, so that cffi
- * reads this file too; PF_REASONS alone is for C.
+ * pageferry/limits.py, reasons of pageferry/reasons.py. Nothing but enums and macros.
  */
 #ifndef PAGEFERRY_CONTRACT_H
 #define PAGEFERRY_CONTRACT_H
