@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """One rule for every suite: a test may skip only on a ground that tests/allowed_skips.txt names; others fail.
 
-Otherwise a broken environment looks like a green one. Each line of that file: a pattern of test ids, a tab, how
-the reason that the test gives begins.
+Otherwise a broken environment looks like a green one. Each line of that file: a pattern of test ids, a tab,
+how the reason that the test gives begins.
 """
 
 from collections.abc import Generator
