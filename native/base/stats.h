@@ -32,7 +32,7 @@
     X(stale_dropped_pages_total, "pages refused for their version") \
     X(later_pages_total, "pages the server could not read for now") \
     X(digest_failures_total, "batches whose digest did not agree: nothing of them was used") \
-    X(fetched_bytes_total, "bytes of pages accepted, urgent and bulk, before encoding") \
+    X(fetched_bytes_total, "bytes of pages received with the right digest, urgent and bulk, before encoding") \
     X(wire_in_bytes_total, "bytes read from sockets of the data plane") \
     X(wire_out_bytes_total, "bytes written to sockets of the data plane") \
     X(dials_total, "connections dialled") \

@@ -1,0 +1,138 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* Filling memory behind the faults: see fill.h. */
+#include "fill.h"
+
+#include <string.h>
+
+#define MS_NS UINT64_C(1000000)
+#define SLICE_PAGES 16 /* of bulk a turn: about 30 us of copying that a fault may have to wait for */
+#define SLICE_RUNS 64
+#define SWEEP_PAGES 512
+#define PLAN_LOOK_PAGES 8192
+
+static void slice_done(struct fill *fill)
+{
+    bulk_port_give_back(fill->port, fill->slice.slot);
+    fill->sliced = false;
+}
+
+/* Applies at most `pages` pages of the run that the slice has come to; returns how many. */
+static uint64_t apply_run(struct fill *fill, uint64_t pages, uint64_t now_ns)
+{
+    const struct run *run = &fill->slice.runs[fill->slice_run];
+    struct engine_news news = {.first_page = run->first_page + fill->slice_run_page, .version = run->version};
+    uint64_t left = run->page_count - fill->slice_run_page, taken = 0;
+
+    news.page_count = left < pages ? left : pages;
+    if (run->kind == PF_RUN_KIND_DATA) {
+        news.kind = ENGINE_DATA;
+        news.bytes = fill->slice.data + fill->slice_data_page * PAGE_BYTES;
+        fill->slice_data_page += news.page_count;
+    } else if (run->kind == PF_RUN_KIND_ZERO) {
+        news.kind = ENGINE_ZEROS;
+    } else if (run->kind == PF_RUN_KIND_POISON) {
+        news.kind = ENGINE_POISON;
+    } else if (run->kind == PF_RUN_KIND_LATER) {
+        stats_add(fill->stats, STATS_later_pages_total, news.page_count);
+    }
+    if (news.kind != 0)
+        taken = engine_news(fill->engine, &news, now_ns);
+    if (news.kind == ENGINE_DATA)
+        stats_add(fill->stats, STATS_bulk_pages_total, taken);
+    fill->slice_run_page += news.page_count;
+    if (fill->slice_run_page == run->page_count) {
+        fill->slice_run_page = 0;
+        fill->slice_run++;
+    }
+    return news.kind == ENGINE_DATA ? news.page_count : 0; /* only bytes cost time */
+}
+
+static void range_ended(struct fill *fill, uint64_t now_ns)
+{
+    plan_landed(&fill->plan, fill->slice.range_page);
+    if (fill->slice.reason != 0 || fill->slice.later != 0)
+        fill->due_ns = now_ns + PF_LIMIT_ASK_AGAIN_MIN_MS * MS_NS;
+}
+
+bool fill_take(struct fill *fill, uint64_t now_ns)
+{
+    uint64_t budget = SLICE_PAGES;
+    uint32_t runs = SLICE_RUNS;
+
+    while (budget > 0 && runs-- > 0) {
+        if (!fill->sliced) {
+            if (!bulk_port_take(fill->port, &fill->slice))
+                return false;
+            if (fill->slice.slot == BULK_NO_SLOT) {
+                range_ended(fill, now_ns);
+                continue;
+            }
+            fill->sliced = true;
+            fill->slice_run = 0;
+            fill->slice_run_page = 0;
+            fill->slice_data_page = 0;
+        }
+        if (fill->slice_run < fill->slice.run_count)
+            budget -= apply_run(fill, budget, now_ns);
+        if (fill->slice_run == fill->slice.run_count)
+            slice_done(fill);
+    }
+    return true;
+}
+
+static bool faults_come(const struct fill *fill, uint64_t now_ns)
+{
+    return fill->fault_ns != 0 && now_ns - fill->fault_ns < PF_LIMIT_BULK_QUIET_MS * MS_NS;
+}
+
+bool fill_plan(struct fill *fill, uint64_t now_ns)
+{
+    uint64_t pages_max = faults_come(fill, now_ns) ? PF_LIMIT_BULK_RANGE_PAGES : PF_LIMIT_BULK_RANGE_IDLE_PAGES;
+    struct plan_range range;
+    bool exhausted = false;
+
+    if (now_ns < fill->due_ns || fill->engine->counts[PAGE_MISSING] == 0)
+        return false;
+    while (fill->plan.flight_count < PF_LIMIT_BULK_RANGES_IN_FLIGHT) {
+        if (!plan_next(&fill->plan, pages_max, PLAN_LOOK_PAGES, &range, &exhausted))
+            break;
+        if (!bulk_port_ask(fill->port, &range)) {
+            plan_landed(&fill->plan, range.first_page);
+            break;
+        }
+    }
+    if (fill->engine->full) /* try on, but not in a hurry */
+        fill->due_ns = now_ns + PF_LIMIT_FULL_RETRY_MS * MS_NS;
+    return !exhausted && fill->plan.flight_count == 0;
+}
+
+bool fill_sweep(struct fill *fill)
+{
+    if (fill->engine->counts[PAGE_CACHED] == 0)
+        return false;
+    if (fill->sweep_page >= fill->engine->regions->page_count)
+        fill->sweep_page = 0;
+    engine_sweep(fill->engine, fill->sweep_page, SWEEP_PAGES);
+    fill->sweep_page += SWEEP_PAGES;
+    return true;
+}
+
+uint64_t fill_next_ns(const struct fill *fill, uint64_t now_ns)
+{
+    return fill->due_ns > now_ns && fill->engine->counts[PAGE_MISSING] > 0 ? fill->due_ns : UINT64_MAX;
+}
+
+void fill_start(struct fill *fill, struct engine *engine, struct stats *stats, struct bulk_port *port)
+{
+    memset(fill, 0, sizeof(*fill));
+    fill->engine = engine;
+    fill->stats = stats;
+    fill->port = port;
+    plan_start(&fill->plan, engine->table);
+}
+
+void fill_hint(struct fill *fill, uint64_t page, uint64_t now_ns)
+{
+    fill->fault_ns = now_ns;
+    plan_hint(&fill->plan, page);
+}

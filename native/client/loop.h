@@ -1,0 +1,75 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * The loop of one VM: the one thread that owns its uffd, page table, urgent connection and VMM socket. A turn looks at
+ * the kernel's events first, then at urgent answers, then at a bounded slice of bulk (DESIGN 3.10).
+ */
+#ifndef PAGEFERRY_LOOP_H
+#define PAGEFERRY_LOOP_H
+
+#include <pthread.h>
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "../base/ring.h"
+#include "../kernel/uffd.h"
+#include "../pageferry.h"
+#include "../pager/engine.h"
+#include "bulk.h"
+#include "fill.h"
+#include "urgent.h"
+#include "vmm.h"
+
+#define LOOP_ORDER_STOP 0 /* internal kind: the thread ends */
+
+/* How far the VM has come; only ever grows. */
+enum loop_stage { LOOP_OPEN = 0, LOOP_ATTACHED, LOOP_POPULATED, LOOP_ARMED, LOOP_COMPLETE, LOOP_ENDED };
+
+/* A condition under which nothing moves, and since when; 0: it does not hold. */
+struct loop_pause {
+    uint64_t since_ns;
+    uint64_t told_ns; /* PAUSED was said */
+    uint32_t reason;
+    char text[GRPC_TEXT_BYTES];
+};
+
+struct loop {
+    pthread_t thread;
+    bool thread_runs;
+    uint64_t now_ns;
+    int epoll_fd;
+    enum loop_stage stage;
+    enum loop_stage settled_stage; /* settle_down was called for it */
+    bool background;
+    uint32_t spin_us;
+    int vmm_pid;
+    struct uffd uffd;
+    struct regions regions;
+    struct table table;
+    struct engine engine;
+    struct urgent urgent;
+    struct vmm vmm;
+    struct ring orders; /* struct pageferry_order, from the owner of the handle */
+    struct ring events; /* struct pageferry_event, to it */
+    struct stats stats;
+    struct trace trace;
+    struct loop_pause link_pause, memory_pause;
+    bool early_told;
+    uint64_t active_ns; /* the newest event or answer: spinning counts from it */
+    struct bulk_port *port;
+    struct fill fill;
+};
+
+struct loop_options {
+    const struct pageferry_vm_options *vm;
+    const struct address *address;
+    const char *image; /* kept by pointer */
+    struct bulk *bulk;
+    const struct region *regions;
+};
+
+/* Takes over the fds of options->vm once it succeeds. 0 or -errno. */
+int loop_open(struct loop *loop, const struct loop_options *options);
+/* Ends the thread and closes everything. */
+void loop_close(struct loop *loop);
+
+#endif

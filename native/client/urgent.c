@@ -1,0 +1,393 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* The urgent connection: see urgent.h. */
+#include "urgent.h"
+
+#include <inttypes.h>
+#include <stdio.h>
+#include <string.h>
+
+#include "../rpc/payload.h"
+
+#define MS_NS UINT64_C(1000000)
+#define SILENT_NS (3 * PF_LIMIT_HEARTBEAT_INTERVAL_MS * MS_NS)
+#define ENCODINGS (UINT32_C(1) << PF_ENCODING_IDENTITY)
+
+/* Which reasons of a server mean that asking again is no use. One that is busy, or going, or unheard of comes back. */
+static bool final_reason(uint32_t reason)
+{
+    return reason != 0 && reason != PF_REASON_GOING_AWAY && reason != PF_REASON_BUSY &&
+           reason != PF_REASON_TOO_SLOW && reason != PF_REASON_NO_MEMORY && reason != PF_REASON_CANCELLED;
+}
+
+static void drop_soon(struct urgent *urgent, const char *why)
+{
+    if (urgent->drop_why[0] == 0)
+        snprintf(urgent->drop_why, sizeof(urgent->drop_why), "%s", why);
+}
+
+static void refuse(struct urgent *urgent, uint32_t reason, const char *why)
+{
+    urgent->events->refused(urgent->owner, reason, why);
+    drop_soon(urgent, why);
+}
+
+/* ---------------------------------------------------------------------------------------------- describe */
+
+/* Regions must be the same: image offsets mean nothing else. */
+static bool same_regions(const struct urgent *urgent, const struct describe_response *response, char *why, size_t size)
+{
+    const struct regions *regions = urgent->regions;
+    bool same = response->page_count == regions->page_count && response->region_count == regions->count;
+
+    for (uint32_t i = 0; same && i < regions->count; i++)
+        same = response->region_pages[i] == regions->by_page[i].page_count;
+    if (!same) {
+        int used = snprintf(why, size, "the image has %" PRIu64 " pages in %u regions, the VM %" PRIu64
+                            " in %u: give the VM the memory size of the image, or serve it with --regions",
+                            response->page_count, response->region_count, regions->page_count, regions->count);
+        for (uint32_t i = 0; i < regions->count && used > 0 && (size_t)used < size; i++)
+            used += snprintf(why + used, size - (size_t)used, "%s%" PRIu64, i == 0 ? " " : ",",
+                             regions->by_page[i].page_count);
+    }
+    return same;
+}
+
+static bool describes_ours(const struct urgent *urgent, const struct describe_response *response, char *why,
+                           size_t size)
+{
+    bool fits = false;
+
+    if (response->page_bytes != PAGE_BYTES || response->unit_pages != 1)
+        snprintf(why, size, "the image has pages of %u bytes in units of %u: only 4096 in units of 1 can be served",
+                 response->page_bytes, response->unit_pages);
+    else if (response->as_of == 0 || response->content_id == 0)
+        snprintf(why, size, "the server's description lacks a version or a content id");
+    else if (urgent->content_id != 0 && response->content_id != urgent->content_id)
+        snprintf(why, size, "the server's image has other bytes now: content id %016" PRIx64 ", not %016" PRIx64,
+                 response->content_id, urgent->content_id);
+    else
+        fits = same_regions(urgent, response, why, size);
+    return fits;
+}
+
+static int described(struct urgent *urgent, struct grpc_bytes message)
+{
+    struct describe_response response;
+    char why[GRPC_TEXT_BYTES];
+    int rc = read_describe_response(message, &response);
+
+    if (rc != 0)
+        return rc;
+    urgent->heard_ns = *urgent->now_ns;
+    if (response.live) {
+        refuse(urgent, PF_REASON_UNSUPPORTED, "the image is live: it can only be moved in a session");
+    } else if (!describes_ours(urgent, &response, why, sizeof(why))) {
+        refuse(urgent, PF_REASON_MISMATCH, why);
+    } else {
+        urgent->content_id = response.content_id;
+        urgent->as_of = response.as_of;
+        urgent->wanted_pages_max = response.wanted_pages_max != 0 ? response.wanted_pages_max : 1;
+        urgent->named = false;
+        urgent->in_flight = 0;
+        urgent->fetch = grpc_start(conn_session(urgent->link.conn), PF_PATH_FETCH_PAGES, NULL);
+        if (urgent->fetch == NULL) {
+            drop_soon(urgent, "the connection takes no calls");
+        } else {
+            urgent->attached = true;
+            urgent->heartbeat_due_ns = *urgent->now_ns + PF_LIMIT_HEARTBEAT_INTERVAL_MS * MS_NS;
+            urgent->events->attached(urgent->owner);
+            urgent->ask_taken = urgent->ask_put; /* whatever waited is WANTED: the engine names it */
+            engine_asks_lost(urgent->engine);
+        }
+    }
+    return 0;
+}
+
+/* ------------------------------------------------------------------------------------------------- fetch */
+
+static void apply(struct urgent *urgent, const struct run *run, const uint8_t *bytes)
+{
+    struct engine_news news = {.first_page = run->first_page, .page_count = run->page_count, .version = run->version};
+    uint64_t due_ns = *urgent->now_ns + PF_LIMIT_ASK_AGAIN_MIN_MS * MS_NS;
+
+    urgent->in_flight -= run->page_count < urgent->in_flight ? run->page_count : urgent->in_flight;
+    switch (run->kind) {
+    case PF_RUN_KIND_DATA:
+        news.kind = ENGINE_DATA;
+        news.bytes = bytes;
+        stats_add(urgent->stats, STATS_urgent_pages_total, run->page_count);
+        stats_add(urgent->stats, STATS_fetched_bytes_total, run->page_count * PAGE_BYTES);
+        break;
+    case PF_RUN_KIND_ZERO:
+        news.kind = ENGINE_ZEROS;
+        break;
+    case PF_RUN_KIND_POISON:
+        news.kind = ENGINE_POISON;
+        break;
+    case PF_RUN_KIND_LATER:
+        stats_add(urgent->stats, STATS_later_pages_total, run->page_count);
+        for (uint64_t i = 0; i < run->page_count; i++)
+            engine_ask_later(urgent->engine, run->first_page + i, due_ns);
+        break;
+    default: /* VERSION: nobody asked for it here */
+        break;
+    }
+    if (news.kind != 0)
+        engine_news(urgent->engine, &news, *urgent->now_ns);
+}
+
+/* Nothing of it is used, not even its page numbers: so all that is WANTED is asked again. Twice in a row: the link
+ * is dropped, and with the next one the content id is asked again. */
+static void bad_digest(struct urgent *urgent)
+{
+    stats_add(urgent->stats, STATS_digest_failures_total, 1);
+    if (urgent->batch_rejected) {
+        drop_soon(urgent, "two batches in a row had a wrong digest");
+    } else {
+        urgent->batch_rejected = true;
+        urgent->in_flight = 0;
+        urgent->ask_taken = urgent->ask_put;
+        engine_asks_lost(urgent->engine);
+    }
+}
+
+static int fetched(struct urgent *urgent, struct grpc_bytes message)
+{
+    struct page_batch batch;
+    uint64_t data_pages, at = 0;
+    int rc = read_page_batch(message, urgent->runs, PF_LIMIT_RUNS_MAX, &batch);
+
+    if (rc != 0)
+        goto out;
+    urgent->heard_ns = *urgent->now_ns;
+    link_is_well(&urgent->link);
+    if (batch.run_count == 0)
+        goto out;
+    rc = payload_check(urgent->content_id, &batch, &data_pages);
+    if (rc == -PF_REASON_MISMATCH) {
+        bad_digest(urgent);
+        rc = 0;
+        goto out;
+    }
+    if (rc == 0 && !runs_inside(batch.runs, batch.run_count, urgent->regions->page_count))
+        rc = -PF_REASON_OUT_OF_IMAGE;
+    if (rc != 0)
+        goto out;
+    urgent->batch_rejected = false;
+    for (uint32_t i = 0; i < batch.run_count; i++) {
+        apply(urgent, &batch.runs[i], batch.data.data + at * PAGE_BYTES);
+        if (batch.runs[i].kind == PF_RUN_KIND_DATA)
+            at += batch.runs[i].page_count;
+    }
+out:
+    return rc;
+}
+
+/* Takes pages off the ring into runs; neighbours join. */
+static uint32_t gather_asks(struct urgent *urgent, struct run *runs)
+{
+    uint32_t count = 0;
+    uint64_t pages = 0;
+
+    while (urgent->ask_taken != urgent->ask_put && urgent->in_flight < urgent->wanted_pages_max) {
+        uint64_t page = urgent->asks[urgent->ask_taken % URGENT_ASKS_MAX];
+        if (count > 0 && page == runs[count - 1].first_page + runs[count - 1].page_count) {
+            runs[count - 1].page_count++;
+        } else {
+            bool repeated = false;
+            for (uint32_t i = 0; i < count; i++)
+                repeated |= page - runs[i].first_page < runs[i].page_count;
+            if (!repeated && count == URGENT_REQUEST_RUNS_MAX)
+                break;
+            if (!repeated)
+                runs[count++] = (struct run){.first_page = page, .page_count = 1};
+        }
+        urgent->ask_taken++;
+        urgent->in_flight++;
+        pages++;
+    }
+    if (pages > 0)
+        stats_observe(urgent->stats, STATS_ask_batch_pages, pages);
+    return count;
+}
+
+static enum grpc_pulled pull_fetch(struct urgent *urgent, struct grpc_bytes *message)
+{
+    struct run runs[URGENT_REQUEST_RUNS_MAX];
+    struct fetch_request request = {.runs = runs};
+    enum grpc_pulled pulled = GRPC_PULLED_NOTHING;
+
+    if (!urgent->named) {
+        request.image = (struct grpc_bytes){(const uint8_t *)urgent->image, strlen(urgent->image)};
+        request.encodings = ENCODINGS;
+    }
+    request.run_count = gather_asks(urgent, runs);
+    if (*urgent->now_ns >= urgent->heartbeat_due_ns) {
+        request.heartbeat = ++urgent->heartbeat_sent;
+        urgent->heartbeat_due_ns = *urgent->now_ns + PF_LIMIT_HEARTBEAT_INTERVAL_MS * MS_NS;
+    }
+    if (!urgent->named || request.run_count > 0 || request.heartbeat != 0) {
+        message->data = urgent->request;
+        message->length = write_fetch_request(&request, urgent->request, sizeof(urgent->request));
+        urgent->named = true;
+        pulled = GRPC_PULLED_MESSAGE;
+    }
+    return pulled;
+}
+
+/* -------------------------------------------------------------------------------- calls, as grpc.h wants them */
+
+static enum grpc_pulled on_pull(void *owner, struct grpc_call *call, struct grpc_bytes *message)
+{
+    struct urgent *urgent = owner;
+    struct describe_request request = {
+        .image = {(const uint8_t *)urgent->image, strlen(urgent->image)},
+    };
+    enum grpc_pulled pulled = GRPC_PULLED_LAST;
+
+    if (call == urgent->fetch) {
+        pulled = pull_fetch(urgent, message);
+    } else if (!urgent->describe_sent) {
+        message->data = urgent->request;
+        message->length = write_describe_request(&request, urgent->request, sizeof(urgent->request));
+        urgent->describe_sent = true;
+        pulled = GRPC_PULLED_MESSAGE;
+    }
+    return pulled;
+}
+
+static int on_message(void *owner, struct grpc_call *call, struct grpc_bytes message)
+{
+    struct urgent *urgent = owner;
+
+    return call == urgent->fetch ? fetched(urgent, message) : described(urgent, message);
+}
+
+static void on_ended(void *owner, struct grpc_call *call, const struct grpc_status *status)
+{
+    struct urgent *urgent = owner;
+    char why[GRPC_TEXT_BYTES];
+    bool fetch = call == urgent->fetch;
+
+    if (call == urgent->describe)
+        urgent->describe = NULL;
+    if (fetch)
+        urgent->fetch = NULL;
+    if (!fetch && status->code == GRPC_OK)
+        return;
+    snprintf(why, sizeof(why), "%s ended with status %u: %.120s", fetch ? "FetchPages" : "DescribeImage", status->code,
+             status->message);
+    if (final_reason(status->reason) || (status->reason == 0 && status->code == GRPC_UNIMPLEMENTED))
+        refuse(urgent, status->reason != 0 ? status->reason : PF_REASON_UNSUPPORTED, why);
+    else
+        drop_soon(urgent, why);
+}
+
+static const struct grpc_owner urgent_calls = {
+    .message = on_message,
+    .pull = on_pull,
+    .ended = on_ended,
+};
+
+static void on_up(void *owner)
+{
+    struct urgent *urgent = owner;
+
+    urgent->drop_why[0] = 0;
+    urgent->describe_sent = false;
+    urgent->heard_ns = *urgent->now_ns;
+    urgent->describe = grpc_start(conn_session(urgent->link.conn), PF_PATH_DESCRIBE_IMAGE, NULL);
+    if (urgent->describe == NULL)
+        drop_soon(urgent, "the connection takes no calls");
+}
+
+static void on_down(void *owner, const char *why)
+{
+    struct urgent *urgent = owner;
+
+    urgent->attached = false;
+    urgent->events->unreachable(urgent->owner, PF_REASON_GOING_AWAY, why);
+    urgent->drop_why[0] = 0; /* only now: `why` may be this very text */
+}
+
+static const struct link_events urgent_link_events = {.up = on_up, .down = on_down};
+
+/* ------------------------------------------------------------------------------------------ the owner's side */
+
+void urgent_start(struct urgent *urgent, const struct urgent_options *options)
+{
+    struct link_options link = {
+        .address = options->address,
+        .calls = &urgent_calls,
+        .events = &urgent_link_events,
+        .owner = urgent,
+        .stream_window_bytes = PF_LIMIT_CONNECTION_WINDOW_BYTES,
+        .connection_window_bytes = PF_LIMIT_CONNECTION_WINDOW_BYTES,
+        .stats = options->stats,
+        .epoll_fd = options->epoll_fd,
+        .epoll_tag = options->epoll_tag,
+    };
+
+    urgent->engine = options->engine;
+    urgent->regions = options->regions;
+    urgent->image = options->image;
+    urgent->events = options->events;
+    urgent->owner = options->owner;
+    urgent->now_ns = options->now_ns;
+    urgent->stats = options->stats;
+    link_start(&urgent->link, &link);
+}
+
+void urgent_ask(struct urgent *urgent, uint64_t page)
+{
+    if (!urgent->attached)
+        return; /* WANTED in the table: named again when attached */
+    if (urgent->ask_put - urgent->ask_taken == URGENT_ASKS_MAX) {
+        urgent->overflowed = true;
+        return;
+    }
+    urgent->asks[urgent->ask_put++ % URGENT_ASKS_MAX] = page;
+    if (urgent->fetch != NULL)
+        grpc_resume(urgent->fetch);
+}
+
+void urgent_ready(struct urgent *urgent, uint32_t events)
+{
+    link_ready(&urgent->link, events, *urgent->now_ns);
+}
+
+void urgent_turn(struct urgent *urgent)
+{
+    uint64_t now_ns = *urgent->now_ns;
+
+    if (urgent->link.conn != NULL && urgent->drop_why[0] == 0 && now_ns >= urgent->heard_ns + SILENT_NS)
+        drop_soon(urgent, "nothing was heard for three heartbeats");
+    if (urgent->drop_why[0] != 0)
+        link_drop(&urgent->link, urgent->drop_why, now_ns);
+    link_tick(&urgent->link, now_ns);
+    if (urgent->overflowed && urgent->ask_put == urgent->ask_taken && urgent->attached) {
+        urgent->overflowed = false;
+        engine_asks_lost(urgent->engine);
+    }
+    if (urgent->fetch != NULL && (now_ns >= urgent->heartbeat_due_ns || urgent->ask_put != urgent->ask_taken))
+        grpc_resume(urgent->fetch);
+    link_flush(&urgent->link, now_ns);
+}
+
+uint64_t urgent_next_ns(const struct urgent *urgent)
+{
+    uint64_t next_ns = link_next_ns(&urgent->link);
+
+    if (urgent->link.conn != NULL && urgent->heard_ns + SILENT_NS < next_ns)
+        next_ns = urgent->heard_ns + SILENT_NS;
+    if (urgent->fetch != NULL && urgent->heartbeat_due_ns < next_ns)
+        next_ns = urgent->heartbeat_due_ns;
+    if (urgent->drop_why[0] != 0)
+        next_ns = 0;
+    return next_ns;
+}
+
+void urgent_close(struct urgent *urgent)
+{
+    link_close(&urgent->link);
+}

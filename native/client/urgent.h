@@ -1,0 +1,84 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * The urgent connection of one VM: DescribeImage, then one long FetchPages call. Pages that threads wait for are asked
+ * here and answers go straight to the engine, on the pager's own thread.
+ *
+ * Nothing is remembered about an ask but a count: the page table is the ledger. When the link is lost, or a batch was
+ * refused for its digest, the engine names again whatever is still WANTED.
+ */
+#ifndef PAGEFERRY_URGENT_H
+#define PAGEFERRY_URGENT_H
+
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "../gen/contract.h"
+#include "../pager/engine.h"
+#include "../rpc/messages.h"
+#include "link.h"
+
+#define URGENT_ASKS_MAX 4096 /* a power of two */
+#define URGENT_REQUEST_RUNS_MAX 64
+#define URGENT_REQUEST_BYTES 4096
+
+struct urgent_events {
+    /* The server has described the image and FetchPages is open. First time: content_id and as_of are new. */
+    void (*attached)(void *owner);
+    /* The server is not there, or not willing for now; goes on by itself. */
+    void (*unreachable)(void *owner, uint32_t reason, const char *why);
+    /* The ends do not fit, or the server refuses for good: asking again would change nothing. */
+    void (*refused)(void *owner, uint32_t reason, const char *why);
+};
+
+struct urgent {
+    struct link link;
+    struct engine *engine;
+    const struct regions *regions;
+    const char *image;
+    const struct urgent_events *events;
+    void *owner;
+    const uint64_t *now_ns;
+    struct stats *stats;
+    struct grpc_call *describe;
+    struct grpc_call *fetch;
+    bool describe_sent, named; /* the first message of a call has left */
+    bool attached;
+    bool overflowed;           /* asks were dropped for want of room: the table has them */
+    bool batch_rejected;       /* the last batch's digest was wrong */
+    uint64_t content_id;       /* 0: never described */
+    uint64_t as_of;
+    uint32_t wanted_pages_max;
+    uint64_t in_flight;        /* pages asked on this call and not answered, about */
+    uint64_t heartbeat_due_ns;
+    uint64_t heartbeat_sent;   /* number of the newest */
+    uint64_t heard_ns;         /* anything at all */
+    char drop_why[GRPC_TEXT_BYTES]; /* the link is to be dropped once we are out of its callbacks */
+    uint32_t ask_put, ask_taken;
+    uint64_t asks[URGENT_ASKS_MAX];
+    struct run runs[PF_LIMIT_RUNS_MAX];
+    uint8_t request[URGENT_REQUEST_BYTES];
+};
+
+struct urgent_options {
+    const struct address *address;
+    const char *image; /* kept by pointer */
+    struct engine *engine;
+    const struct regions *regions;
+    const struct urgent_events *events;
+    void *owner;
+    const uint64_t *now_ns; /* the owner's clock, as of its turn */
+    struct stats *stats;
+    int epoll_fd;
+    uint64_t epoll_tag;
+};
+
+void urgent_start(struct urgent *urgent, const struct urgent_options *options);
+/* The engine's out.ask. */
+void urgent_ask(struct urgent *urgent, uint64_t page);
+void urgent_ready(struct urgent *urgent, uint32_t events);
+/* The end of the owner's turn: what was asked leaves as one message; dials; heartbeats. */
+void urgent_turn(struct urgent *urgent);
+uint64_t urgent_next_ns(const struct urgent *urgent);
+void urgent_close(struct urgent *urgent);
+
+#endif
