@@ -1,0 +1,85 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The C library as Python sees it: loaded, its version checked, reasons as exceptions, counters as dicts.
+
+The only file of this package that knows pageferry._native. The two that hold its objects are
+pageserver/dataplane.py and faultclient/pager.py.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+from pageferry._native import ffi, lib
+from pageferry.reasons import PageferryError, Reason
+
+API: Final = 1
+
+if lib.pageferry_api() != API:
+    raise ImportError(
+        f"pageferry._native has API {lib.pageferry_api()}, this package needs {API}: build it again (make native)"
+    )
+
+
+def text(chars: Any) -> str:
+    """A char array of C, up to its zero."""
+    return str(ffi.string(chars).decode(errors="replace"))
+
+
+def check(result: int, error: Any = None) -> int:
+    """What a call gave, or the exception that its reason stands for."""
+    if result >= 0:
+        return result
+    reason = Reason(-result)
+    raise PageferryError(reason, text(error) if error is not None else "")
+
+
+def _names(lookup: Callable[[int], Any]) -> Iterator[str]:
+    index = 0
+    while (name := lookup(index)) != ffi.NULL:
+        yield text(name)
+        index += 1
+
+
+COUNTERS: Final[Mapping[str, str]] = dict(
+    zip(_names(lib.pageferry_counter_name), _names(lib.pageferry_counter_help), strict=True)
+)
+HISTOGRAMS: Final[Mapping[str, str]] = dict(
+    zip(_names(lib.pageferry_histogram_name), _names(lib.pageferry_histogram_help), strict=True)
+)
+PAGE_STATES: Final[Sequence[str]] = tuple(_names(lib.pageferry_page_state_name))
+BUCKETS: Final[int] = lib.pageferry_histogram_buckets()
+BUCKET_LIMITS: Final[Sequence[int]] = tuple(lib.pageferry_histogram_limit(bucket) for bucket in range(BUCKETS))
+
+
+@dataclass(frozen=True, slots=True)
+class Histogram:
+    """Counts a bucket; a bucket's limit is the largest value that falls into it (BUCKET_LIMITS)."""
+
+    counts: Sequence[int]
+
+    @property
+    def total(self) -> int:
+        return sum(self.counts)
+
+    def quantile(self, share: float) -> int:
+        """The limit of the bucket that `share` (0 to 1) of all values lie in or below; 0 where there are none."""
+        wanted = share * self.total
+        seen = 0
+        for limit, count in zip(BUCKET_LIMITS, self.counts, strict=True):
+            seen += count
+            if count and seen >= wanted:
+                return limit
+        return 0
+
+
+def counters(read: Callable[[Any, int], int]) -> dict[str, int]:
+    """One snapshot by name; `read` is pageferry_{vm,server}_counters with its handle bound."""
+    values = ffi.new("uint64_t[]", len(COUNTERS))
+    read(values, len(COUNTERS))
+    return dict(zip(COUNTERS, values, strict=True))
+
+
+def histogram(read: Callable[[int, Any, int], int], name: str) -> Histogram:
+    values = ffi.new("uint64_t[]", BUCKETS)
+    read(list(HISTOGRAMS).index(name), values, BUCKETS)
+    return Histogram(tuple(values))
