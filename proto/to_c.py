@@ -146,7 +146,8 @@ def renamed(file: pb.FileDescriptorProto, old: str, new: str) -> pb.FileDescript
     copy = pb.FileDescriptorProto.FromString(file.SerializeToString())
     copy.name, copy.package = copy.name.replace(old.replace(".", "/"), new.replace(".", "/")), new
     for field in (field for message in copy.message_type for field in message.field):
-        field.type_name = field.type_name.replace(f".{old}.", f".{new}.")
+        if field.type_name:
+            field.type_name = field.type_name.replace(f".{old}.", f".{new}.")
     for rpc in (rpc for service in copy.service for rpc in service.method):
         rpc.input_type = rpc.input_type.replace(f".{old}.", f".{new}.")
         rpc.output_type = rpc.output_type.replace(f".{old}.", f".{new}.")
