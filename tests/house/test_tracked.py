@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Every tracked file says its licence first; none knows the machine it was written on, or a package registry."""
+"""Every tracked file says its licence first; none knows its author's machine, or a registry of packages."""
 
 import re
 
