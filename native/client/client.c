@@ -229,25 +229,25 @@ int pageferry_vm_order(struct pageferry_vm *vm, const struct pageferry_order *or
 
 int pageferry_vm_event(struct pageferry_vm *vm, struct pageferry_event *event)
 {
-    int got = ring_take(&vm->loop.events, event);
+    int got = ring_take(&vm->loop.tell.events, event);
 
     if (!got) { /* silent first, then a last look: an event in between rings again */
-        ring_silence(&vm->loop.events);
-        got = ring_take(&vm->loop.events, event);
+        ring_silence(&vm->loop.tell.events);
+        got = ring_take(&vm->loop.tell.events, event);
     }
     return got;
 }
 
 int pageferry_vm_event_fd(struct pageferry_vm *vm)
 {
-    return vm->loop.events.bell_fd;
+    return vm->loop.tell.events.bell_fd;
 }
 
 /* ---------------------------------------------------------------------------------------------------------- numbers */
 
 uint32_t pageferry_vm_counters(struct pageferry_vm *vm, uint64_t *values, uint32_t capacity)
 {
-    const struct stats *bulk = bulk_port_stats(vm->loop.port);
+    const struct stats *bulk = &vm->loop.port.stats;
 
     for (uint32_t i = 0; i < STATS_COUNTER_COUNT && i < capacity; i++)
         values[i] = stats_get(&vm->loop.stats, (enum stats_counter)i) + stats_get(bulk, (enum stats_counter)i);

@@ -12,7 +12,7 @@
 
 static void slice_done(struct fill *fill)
 {
-    bulk_port_give_back(fill->port, fill->slice.slot);
+    port_give_back(fill->port, fill->slice.slot);
     fill->sliced = false;
 }
 
@@ -61,9 +61,9 @@ bool fill_take(struct fill *fill, uint64_t now_ns)
 
     while (budget > 0 && runs-- > 0) {
         if (!fill->sliced) {
-            if (!bulk_port_take(fill->port, &fill->slice))
+            if (!port_take(fill->port, &fill->slice))
                 return false;
-            if (fill->slice.slot == BULK_NO_SLOT) {
+            if (fill->slice.slot == PORT_NO_SLOT) {
                 range_ended(fill, now_ns);
                 continue;
             }
@@ -96,7 +96,7 @@ bool fill_plan(struct fill *fill, uint64_t now_ns)
     while (fill->plan.flight_count < PF_LIMIT_BULK_RANGES_IN_FLIGHT) {
         if (!plan_next(&fill->plan, pages_max, PLAN_LOOK_PAGES, &range, &exhausted))
             break;
-        if (!bulk_port_ask(fill->port, &range)) {
+        if (!port_ask(fill->port, &range)) {
             plan_landed(&fill->plan, range.first_page);
             break;
         }
@@ -122,7 +122,7 @@ uint64_t fill_next_ns(const struct fill *fill, uint64_t now_ns)
     return fill->due_ns > now_ns && fill->engine->counts[PAGE_MISSING] > 0 ? fill->due_ns : UINT64_MAX;
 }
 
-void fill_start(struct fill *fill, struct engine *engine, struct stats *stats, struct bulk_port *port)
+void fill_start(struct fill *fill, struct engine *engine, struct stats *stats, struct port *port)
 {
     memset(fill, 0, sizeof(*fill));
     fill->engine = engine;

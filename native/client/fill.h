@@ -11,24 +11,24 @@
 
 #include "../pager/engine.h"
 #include "../pager/plan.h"
-#include "bulk.h"
+#include "port.h"
 
 struct fill {
     struct engine *engine;
     struct stats *stats;
-    struct bulk_port *port;
+    struct port *port;
     struct plan plan;
     uint64_t fault_ns;        /* the newest fault that had to be asked */
     uint64_t due_ns;          /* no range is planned before */
     uint64_t sweep_page;
     bool sliced;              /* `slice` is being worked on */
-    struct bulk_slice slice;
+    struct port_slice slice;
     uint32_t slice_run;
     uint64_t slice_run_page;  /* pages of that run that are done */
     uint64_t slice_data_page; /* pages of the slice's data that are done */
 };
 
-void fill_start(struct fill *fill, struct engine *engine, struct stats *stats, struct bulk_port *port);
+void fill_start(struct fill *fill, struct engine *engine, struct stats *stats, struct port *port);
 /* A fault has asked for this page: bulk goes on behind it. */
 void fill_hint(struct fill *fill, uint64_t page, uint64_t now_ns);
 /* A bounded slice of what bulk has brought. True: there is more. */

@@ -16,6 +16,7 @@
 #include "../pager/engine.h"
 #include "bulk.h"
 #include "fill.h"
+#include "tell.h"
 #include "urgent.h"
 #include "vmm.h"
 
@@ -23,14 +24,6 @@
 
 /* How far the VM has come; only ever grows. */
 enum loop_stage { LOOP_OPEN = 0, LOOP_ATTACHED, LOOP_POPULATED, LOOP_ARMED, LOOP_COMPLETE, LOOP_ENDED };
-
-/* A condition under which nothing moves, and since when; 0: it does not hold. */
-struct loop_pause {
-    uint64_t since_ns;
-    uint64_t told_ns; /* PAUSED was said */
-    uint32_t reason;
-    char text[GRPC_TEXT_BYTES];
-};
 
 struct loop {
     pthread_t thread;
@@ -49,13 +42,14 @@ struct loop {
     struct urgent urgent;
     struct vmm vmm;
     struct ring orders; /* struct pageferry_order, from the owner of the handle */
-    struct ring events; /* struct pageferry_event, to it */
+    struct tell tell;   /* events, to it */
     struct stats stats;
     struct trace trace;
-    struct loop_pause link_pause, memory_pause;
+    struct tell_pause link_pause, memory_pause;
     bool early_told;
     uint64_t active_ns; /* the newest event or answer: spinning counts from it */
-    struct bulk_port *port;
+    struct port port;
+    struct bulk *bulk; /* the port has joined; NULL: not yet */
     struct fill fill;
 };
 
@@ -66,6 +60,22 @@ struct loop_options {
     struct bulk *bulk;
     const struct region *regions;
 };
+
+/* What epoll says is ready. */
+enum loop_source {
+    LOOP_SOURCE_UFFD = 1,
+    LOOP_SOURCE_URGENT,
+    LOOP_SOURCE_VMM,
+    LOOP_SOURCE_PIDFD,
+    LOOP_SOURCE_ORDERS,
+    LOOP_SOURCE_BULK
+};
+
+/* The thread, in loop.c; opening and closing are in loop_open.c. */
+void *loop_run(void *loop);
+extern const struct urgent_events loop_urgent_events;
+extern const struct engine_out loop_engine_out; /* owner is set by the opener */
+uint64_t loop_clock_ns(void);
 
 /* Takes over the fds of options->vm once it succeeds. 0 or -errno. */
 int loop_open(struct loop *loop, const struct loop_options *options);

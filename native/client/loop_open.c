@@ -1,0 +1,164 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* Opening and closing a VM's loop: see loop.h. Everything is in place before the thread starts. */
+#include <errno.h>
+#include <signal.h>
+#include <string.h>
+#include <sys/epoll.h>
+#include <unistd.h>
+
+#include "bulk.h"
+#include "loop.h"
+
+#define ORDERS_MAX 64
+
+static int watch(struct loop *loop, int fd, enum loop_source source)
+{
+    struct epoll_event event = {.events = EPOLLIN, .data.u64 = source};
+
+    return fd >= 0 && epoll_ctl(loop->epoll_fd, EPOLL_CTL_ADD, fd, &event) < 0 ? -errno : 0;
+}
+
+/* What the RAM file holds already is not known to be right. */
+static void mark_stale(struct loop *loop)
+{
+    off_t length = (off_t)(loop->regions.page_count * PAGE_BYTES), data = 0, hole;
+
+    while (loop->uffd.backing_fd >= 0 && data < length) {
+        data = lseek(loop->uffd.backing_fd, data, SEEK_DATA);
+        if (data < 0 || data >= length)
+            break;
+        hole = lseek(loop->uffd.backing_fd, data, SEEK_HOLE);
+        if (hole < 0 || hole > length)
+            hole = length;
+        engine_mark_stale(&loop->engine, (uint64_t)data / PAGE_BYTES,
+                          ((uint64_t)hole + PAGE_BYTES - 1) / PAGE_BYTES - (uint64_t)data / PAGE_BYTES);
+        data = hole;
+    }
+}
+
+static void start_parts(struct loop *loop, const struct loop_options *options)
+{
+    struct engine_options engine = {
+        .table = &loop->table,
+        .regions = &loop->regions,
+        .ops = &uffd_kernel_ops,
+        .kernel = &loop->uffd,
+        .out = loop_engine_out,
+        .stats = &loop->stats,
+        .trace = &loop->trace,
+        .private_memory = options->vm->memory == PAGEFERRY_MEMORY_PRIVATE,
+    };
+    struct urgent_options urgent = {
+        .address = options->address,
+        .image = options->image,
+        .engine = &loop->engine,
+        .regions = &loop->regions,
+        .events = &loop_urgent_events,
+        .owner = loop,
+        .now_ns = &loop->now_ns,
+        .stats = &loop->stats,
+        .epoll_fd = loop->epoll_fd,
+        .epoll_tag = LOOP_SOURCE_URGENT,
+    };
+
+    engine.out.owner = loop;
+    loop->background = options->vm->background != 0;
+    loop->spin_us = options->vm->spin_us;
+    loop->vmm_pid = options->vm->vmm_pid;
+    vmm_start(&loop->vmm, options->vm->vmm_fd, options->vm->vmm_pidfd, options->vm->frames != 0, loop->now_ns);
+    engine_start(&loop->engine, &engine, loop->now_ns);
+    mark_stale(loop);
+    fill_start(&loop->fill, &loop->engine, &loop->stats, &loop->port);
+    urgent_start(&loop->urgent, &urgent);
+}
+
+static int start_thread(struct loop *loop)
+{
+    sigset_t all, before;
+    int rc;
+
+    sigfillset(&all); /* signals are the embedding program's */
+    pthread_sigmask(SIG_SETMASK, &all, &before);
+    rc = -pthread_create(&loop->thread, NULL, loop_run, loop);
+    pthread_sigmask(SIG_SETMASK, &before, NULL);
+    loop->thread_runs = rc == 0;
+    return rc;
+}
+
+int loop_open(struct loop *loop, const struct loop_options *options)
+{
+    int rc;
+
+    memset(loop, 0, sizeof(*loop));
+    loop->now_ns = loop_clock_ns();
+    loop->epoll_fd = -1;
+    loop->table.fd = -1;
+    loop->uffd = (struct uffd){.fd = options->vm->uffd, .backing_fd = options->vm->backing_fd};
+    rc = regions_set(&loop->regions, options->regions, options->vm->region_count);
+    if (rc == 0)
+        rc = table_create(loop->regions.page_count, &loop->table);
+    if (rc == 0)
+        rc = ring_open(&loop->orders, ORDERS_MAX, sizeof(struct pageferry_order));
+    if (rc == 0)
+        rc = tell_open(&loop->tell);
+    if (rc == 0)
+        rc = port_open(&loop->port, options->address, options->image, loop->regions.page_count);
+    if (rc < 0)
+        goto out;
+    loop->epoll_fd = epoll_create1(EPOLL_CLOEXEC);
+    if (loop->epoll_fd < 0) {
+        rc = -errno;
+        goto out;
+    }
+    start_parts(loop, options);
+    rc = watch(loop, loop->uffd.fd, LOOP_SOURCE_UFFD);
+    if (rc == 0)
+        rc = watch(loop, loop->vmm.fd, LOOP_SOURCE_VMM);
+    if (rc == 0)
+        rc = watch(loop, loop->vmm.pidfd, LOOP_SOURCE_PIDFD);
+    if (rc == 0)
+        rc = watch(loop, loop->orders.bell_fd, LOOP_SOURCE_ORDERS);
+    if (rc == 0)
+        rc = watch(loop, loop->port.slices.bell_fd, LOOP_SOURCE_BULK);
+    if (rc == 0)
+        rc = bulk_join(options->bulk, &loop->port);
+    if (rc == 0) {
+        loop->bulk = options->bulk;
+        rc = start_thread(loop);
+    }
+out:
+    if (rc < 0) { /* the fds stay the caller's */
+        loop->uffd.fd = -1;
+        loop->uffd.backing_fd = -1;
+        loop->vmm.fd = -1;
+        loop->vmm.pidfd = -1;
+        loop_close(loop);
+    }
+    return rc;
+}
+
+void loop_close(struct loop *loop)
+{
+    struct pageferry_order stop = {.kind = LOOP_ORDER_STOP};
+
+    if (loop->thread_runs) {
+        while (!ring_put(&loop->orders, &stop)) /* the thread empties it */
+            usleep(1000);
+        pthread_join(loop->thread, NULL);
+        urgent_close(&loop->urgent);
+    }
+    if (loop->bulk != NULL)
+        bulk_leave(loop->bulk, &loop->port);
+    port_close(&loop->port);
+    ring_close(&loop->orders);
+    tell_close(&loop->tell);
+    if (loop->table.fd >= 0)
+        table_close(&loop->table);
+    if (loop->epoll_fd >= 0)
+        close(loop->epoll_fd);
+    vmm_close(&loop->vmm);
+    if (loop->uffd.fd >= 0)
+        close(loop->uffd.fd);
+    if (loop->uffd.backing_fd >= 0)
+        close(loop->uffd.backing_fd);
+}

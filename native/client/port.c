@@ -1,0 +1,325 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* A VM's port at the bulk thread: see port.h. */
+#include "port.h"
+
+#include <errno.h>
+#include <poll.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <unistd.h>
+
+#include "../rpc/payload.h"
+
+#define ENCODINGS (UINT32_C(1) << PF_ENCODING_IDENTITY)
+#define SLOTS_BYTES (PF_LIMIT_BULK_SLOTS * sizeof(struct port_slot))
+#define LEAVING_MS 100 /* how often a wait for a slot looks whether the port leaves */
+
+_Static_assert(PF_LIMIT_BULK_SLOTS + PF_LIMIT_BULK_RANGES_IN_FLIGHT <= PORT_SLICES_MAX, "slices always have room");
+
+/* ------------------------------------------------------------------------------------------- slots and slices */
+
+static void reclaim(struct port *port)
+{
+    uint32_t slot;
+
+    while (ring_take(&port->back, &slot))
+        port->free_slots[port->free_count++] = slot;
+}
+
+/* Waits for the loop to give one back, if it must: that is the back-pressure. A port that is leaving gets none. */
+static uint32_t take_slot(struct port *port)
+{
+    struct pollfd bell = {.fd = port->back.bell_fd, .events = POLLIN};
+
+    reclaim(port);
+    while (port->free_count == 0) {
+        if (atomic_load(&port->leaving))
+            return PORT_NO_SLOT;
+        ring_silence(&port->back);
+        reclaim(port);
+        if (port->free_count == 0)
+            poll(&bell, 1, LEAVING_MS);
+        reclaim(port);
+    }
+    return port->free_slots[--port->free_count];
+}
+
+static void put_slice(struct port *port, const struct port_slice *slice)
+{
+    /* There is always room: slices are bounded by slots and by ranges in flight. */
+    if (!ring_put(&port->slices, slice))
+        stats_add(&port->stats, STATS_alarms_total, 1);
+}
+
+static void end_range(struct port_flight *flight, uint32_t reason)
+{
+    struct port_slice end = {
+        .slot = PORT_NO_SLOT,
+        .range_page = flight->range.first_page,
+        .reason = reason,
+        .later = flight->later,
+    };
+
+    flight->call = NULL;
+    put_slice(flight->port, &end);
+}
+
+/* ---------------------------------------------------------------------------------- calls, as grpc.h wants them */
+
+static uint8_t *on_gather(void *owner, struct grpc_call *call, size_t length)
+{
+    struct port *port = owner;
+    struct port_flight *flight = grpc_user(call);
+    uint32_t slot = length <= sizeof(port->slots->message) ? take_slot(port) : PORT_NO_SLOT;
+
+    flight->gathering = slot;
+    return slot == PORT_NO_SLOT ? NULL : port->slots[slot].message;
+}
+
+/* In the slot it was gathered in, or copied to one of its own. */
+static uint32_t keep_message(struct port *port, struct port_flight *flight, struct grpc_bytes *message)
+{
+    uint32_t slot = flight->gathering;
+
+    if (slot == PORT_NO_SLOT && message->length <= sizeof(port->slots->message)) {
+        slot = take_slot(port);
+        if (slot != PORT_NO_SLOT) {
+            memcpy(port->slots[slot].message, message->data, message->length);
+            message->data = port->slots[slot].message;
+        }
+    }
+    flight->gathering = PORT_NO_SLOT;
+    return slot;
+}
+
+static int check_batch(struct port *port, struct grpc_bytes message, struct run *runs, struct page_batch *batch)
+{
+    uint64_t data_pages;
+    int rc = read_page_batch(message, runs, PF_LIMIT_RUNS_MAX, batch);
+
+    if (rc == 0 && batch->run_count > 0)
+        rc = payload_check(atomic_load(&port->content_id), batch, &data_pages);
+    if (rc == -PF_REASON_MISMATCH)
+        stats_add(&port->stats, STATS_digest_failures_total, 1);
+    if (rc == 0 && !runs_inside(batch->runs, batch->run_count, port->page_count))
+        rc = -PF_REASON_OUT_OF_IMAGE;
+    if (rc == 0 && batch->run_count > 0)
+        stats_add(&port->stats, STATS_fetched_bytes_total, data_pages * PAGE_BYTES);
+    return rc;
+}
+
+static int on_message(void *owner, struct grpc_call *call, struct grpc_bytes message)
+{
+    struct port *port = owner;
+    struct port_flight *flight = grpc_user(call);
+    struct port_slice slice = {.range_page = flight->range.first_page};
+    struct page_batch batch;
+    int rc = -PF_REASON_BUSY;
+
+    slice.slot = keep_message(port, flight, &message);
+    if (slice.slot == PORT_NO_SLOT)
+        goto out;
+    rc = check_batch(port, message, port->slots[slice.slot].runs, &batch);
+    if (rc != 0) {
+        port->free_slots[port->free_count++] = slice.slot;
+        goto out;
+    }
+    link_is_well(&port->link);
+    slice.runs = batch.runs;
+    slice.run_count = batch.run_count;
+    slice.data = batch.data.data;
+    for (uint32_t i = 0; i < batch.run_count; i++)
+        flight->later |= batch.runs[i].kind == PF_RUN_KIND_LATER;
+    put_slice(port, &slice);
+out:
+    return rc;
+}
+
+static enum grpc_pulled on_pull(void *owner, struct grpc_call *call, struct grpc_bytes *message)
+{
+    struct port *port = owner;
+    struct port_flight *flight = grpc_user(call);
+    struct run run = {.first_page = flight->range.first_page, .page_count = flight->range.page_count};
+    struct stream_request request = {
+        .image = {(const uint8_t *)port->image, strlen(port->image)},
+        .runs = &run,
+        .run_count = 1,
+        .encodings = ENCODINGS,
+    };
+
+    if (flight->named)
+        return GRPC_PULLED_LAST;
+    flight->named = true;
+    message->data = flight->request;
+    message->length = write_stream_request(&request, flight->request, sizeof(flight->request));
+    return GRPC_PULLED_MESSAGE;
+}
+
+static void on_ended(void *owner, struct grpc_call *call, const struct grpc_status *status)
+{
+    struct port *port = owner;
+    struct port_flight *flight = grpc_user(call);
+    uint32_t reason = status->reason;
+
+    if (status->code != GRPC_OK && reason == 0)
+        reason = PF_REASON_GOING_AWAY;
+    if (flight->gathering != PORT_NO_SLOT) {
+        port->free_slots[port->free_count++] = flight->gathering;
+        flight->gathering = PORT_NO_SLOT;
+    }
+    end_range(flight, reason);
+    if (reason != 0 && reason != PF_REASON_MISMATCH)
+        strcpy(port->drop_why, "a range has failed");
+}
+
+static const struct grpc_owner port_calls = {
+    .gather = on_gather,
+    .message = on_message,
+    .pull = on_pull,
+    .ended = on_ended,
+};
+
+/* ------------------------------------------------------------------------------------------ the thread's side */
+
+static void start_ranges(struct port *port)
+{
+    for (uint32_t i = 0; i < PF_LIMIT_BULK_RANGES_IN_FLIGHT && port->link.conn != NULL; i++) {
+        struct port_flight *flight = &port->flights[i];
+        if (flight->call != NULL)
+            continue;
+        if (!ring_take(&port->asks, &flight->range))
+            break;
+        flight->port = port;
+        flight->named = false;
+        flight->later = false;
+        flight->gathering = PORT_NO_SLOT;
+        flight->call = grpc_start(conn_session(port->link.conn), PF_PATH_STREAM_PAGES, flight);
+        if (flight->call == NULL)
+            end_range(flight, PF_REASON_GOING_AWAY);
+    }
+}
+
+static void on_up(void *owner)
+{
+    struct port *port = owner;
+
+    port->drop_why[0] = 0;
+}
+
+static void on_down(void *owner, const char *why)
+{
+    struct port *port = owner;
+
+    (void)why; /* the urgent link tells its story; this one dials the same address */
+    port->drop_why[0] = 0;
+}
+
+static const struct link_events port_link_events = {.up = on_up, .down = on_down};
+
+void port_turn(struct port *port, int epoll_fd, uint64_t link_tag, uint64_t now_ns)
+{
+    struct link_options options = {
+        .address = port->address,
+        .calls = &port_calls,
+        .events = &port_link_events,
+        .owner = port,
+        .stream_window_bytes = PF_LIMIT_STREAM_WINDOW_BYTES,
+        .connection_window_bytes = PF_LIMIT_STREAM_WINDOW_BYTES, /* all ranges together: what can lie on the link */
+        .stats = &port->stats,
+        .epoll_fd = epoll_fd,
+        .epoll_tag = link_tag,
+    };
+
+    if (atomic_load(&port->content_id) == 0)
+        return;
+    if (!port->linked) {
+        link_start(&port->link, &options);
+        port->linked = true;
+    }
+    if (port->drop_why[0] != 0)
+        link_drop(&port->link, port->drop_why, now_ns);
+    link_tick(&port->link, now_ns);
+    start_ranges(port);
+    link_flush(&port->link, now_ns);
+}
+
+void port_ready(struct port *port, uint32_t events, uint64_t now_ns)
+{
+    if (port->linked)
+        link_ready(&port->link, events, now_ns);
+}
+
+uint64_t port_next_ns(const struct port *port)
+{
+    return port->drop_why[0] != 0 ? 0 : port->linked ? link_next_ns(&port->link) : UINT64_MAX;
+}
+
+/* --------------------------------------------------------------------------------------------- the loop's side */
+
+void port_attach(struct port *port, uint64_t content_id)
+{
+    uint64_t one = 1;
+    ssize_t rung;
+
+    atomic_store(&port->content_id, content_id);
+    rung = write(port->asks.bell_fd, &one, sizeof(one)); /* full: it rings already */
+    (void)rung;
+}
+
+bool port_ask(struct port *port, const struct plan_range *range)
+{
+    return ring_put(&port->asks, range);
+}
+
+bool port_take(struct port *port, struct port_slice *slice)
+{
+    return ring_take(&port->slices, slice);
+}
+
+void port_give_back(struct port *port, uint32_t slot)
+{
+    ring_put(&port->back, &slot); /* as many places as slots */
+}
+
+int port_open(struct port *port, const struct address *address, const char *image, uint64_t page_count)
+{
+    int rc;
+
+    memset(port, 0, sizeof(*port));
+    port->address = address;
+    port->image = image;
+    port->page_count = page_count;
+    rc = ring_open(&port->asks, PORT_ASKS_MAX, sizeof(struct plan_range));
+    if (rc == 0)
+        rc = ring_open(&port->slices, PORT_SLICES_MAX, sizeof(struct port_slice));
+    if (rc == 0)
+        rc = ring_open(&port->back, PORT_SLICES_MAX, sizeof(uint32_t));
+    if (rc == 0) {
+        port->slots = mmap(NULL, SLOTS_BYTES, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE,
+                           -1, 0);
+        if (port->slots == MAP_FAILED) {
+            port->slots = NULL;
+            rc = -ENOMEM;
+        }
+    }
+    while (rc == 0 && port->free_count < PF_LIMIT_BULK_SLOTS) {
+        port->free_slots[port->free_count] = port->free_count;
+        port->free_count++;
+    }
+    if (rc != 0)
+        port_close(port);
+    return rc;
+}
+
+void port_close(struct port *port)
+{
+    if (port->linked)
+        link_close(&port->link);
+    port->linked = false;
+    ring_close(&port->asks);
+    ring_close(&port->slices);
+    ring_close(&port->back);
+    if (port->slots != NULL)
+        munmap(port->slots, SLOTS_BYTES);
+    port->slots = NULL;
+}
