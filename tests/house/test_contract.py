@@ -178,7 +178,7 @@ DUMP = r"""
 #include <stdio.h>
 #include "contract.h"
 #include "descriptors.h"
-#define REASON(number, name, status, sentence) printf("reason %d %s %d %s\n", number, #name, status, sentence);
+#define REASON(number, name, code, sentence) printf("reason %d %s %d %s\n", number, #name, code, sentence);
 int main(void)
 {
     for (int file = 0; file < PF_DESCRIPTOR_COUNT; file++) {
