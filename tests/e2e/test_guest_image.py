@@ -2,8 +2,8 @@
 """The real guest by itself, before any of ours has a part in it.
 
 It boots, is saved, and goes on where it was on a plain copy of its RAM; it finds whatever is wrong in that
-copy; and from the destination's namespaces it cannot reach the image. So when a lazy restore shows errors they
-are ours, and when it shows none the guest would have found them.
+copy; and from the destination's namespaces it cannot reach the image. So when a lazy restore shows errors
+they are ours, and when it shows none the guest would have found them.
 """
 
 import os
@@ -21,8 +21,9 @@ import pytest
 from tests.support.console import missing_beats
 from tests.support.initrd import ROOT
 from tests.support.netns import INTERFACE, host_pair
-from tests.support.qemu import GuestShape, Qemu, QemuError, SavedGuest
+from tests.support.qemu import Qemu, QemuError
 from tests.support.ramfile import copy_sparse, run_folder
+from tests.support.shape import GuestShape, SavedGuest
 from tests.support.witness import allocated_bytes, interface_counters, reaches, same_namespace
 
 PAGE_BYTES = 4096
@@ -72,7 +73,7 @@ def test_restored_on_a_copy_goes_on(saved: SavedGuest, copy: Path, folder: Path)
         guest.load(saved.state)
         guest.resume()
         guest.say("epoch\n")
-        guest.console.wait_beat(lambda beat: beat.epoch == 1 and beat.distinct >= half, "half of the RAM seen")
+        guest.console.wait_beat(lambda beat: beat.epoch == 1 and beat.distinct >= half, "half of it seen")
     assert guest.console.beats[-1].errors == 0, guest.console.errors
     assert missing_beats(guest.console.beats, after=saved.last_beat) == []
 
@@ -197,8 +198,9 @@ def test_destination_cannot_reach_the_image(machine: str, folder: Path) -> None:
 HARNESS = """
 import sys
 from tests.support.netns import host_pair
-from tests.support.qemu import GuestShape, Qemu
+from tests.support.qemu import Qemu
 from tests.support.ramfile import run_folder
+from tests.support.shape import GuestShape
 with run_folder() as folder, host_pair() as pair:
     with Qemu(GuestShape(), folder / "ram", folder / "guest", prefix=pair.destination.prefix) as guest:
         guest.qmp.command("query-status")

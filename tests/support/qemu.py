@@ -19,7 +19,6 @@ not come hangs in a fault for ever, and only SIGKILL ends that.
 """
 
 import os
-import re
 import shutil
 import signal
 import socket
@@ -27,58 +26,21 @@ import subprocess
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
 from tests.support.console import Console
-from tests.support.initrd import guest_image
 from tests.support.qmp import Qmp, QmpError
 from tests.support.ramfile import COPY_BYTES, copy_sparse
+from tests.support.shape import GuestShape, SavedGuest, qemu_options
 
-# A state loads only into the same machine type: an alias, whose meaning changes with QEMU's version, won't do.
-MACHINES = {"pc": "pc-i440fx-7.2", "microvm": "microvm"}
-MICROVM_DEVICES = "pit=on,pic=on,rtc=on,isa-serial=on,acpi=on"
 STATE_BYTES_MAX = 2 << 20  # a device state is 0.3 MB at most; more means that RAM went into it
 DEFAULT_BINARY = "qemu-system-x86_64"
 
 
 class QemuError(Exception):
     """QEMU ended, refused or did not come to the end of something; the text holds what it said."""
-
-
-@dataclass(frozen=True)
-class GuestShape:
-    """What source and destination must agree on."""
-
-    machine: str = "pc"  # a key of MACHINES, or a versioned machine type
-    memory_mib: int = 384
-    smp: int = 1
-    workload_mib: int = 256  # of the guest's RAM, filled and verified by its workload
-
-    def __post_init__(self) -> None:
-        if self.qemu_machine != "microvm" and not re.search(r"-\d+\.\d+$", self.qemu_machine):
-            names = " or ".join(MACHINES)
-            raise ValueError(f"machine {self.machine} is an alias: say {names}, or a versioned name")
-        if not 0 < self.workload_mib <= self.memory_mib - 96:
-            raise ValueError("the guest's kernel needs about 96 MiB beside the workload")
-
-    @property
-    def qemu_machine(self) -> str:
-        return MACHINES.get(self.machine, self.machine)
-
-
-@dataclass(frozen=True)
-class SavedGuest:
-    """A guest at rest. It may be restored any number of times."""
-
-    shape: GuestShape
-    state: bytes  # of the devices and CPUs; no page of RAM
-    image: Path  # the RAM, sparse
-    last_beat: int  # number of the last whole heartbeat
-    tail: str  # of the console: a line that was cut by the stop
-    qemu_version: str
 
 
 class Qemu:
@@ -115,7 +77,7 @@ class Qemu:
             *prefix,
             *("setpriv", "--pdeathsig", "KILL"),
             *("env", *(f"{name}={value}" for name, value in (environment or {}).items())),
-            *(program, *_options(shape, ram_file, self._qmp_path), *extra),
+            *(program, *qemu_options(shape, ram_file, self._qmp_path), *extra),
             *(("-incoming", "defer") if restoring else ()),
         ]
         with self._log_path.open("wb") as log:
@@ -286,20 +248,6 @@ class Qemu:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.kill()
-
-
-def _options(shape: GuestShape, ram_file: Path, qmp_path: Path) -> list[str]:
-    image = guest_image()
-    ram = f"memory-backend-file,id=ram0,mem-path={ram_file},size={shape.memory_mib}M,share=on"
-    devices = f",{MICROVM_DEVICES}" if shape.qemu_machine == "microvm" else ""
-    append = f"console=ttyS0 quiet panic=-1 reboot=t wl.mb={shape.workload_mib}"
-    return [
-        *("-nodefaults", "-no-user-config", "-no-reboot", "-display", "none", "-serial", "stdio"),
-        *("-accel", "tcg", "-cpu", "qemu64", "-smp", str(shape.smp), "-m", str(shape.memory_mib)),
-        *("-object", ram, "-machine", f"{shape.qemu_machine}{devices},memory-backend=ram0"),
-        *("-kernel", str(image.kernel), "-initrd", str(image.initrd), "-append", append),
-        *("-qmp", f"unix:{qmp_path},server=on,wait=off"),
-    ]
 
 
 def _receive_state(connection: socket.socket, deadline: float) -> bytes:

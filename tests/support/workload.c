@@ -1,19 +1,20 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * The program inside the real guest: it fills most of the guest's RAM with stamps and looks at them for ever, so that a
- * page which comes back wrong is found by the guest itself and told on its serial console.
+ * The program inside the real guest: it fills most of the guest's RAM with stamps and looks at them for ever,
+ * so that a page which comes back wrong is found by the guest itself and told on its serial console.
  *
- * A page is 64 lines of 64 bytes. Each line says which page and line it is, which start of the workload wrote it
- * (incarnation) and at which rewrite of the page (n), and ends in a hash of all that. A change confined to one 64-bit
- * word of a line is always noticed. One worker a CPU owns a share of the pages, looks at them in order and at random,
- * and writes some anew with n + 1; expected[] keeps the n of each page, so its own writes are checked for ever after.
+ * A page is 64 lines of 64 bytes. Each line says which page and line it is, which start of the workload wrote
+ * it (incarnation) and at which rewrite of the page (n), and ends in a hash of all that. A change confined to
+ * one 64-bit word of a line is always noticed. One worker a CPU owns a share of the pages, looks at them in
+ * order and at random, and writes some anew with n + 1; expected[] keeps the n of each page, so that its own
+ * writes are checked for ever after.
  *
  * Every 20 ms one line; its number grows by one and goes on across a save and a restore:
  *     HB <number> verified=<looks> rewritten=<pages> errors=<lines> epoch=<e> distinct=<pages> ms=<monotonic>
- * A wrong line is counted each time it is seen and told, a few a second:
+ * A wrong line is counted each time it is seen, and a few a second are told:
  *     ERR page=<p> line=<l> kind=zero|damaged|misplaced|stale|torn
- * Input "epoch\n" starts a new epoch: `distinct` counts the different pages looked at since. That is how whoever
- * restored the guest learns how much of its memory has been seen after the restore.
+ * Input "epoch\n" starts a new epoch: `distinct` counts the different pages looked at since. That is how
+ * whoever restored the guest learns how much of its memory has been seen after the restore.
  *
  * Kernel command line: wl.mb=<MiB to fill>.
  */
@@ -60,7 +61,8 @@ struct worker {
     uint64_t first_page, page_count;
     uint64_t next_in_order; /* of the share */
     uint64_t random_state;
-    _Atomic uint64_t verified, rewritten, errors, distinct, epoch; /* written by this worker, read by the heartbeat */
+    /* written by this worker, read by the heartbeat */
+    _Atomic uint64_t verified, rewritten, errors, distinct, epoch;
 } __attribute__((aligned(64)));
 
 struct workload {
@@ -91,7 +93,7 @@ static uint64_t mix(uint64_t value)
     return value ^ (value >> 31);
 }
 
-/* Each step is a bijection of the word and of what came before, so a change in one word always changes the result. */
+/* Each step is a bijection of the word and of what came before: a change in one word always changes the result. */
 static uint64_t line_hash(const struct line *line)
 {
     const uint64_t *words = (const uint64_t *)line;
@@ -135,7 +137,7 @@ static const char *line_fault(const struct line *line, uint64_t page, uint32_t a
     return NULL;
 }
 
-/* How many lines of the page are wrong. A page of which only some lines are of another n is torn, not stale. */
+/* How many lines of the page are wrong. One of which only some lines are of another n is torn, not stale. */
 static uint32_t look(uint64_t page)
 {
     const char *faults[PAGE_LINES];
@@ -161,7 +163,7 @@ static uint32_t look(uint64_t page)
 
 static void add(_Atomic uint64_t *counter, uint64_t more)
 {
-    atomic_store_explicit(counter, atomic_load_explicit(counter, memory_order_relaxed) + more, memory_order_relaxed);
+    atomic_store(counter, atomic_load(counter) + more);
 }
 
 static void join_epoch(struct worker *worker)

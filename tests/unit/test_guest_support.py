@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 from tests.support.console import Console, ConsoleError, Heartbeat, missing_beats
-from tests.support.qemu import GuestShape
 from tests.support.qemu_versions import FetchError, mirror_of
 from tests.support.ramfile import copy_sparse
+from tests.support.shape import GuestShape
 from tests.support.witness import allocated_bytes
 
 BEAT = "HB {} verified=10 rewritten=1 errors=0 epoch=0 distinct=10 ms=1234\n"
