@@ -1,0 +1,172 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Pagers: the C threads that own a VM's memory, with orders down and events up.
+
+The only file here that sees cffi. Nothing below calls back: events are read when their descriptor is ready.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from enum import IntEnum
+from typing import Any, Final
+
+from pageferry._native import ffi, lib
+from pageferry.host.handoff import Handoff
+from pageferry.reasons import Reason
+from pageferry.service import native
+
+TRACE_BYTES: Final = 64 * 1024
+
+
+class EventKind(IntEnum):
+    """As pageferry.h has them."""
+
+    ATTACHED = lib.PAGEFERRY_EVENT_ATTACHED
+    ARMED = lib.PAGEFERRY_EVENT_ARMED
+    POPULATED = lib.PAGEFERRY_EVENT_POPULATED
+    COMPLETE = lib.PAGEFERRY_EVENT_COMPLETE
+    PAUSED = lib.PAGEFERRY_EVENT_PAUSED
+    RESUMED = lib.PAGEFERRY_EVENT_RESUMED
+    FAILED = lib.PAGEFERRY_EVENT_FAILED
+    EARLY_FAULT = lib.PAGEFERRY_EVENT_EARLY_FAULT
+    POISONED = lib.PAGEFERRY_EVENT_POISONED
+    ALARM = lib.PAGEFERRY_EVENT_ALARM
+    VMM_GONE = lib.PAGEFERRY_EVENT_VMM_GONE
+
+
+@dataclass(frozen=True, slots=True)
+class PagerEvent:
+    kind: EventKind
+    reason: Reason | None = None
+    cookie: int = 0
+    page: int = 0
+    value: int = 0
+    text: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class PageCounts:
+    """Pages in each state, by the states' names, at one moment (or nearly: they move)."""
+
+    total: int
+    states: dict[str, int]
+
+    @property
+    def settled(self) -> int:
+        """Nothing is owed for these: they are the guest's, read as zeros, or are poisoned."""
+        return self.states["OWNED"] + self.states["ZERO"] + self.states["POISONED"]
+
+
+class Client:
+    """What the VMs of this process share. Close its pagers first."""
+
+    def __init__(self) -> None:
+        options = ffi.new("struct pageferry_client_options *")
+        out = ffi.new("struct pageferry_client **")
+        native.check(lib.pageferry_client_open(options, out), options.error)
+        self._client = out[0]
+
+    def open(
+        self, handoff: Handoff, *, image: str, data_address: str, background: bool = True, spin_us: int = 0
+    ) -> "Pager":
+        """Checks the hand-off and starts its pager, which dials the page server. Takes the hand-off over.
+
+        PageferryError: what was handed over cannot be served; the hand-off is still the caller's then.
+        """
+        regions = ffi.new(
+            "struct pageferry_region[]",
+            [(region.address, region.length_bytes, region.offset_bytes) for region in handoff.regions],
+        )
+        # C copies the strings; these two only keep them alive until it has.
+        image_chars = ffi.new("char[]", image.encode())
+        address_chars = ffi.new("char[]", data_address.encode())
+        options = ffi.new("struct pageferry_vm_options *")
+        options.image = image_chars
+        options.data_address = address_chars
+        options.uffd = handoff.uffd
+        options.backing_fd = handoff.backing_fd
+        options.vmm_fd = handoff.connection.fileno()
+        options.vmm_pidfd = handoff.pidfd
+        options.vmm_pid = handoff.pid
+        options.memory = lib.PAGEFERRY_MEMORY_SHARED if handoff.shared else lib.PAGEFERRY_MEMORY_PRIVATE
+        options.frames = handoff.frames
+        options.regions = regions
+        options.region_count = len(handoff.regions)
+        options.background = background
+        options.spin_us = spin_us
+        out = ffi.new("struct pageferry_vm **")
+        native.check(lib.pageferry_vm_open(self._client, options, out), options.error)
+        handoff.release()
+        return Pager(out[0])
+
+    def close(self) -> None:
+        if self._client != ffi.NULL:
+            lib.pageferry_client_close(self._client)
+            self._client = ffi.NULL
+
+
+class Pager:
+    """One VM. To be used from one thread."""
+
+    def __init__(self, vm: Any) -> None:
+        self._vm = vm
+
+    def _order(self, kind: int, value: int = 0, cookie: int = 0) -> None:
+        order = ffi.new("struct pageferry_order *", {"kind": kind, "value": value, "cookie": cookie})
+        native.check(lib.pageferry_vm_order(self._vm, order))
+
+    def arm(self, cookie: int = 0) -> None:
+        """Faults are resolved from now on; answered by ARMED, or by FAILED."""
+        self._order(lib.PAGEFERRY_ORDER_ARM, cookie=cookie)
+
+    def background(self, on: bool) -> None:
+        """Whether pages move that nobody has asked for."""
+        self._order(lib.PAGEFERRY_ORDER_BACKGROUND, value=on)
+
+    def event_fd(self) -> int:
+        """Readable while there are events."""
+        return int(lib.pageferry_vm_event_fd(self._vm))
+
+    def events(self) -> Iterator[PagerEvent]:
+        """Those that are there now, the oldest first."""
+        event = ffi.new("struct pageferry_event *")
+        while native.check(lib.pageferry_vm_event(self._vm, event)):
+            yield PagerEvent(
+                kind=EventKind(event.kind),
+                reason=Reason(event.reason) if event.reason else None,
+                cookie=event.cookie,
+                page=event.page,
+                value=event.value,
+                text=native.text(event.text),
+            )
+
+    def pages(self) -> PageCounts:
+        pages = ffi.new("struct pageferry_pages *")
+        lib.pageferry_vm_pages(self._vm, pages)
+        return PageCounts(pages.total, dict(zip(native.PAGE_STATES, pages.state, strict=True)))
+
+    def states(self, first_page: int, page_count: int) -> bytes:
+        """The number of the state (native.PAGE_STATES) of each page, a byte each."""
+        states = ffi.new("uint8_t[]", page_count)
+        inside = lib.pageferry_vm_states(self._vm, first_page, page_count, states)
+        return bytes(ffi.buffer(states, inside))
+
+    def counters(self) -> dict[str, int]:
+        return native.counters(lambda values, capacity: lib.pageferry_vm_counters(self._vm, values, capacity))
+
+    def histogram(self, name: str) -> native.Histogram:
+        return native.histogram(
+            lambda index, values, capacity: lib.pageferry_vm_histogram(self._vm, index, values, capacity),
+            name,
+        )
+
+    def trace(self) -> list[str]:
+        """The last steps, the oldest first."""
+        text = ffi.new("char[]", TRACE_BYTES)
+        used = lib.pageferry_vm_trace(self._vm, text, TRACE_BYTES)
+        return bytes(ffi.buffer(text, used)).decode().splitlines()
+
+    def close(self) -> None:
+        """Before COMPLETE the VM's threads stay where they are, waiting: the VMM holds the userfaultfd too."""
+        if self._vm != ffi.NULL:
+            lib.pageferry_vm_close(self._vm)
+            self._vm = ffi.NULL
