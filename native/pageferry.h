@@ -144,7 +144,7 @@ int pageferry_vm_event(struct pageferry_vm *vm, struct pageferry_event *event);
 int pageferry_vm_event_fd(struct pageferry_vm *vm);
 /* Copies at most `capacity` values in the order of pageferry_counter_name; returns how many there are. */
 uint32_t pageferry_vm_counters(struct pageferry_vm *vm, uint64_t *values, uint32_t capacity);
-/* Copies the counts of one histogram, one value a bucket. */
+/* Copies one histogram: a count a bucket, then the sum of all values that were observed. */
 uint32_t pageferry_vm_histogram(struct pageferry_vm *vm, uint32_t index, uint64_t *values, uint32_t capacity);
 void pageferry_vm_pages(struct pageferry_vm *vm, struct pageferry_pages *pages);
 /* The states of `count` pages from `first`, a byte each. Returns how many were in the image. */

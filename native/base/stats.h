@@ -70,10 +70,12 @@ enum stats_histogram { STATS_HISTOGRAMS(STATS_ENUM) STATS_HISTOGRAM_COUNT };
 
 /* Log-linear: below 8 one bucket a value, above eight for each power of two, up to 2^42 (73 minutes in ns). */
 #define STATS_BUCKETS 320
+/* What a histogram is copied as: a count a bucket, then the sum of all values that were observed. */
+#define STATS_HISTOGRAM_VALUES (STATS_BUCKETS + 1)
 
 struct stats {
     _Atomic uint64_t counter[STATS_COUNTER_COUNT];
-    _Atomic uint64_t histogram[STATS_HISTOGRAM_COUNT][STATS_BUCKETS];
+    _Atomic uint64_t histogram[STATS_HISTOGRAM_COUNT][STATS_HISTOGRAM_VALUES];
 };
 
 static inline void stats_add(struct stats *stats, enum stats_counter which, uint64_t amount)
@@ -114,8 +116,10 @@ static inline uint64_t stats_bucket_limit(uint32_t bucket)
 static inline void stats_observe(struct stats *stats, enum stats_histogram which, uint64_t value)
 {
     _Atomic uint64_t *bucket = &stats->histogram[which][stats_bucket(value)];
+    _Atomic uint64_t *sum = &stats->histogram[which][STATS_BUCKETS];
 
     atomic_store_explicit(bucket, atomic_load_explicit(bucket, memory_order_relaxed) + 1, memory_order_relaxed);
+    atomic_store_explicit(sum, atomic_load_explicit(sum, memory_order_relaxed) + value, memory_order_relaxed);
 }
 
 /* stats.c: names for those who list them; NULL past the end. */
@@ -125,5 +129,8 @@ const char *stats_histogram_name(uint32_t index);
 const char *stats_histogram_help(uint32_t index);
 /* Adds what `from` has to `sum`: a process with several writers shows their sum. */
 void stats_sum(struct stats *sum, const struct stats *from);
+/* Copies at most `capacity` of the STATS_HISTOGRAM_VALUES values of one histogram; returns how many there are, 0 for
+ * an index that is none. */
+uint32_t stats_copy_histogram(const struct stats *stats, uint32_t index, uint64_t *values, uint32_t capacity);
 
 #endif

@@ -18,7 +18,7 @@ struct trace_step {
     uint8_t event;
     uint8_t action;
     uint8_t result; /* of the kernel call, if there was one */
-    uint32_t reserved;
+    uint32_t page_count; /* of a step that was taken for several pages at once */
 };
 
 struct trace {

@@ -256,11 +256,7 @@ uint32_t pageferry_vm_counters(struct pageferry_vm *vm, uint64_t *values, uint32
 
 uint32_t pageferry_vm_histogram(struct pageferry_vm *vm, uint32_t index, uint64_t *values, uint32_t capacity)
 {
-    if (index >= STATS_HISTOGRAM_COUNT)
-        return 0;
-    for (uint32_t i = 0; i < STATS_BUCKETS && i < capacity; i++)
-        values[i] = atomic_load_explicit(&vm->loop.stats.histogram[index][i], memory_order_relaxed);
-    return STATS_BUCKETS;
+    return stats_copy_histogram(&vm->loop.stats, index, values, capacity);
 }
 
 void pageferry_vm_pages(struct pageferry_vm *vm, struct pageferry_pages *pages)

@@ -53,12 +53,15 @@ BUCKET_LIMITS: Final[Sequence[int]] = tuple(lib.pageferry_histogram_limit(bucket
 
 @dataclass(frozen=True, slots=True)
 class Histogram:
-    """Counts a bucket; a bucket's limit is the largest value that falls into it (BUCKET_LIMITS)."""
+    """A count a bucket, whose limit is the largest value that falls into it (BUCKET_LIMITS), and the sum of
+    all values."""
 
     counts: Sequence[int]
+    sum: int
 
     @property
     def total(self) -> int:
+        """How many values there are."""
         return sum(self.counts)
 
     def quantile(self, share: float) -> int:
@@ -80,6 +83,6 @@ def counters(read: Callable[[Any, int], int]) -> dict[str, int]:
 
 
 def histogram(read: Callable[[int, Any, int], int], name: str) -> Histogram:
-    values = ffi.new("uint64_t[]", BUCKETS)
-    read(list(HISTOGRAMS).index(name), values, BUCKETS)
-    return Histogram(tuple(values))
+    values = ffi.new("uint64_t[]", BUCKETS + 1)
+    read(list(HISTOGRAMS).index(name), values, BUCKETS + 1)
+    return Histogram(tuple(values[0:BUCKETS]), values[BUCKETS])
