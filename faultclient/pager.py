@@ -159,6 +159,10 @@ class Pager:
             name,
         )
 
+    def blocktime_ns(self) -> int:
+        """How long threads of the VM have waited for pages, all together: from the reading of a fault on."""
+        return self.histogram("fault_fetch_ns").sum + self.histogram("fault_local_ns").sum
+
     def trace(self) -> list[str]:
         """The last steps, the oldest first."""
         text = ffi.new("char[]", TRACE_BYTES)
@@ -166,7 +170,7 @@ class Pager:
         return bytes(ffi.buffer(text, used)).decode().splitlines()
 
     def close(self) -> None:
-        """Before COMPLETE the VM's threads stay where they are, waiting: the VMM holds the userfaultfd too."""
+        """Before COMPLETE the VM's threads stay where they are, waiting: the VMM holds the uffd too."""
         if self._vm != ffi.NULL:
             lib.pageferry_vm_close(self._vm)
             self._vm = ffi.NULL

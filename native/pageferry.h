@@ -85,7 +85,8 @@ struct pageferry_vm_options {
 };
 
 enum pageferry_order_kind {
-    PAGEFERRY_ORDER_ARM = 1,       /* from now on faults are resolved; answered by ARMED, or by FAILED */
+    PAGEFERRY_ORDER_ARM = 1,       /* from now on faults are resolved; before ATTACHED: at once then. Answered by
+                                      ARMED, or by FAILED */
     PAGEFERRY_ORDER_BACKGROUND = 2 /* value: 0 off, 1 on */
 };
 

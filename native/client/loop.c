@@ -157,10 +157,12 @@ static void arm(struct loop *loop, uint64_t cookie)
     struct pageferry_event event = {.kind = PAGEFERRY_EVENT_ARMED, .cookie = cookie};
     char text[PAGEFERRY_TEXT_BYTES];
 
-    if (loop->stage >= LOOP_ARMED) {
+    loop->arm_wanted = loop->stage == LOOP_OPEN;
+    loop->arm_cookie = cookie;
+    if (loop->stage == LOOP_OPEN) {
+        return; /* as soon as the page server has described the image */
+    } else if (loop->stage >= LOOP_ARMED) {
         tell(&loop->tell, &event, NULL);
-    } else if (loop->stage == LOOP_OPEN) {
-        fail(loop, PF_REASON_WRONG_PHASE, "armed before the page server had described the image");
     } else if (!nothing_present(loop, text, sizeof(text))) {
         fail(loop, PF_REASON_MISMATCH, text);
     } else {
@@ -240,6 +242,8 @@ static void look_at_progress(struct loop *loop)
 {
     struct pageferry_event event = {.kind = PAGEFERRY_EVENT_POPULATED};
 
+    if (loop->arm_wanted && loop->stage == LOOP_ATTACHED)
+        arm(loop, loop->arm_cookie);
     if (loop->stage == LOOP_ATTACHED && loop->background && engine_settled(&loop->engine)) {
         loop->stage = LOOP_POPULATED;
         tell(&loop->tell, &event, NULL);

@@ -32,6 +32,8 @@ struct loop {
     int epoll_fd;
     enum loop_stage stage;
     enum loop_stage settled_stage; /* settle_down was called for it */
+    bool arm_wanted; /* ordered before the image was described */
+    uint64_t arm_cookie;
     bool background;
     uint32_t spin_us;
     int vmm_pid;
