@@ -57,12 +57,12 @@ class FaultClientService(faultclient_pb2_grpc.FaultClientServiceServicer):
                 return session
         raise PageferryError(Reason.NO_SUCH_IMAGE, f"there is no session {name!r} here")
 
-    async def GetSession(  # noqa: N802
+    async def GetSession(
         self, request: migrations_pb2.SessionName, context: Context
     ) -> migrations_pb2.Session:
         return as_message(self._named(request.session))
 
-    async def WatchSessions(  # noqa: N802
+    async def WatchSessions(
         self, request: migrations_pb2.WatchSessionsRequest, context: Context
     ) -> AsyncIterator[migrations_pb2.Session]:
         interval_ms = request.interval_ms or WATCH_INTERVAL_MS

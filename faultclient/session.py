@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """A session: one VM, from its hand-off to the moment when nobody needs us any more.
 
-Decides; knows neither grpc nor sockets. It asks phases.py what may happen and orders its pager; what happens it
-learns from the pager's events.
+Decides; knows neither grpc nor sockets. It asks phases.py what may happen and orders its pager; what happens
+it learns from the pager's events.
 """
 
 import asyncio
@@ -26,7 +26,7 @@ class Postcopy(Enum):
 
 @dataclass(slots=True)
 class Session:
-    """State changes only in take() and cancel(); each change counts `revision` up and wakes those in changed()."""
+    """Changes only in take() and cancel(); each change counts `revision` up and wakes those in changed()."""
 
     name: str
     vm: Vm
@@ -61,8 +61,8 @@ class Session:
         self._move(Event.CANCELLED if reason is Reason.CANCELLED else Event.FAILED)
 
     def start(self) -> None:
-        """Before the first event. An order to arm waits in the pager until the image is described: so the guest
-        does not depend on when this process has imported the rest of itself."""
+        """Before the first event. An order to arm waits in the pager until the image is described: so the
+        guest does not depend on when this process has imported the rest of itself."""
         if self.postcopy is Postcopy.AT_ONCE:
             self.vm.pager.arm()
 
