@@ -1,46 +1,68 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
  * An image as the server's methods see it: pages by index, wherever they lie. Kinds of images (a file now; live
- * memory and a remote snapshot later) differ behind this table only.
+ * memory and a remote snapshot later) differ behind this table only. Its functions are called by all workers at once.
  */
 #ifndef PAGEFERRY_IMAGE_H
 #define PAGEFERRY_IMAGE_H
 
+#include <stdatomic.h>
 #include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
 
-#define IMAGE_NAME_BYTES 129
-#define IMAGE_REGIONS_MAX 64
-/* Version of every page of an image that never changes: incarnation 1, round 1. */
-#define IMAGE_VERSION_IMMUTABLE ((UINT64_C(1) << 32) | 1)
+#include "../gen/contract.h"
+#include "../pageferry.h"
+#include "../rpc/grpc.h"
+
+#define IMAGE_PAGE_BYTES ((uint64_t)PF_LIMIT_PAGE_BYTES)
+#define IMAGES_MAX 256 /* served by one process */
 
 struct image;
 
 struct image_ops {
     /*
-     * Reads the bytes of whole pages to `bytes`, on one worker's thread. 0; -PF_REASON_GOING_AWAY: not now (the pages
-     * travel as LATER); -PF_REASON_MISMATCH: the image is not what it was (the call ends). A page that is in no data
-     * extent reads as zeros without touching it.
+     * Reads the bytes of whole pages to `bytes`. 0; -PF_REASON_GOING_AWAY: not now, or not all of them (they travel as
+     * LATER); -PF_REASON_MISMATCH: the image is not what it was (the call ends).
      */
     int (*read)(const struct image *image, uint64_t first_page, uint64_t page_count, uint8_t *bytes);
-    /* The first page at or after `page` that may hold data, and where that run ends (both at most page_count). What
-     * lies before it is zeros. 0 or minus a reason. */
-    int (*next_data)(const struct image *image, uint64_t page, uint64_t *data_page, uint64_t *data_end);
-    uint64_t (*version)(const struct image *image, uint64_t page);
+    /* The page may hold data; if not, it is zeros and need not be read. Never touches the page. */
+    bool (*may_hold_data)(const struct image *image, uint64_t page);
+    /* Where the pages end that are alike in this respect from `page` on; at most `end`, and looked for no further. */
+    uint64_t (*alike_end)(const struct image *image, uint64_t page, uint64_t end);
+    /* Version of `page`, loaded before its bytes are read, and where the pages of this version end: at most *end. */
+    uint64_t (*version)(const struct image *image, uint64_t page, uint64_t *end);
     void (*close)(struct image *image);
 };
 
 struct image {
     const struct image_ops *ops;
-    char name[IMAGE_NAME_BYTES];
+    char name[PF_LIMIT_IMAGE_NAME_BYTES_MAX + 1];
     uint64_t content_id;
     uint64_t page_count;
-    uint64_t region_pages[IMAGE_REGIONS_MAX];
+    uint64_t region_pages[PF_LIMIT_REGIONS_MAX];
     uint32_t region_count;
     bool live;
     uint64_t as_of;
-    int fd; /* image_file.c's */
+    /* image_file.c's: */
+    int fd;
+    uint64_t *data_map; /* a bit a page: it lies, or begins or ends, in a data extent */
 };
+
+/* A file under a name; what pageferry_server_add_file says of its arguments. 0 or minus a reason, with a sentence. */
+int image_file_open(const char *name, int fd, const struct pageferry_image_facts *facts, const uint64_t *region_pages,
+                    uint32_t region_count, struct image **image, char *error, size_t error_bytes);
+
+/* images.c: those that are served, by name. One thread adds, any may look one up; none ever goes before the server. */
+struct images {
+    _Atomic uint32_t count;
+    struct image *image[IMAGES_MAX];
+};
+
+/* Takes the image over. 0, or minus a reason: the name is taken, there are too many. */
+int images_add(struct images *images, struct image *image);
+/* NULL: there is none of this name. */
+const struct image *images_find(struct images *images, struct grpc_bytes name);
+void images_close(struct images *images);
 
 #endif

@@ -1,0 +1,292 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* See calls.h. */
+#include "calls.h"
+
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "gate.h"
+
+#define FREE_CALLS_MAX 256
+#define FREE_BATCHES_MAX 16
+/* From a deadline's error to the reset of a call whose peer does not even read that. */
+#define GRACE_NS (1000 * MS_NS)
+
+/* --------------------------------------------------------------------------------------------------------- memory */
+
+static struct call *take_call(struct worker *worker)
+{
+    struct call *call = worker->free_calls;
+
+    if (call == NULL)
+        call = malloc(sizeof(*call));
+    else
+        worker->free_calls = call->next, worker->free_call_count--;
+    if (call != NULL)
+        memset(call, 0, offsetof(struct call, own));
+    return call;
+}
+
+static void give_call(struct worker *worker, struct call *call)
+{
+    if (worker->free_call_count == FREE_CALLS_MAX) {
+        free(call);
+    } else {
+        call->next = worker->free_calls;
+        worker->free_calls = call;
+        worker->free_call_count++;
+    }
+}
+
+size_t call_batch_bytes(void)
+{
+    return reply_bytes_max(CALL_BATCH_PAGES, CALL_BATCH_RUNS);
+}
+
+uint8_t *call_batch(struct call *call)
+{
+    struct worker *worker = call->connection->worker;
+
+    if (call->batch == NULL && worker->free_batches != NULL) {
+        call->batch = worker->free_batches;
+        memcpy(&worker->free_batches, call->batch, sizeof(worker->free_batches));
+        worker->free_batch_count--;
+    } else if (call->batch == NULL) {
+        call->batch = malloc(call_batch_bytes());
+    }
+    return call->batch;
+}
+
+void call_release(struct call *call)
+{
+    struct worker *worker = call->connection->worker;
+
+    if (call->batch == NULL)
+        return;
+    if (worker->free_batch_count == FREE_BATCHES_MAX) {
+        free(call->batch);
+    } else {
+        memcpy(call->batch, &worker->free_batches, sizeof(worker->free_batches));
+        worker->free_batches = call->batch;
+        worker->free_batch_count++;
+    }
+    call->batch = NULL;
+}
+
+void calls_close(struct worker *worker)
+{
+    while (worker->free_calls != NULL) {
+        struct call *call = worker->free_calls;
+        worker->free_calls = call->next;
+        free(call);
+    }
+    while (worker->free_batches != NULL) {
+        void *batch = worker->free_batches;
+        memcpy(&worker->free_batches, batch, sizeof(worker->free_batches));
+        free(batch);
+    }
+    worker->free_call_count = worker->free_batch_count = 0;
+}
+
+/* ---------------------------------------------------------------------------------------------------------- endings */
+
+static void finish(struct grpc_call *grpc, uint32_t reason, const char *why)
+{
+    struct grpc_status status = {
+        .reason = reason,
+        .retry_after_ms = reason == PF_REASON_BUSY ? PF_LIMIT_BUSY_RETRY_MS : 0,
+    };
+
+    snprintf(status.message, sizeof(status.message), "%s", why);
+    grpc_finish(grpc, &status);
+}
+
+int call_refuse(struct call *call, uint32_t reason, const char *why)
+{
+    if (!call->finished) {
+        call->finished = true;
+        finish(call->grpc, reason, why);
+    }
+    return -(int)reason;
+}
+
+enum grpc_pulled call_done(struct call *call)
+{
+    if (!call->finished) {
+        call->finished = true;
+        finish(call->grpc, 0, "");
+    }
+    return GRPC_PULLED_LAST;
+}
+
+/* ------------------------------------------------------------------------------------------------------ the callbacks */
+
+static void begin(struct connection *connection, struct call *call, const struct method *method,
+                  const struct grpc_headers *headers)
+{
+    struct worker *worker = connection->worker;
+
+    call->connection = connection;
+    call->method = method;
+    asks_open(&call->asks);
+    call->deadline_ns = NEVER_NS;
+    if (headers->timeout_ns != 0) {
+        uint64_t now_ns = serve_now_ns();
+        call->deadline_ns = headers->timeout_ns < NEVER_NS - now_ns ? now_ns + headers->timeout_ns : NEVER_NS;
+        serve_due(worker, call->deadline_ns);
+    }
+    call->next = connection->calls;
+    if (call->next != NULL)
+        call->next->previous = call;
+    connection->calls = call;
+    stats_add(&worker->stats, STATS_calls, 1);
+    if (method->pages)
+        atomic_fetch_add(&worker->page_calls, 1);
+}
+
+static int on_opened(void *owner, struct grpc_call *grpc, const struct grpc_headers *headers)
+{
+    struct connection *connection = owner;
+    struct worker *worker = connection->worker;
+    const struct method *method = methods_find(headers->path);
+    const char *why = "this port knows no such method";
+    uint32_t reason = 0;
+    struct call *call = NULL;
+
+    connection->first_due_ns = NEVER_NS;
+    stats_add(&worker->stats, STATS_calls_total, 1);
+    if (method == NULL)
+        method = standard_find(headers->path);
+    if (method == NULL)
+        reason = PF_REASON_UNSUPPORTED;
+    else if (method->pages)
+        reason = gate_call(worker->service, headers, &why);
+    if (reason == 0 && (call = take_call(worker)) == NULL) {
+        reason = PF_REASON_NO_MEMORY;
+        why = "the server has no memory for another call";
+    }
+    grpc_set_user(grpc, call);
+    if (reason != 0) {
+        finish(grpc, reason, why);
+        return -1;
+    }
+    call->grpc = grpc;
+    begin(connection, call, method, headers);
+    return 0;
+}
+
+/* Errors were told by call_refuse already; what comes after one is passed over. */
+static int on_message(void *owner, struct grpc_call *grpc, struct grpc_bytes message)
+{
+    struct call *call = grpc_user(grpc);
+
+    (void)owner;
+    if (call->finished)
+        return 0;
+    if (call->asked && !call->method->requests) {
+        call_refuse(call, PF_REASON_BAD_REQUEST, "a second request on a call that takes one");
+        return 0;
+    }
+    call->asked = true;
+    call->method->message(call, message);
+    return 0;
+}
+
+static void on_half_closed(void *owner, struct grpc_call *grpc)
+{
+    struct call *call = grpc_user(grpc);
+
+    (void)owner;
+    call->half_closed = true;
+    if (!call->asked && !call->method->requests)
+        call_refuse(call, PF_REASON_BAD_REQUEST, "the request is missing");
+    grpc_resume(grpc);
+}
+
+static enum grpc_pulled on_pull(void *owner, struct grpc_call *grpc, struct grpc_bytes *message)
+{
+    struct call *call = grpc_user(grpc);
+
+    (void)owner;
+    if (call->finished)
+        return GRPC_PULLED_LAST;
+    if (!call->method->requests && !call->half_closed)
+        return GRPC_PULLED_NOTHING;
+    return call->method->pull(call, message);
+}
+
+static void on_ended(void *owner, struct grpc_call *grpc, const struct grpc_status *status)
+{
+    struct connection *connection = owner;
+    struct worker *worker = connection->worker;
+    struct call *call = grpc_user(grpc);
+
+    if (status->code != GRPC_OK)
+        stats_add(&worker->stats, STATS_calls_failed_total, 1);
+    if (call == NULL) /* it was refused when it was opened */
+        return;
+    if (call->previous != NULL)
+        call->previous->next = call->next;
+    else
+        connection->calls = call->next;
+    if (call->next != NULL)
+        call->next->previous = call->previous;
+    stats_set(&worker->stats, STATS_calls, stats_get(&worker->stats, STATS_calls) - 1);
+    if (call->method->pages)
+        atomic_fetch_sub(&worker->page_calls, 1);
+    else
+        standard_ended(call);
+    asks_close(&call->asks);
+    call_release(call);
+    give_call(worker, call);
+}
+
+const struct grpc_owner calls_owner = {
+    .opened = on_opened,
+    .message = on_message,
+    .half_closed = on_half_closed,
+    .pull = on_pull,
+    .ended = on_ended,
+};
+
+/* ---------------------------------------------------------------------------------------- what comes from elsewhere */
+
+static bool owes(const struct call *call)
+{
+    if (!call->method->requests)
+        return call->asked && call->half_closed;
+    return call->asks.count > 0 || call->heartbeat_count > 0 || (call->asked && !call->begun);
+}
+
+void calls_look_up(struct connection *connection)
+{
+    bool draining = atomic_load(&connection->worker->service->draining) != 0;
+
+    for (struct call *call = connection->calls, *next; call != NULL; call = next) {
+        next = call->next;
+        if (!call->method->pages)
+            standard_health_changed(call);
+        else if (draining && !owes(call)) /* the others end when they have answered */
+            call_refuse(call, PF_REASON_GOING_AWAY, "the server drains");
+    }
+}
+
+uint64_t calls_expire(struct connection *connection, uint64_t now_ns)
+{
+    uint64_t due_ns = NEVER_NS;
+
+    for (struct call *call = connection->calls, *next; call != NULL; call = next) {
+        next = call->next;
+        if (call->deadline_ns <= now_ns && call->finished) {
+            grpc_cancel(call->grpc); /* may free it */
+        } else {
+            if (call->deadline_ns <= now_ns) {
+                call_refuse(call, PF_REASON_TOO_SLOW, "the call's deadline has passed");
+                call->deadline_ns = now_ns + GRACE_NS;
+            }
+            due_ns = call->deadline_ns < due_ns ? call->deadline_ns : due_ns;
+        }
+    }
+    return due_ns;
+}

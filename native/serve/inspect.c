@@ -1,0 +1,135 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * One look at a whole image file, its holes aside: how many pages hold data, and the content id that names the bytes:
+ * XXH3-64 over index and bytes of every page that is not all zeros, then the number of pages. So two copies of an image
+ * have one id, however their holes and zeros lie in the file.
+ */
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+#include <xxhash.h>
+
+#include "../rpc/payload.h"
+#include "image.h"
+#include "sparse.h"
+
+#define LOOK_BYTES (UINT64_C(256) * 1024) /* read at once: a multiple of a page */
+
+struct look {
+    int fd;
+    uint64_t page_count;
+    struct pageferry_progress *progress; /* may be NULL */
+    struct pageferry_image_facts *facts;
+    XXH3_state_t *hash;
+    uint8_t *bytes; /* LOOK_BYTES */
+    char *error;
+    size_t error_bytes;
+};
+
+static void look_hash_word(struct look *look, uint64_t word)
+{
+    uint8_t bytes[8];
+
+    for (unsigned i = 0; i < 8; i++)
+        bytes[i] = (uint8_t)(word >> (8 * i));
+    XXH3_64bits_update(look->hash, bytes, sizeof(bytes));
+}
+
+static void look_at_pages(struct look *look, uint64_t first_page, uint64_t page_count)
+{
+    for (uint64_t i = 0; i < page_count; i++) {
+        const uint8_t *page = look->bytes + i * IMAGE_PAGE_BYTES;
+        if (!payload_page_is_zero(page)) {
+            look_hash_word(look, first_page + i);
+            XXH3_64bits_update(look->hash, page, IMAGE_PAGE_BYTES);
+            look->facts->data_pages++;
+        }
+    }
+}
+
+static bool look_reports(struct look *look, uint64_t page)
+{
+    struct pageferry_progress *progress = look->progress;
+
+    if (progress == NULL)
+        return true;
+    __atomic_store_n(&progress->done_bytes, page * IMAGE_PAGE_BYTES, __ATOMIC_RELAXED);
+    return __atomic_load_n(&progress->cancel, __ATOMIC_RELAXED) == 0;
+}
+
+static int look_unreadable(struct look *look, int rc)
+{
+    sparse_explain(look->error, look->error_bytes, "the image cannot be read: %s",
+                   rc > 0 ? "it got shorter meanwhile; stop what writes it" : strerror(-rc));
+    return -PF_REASON_BAD_REQUEST;
+}
+
+static int look_at_extent(struct look *look, uint64_t first, uint64_t end)
+{
+    uint64_t page = first;
+
+    while (page < end) {
+        uint64_t count = end - page < LOOK_BYTES / IMAGE_PAGE_BYTES ? end - page : LOOK_BYTES / IMAGE_PAGE_BYTES;
+        int rc = sparse_read(look->fd, page * IMAGE_PAGE_BYTES, count * IMAGE_PAGE_BYTES, look->bytes);
+        if (rc != 0)
+            return look_unreadable(look, rc);
+        look_at_pages(look, page, count);
+        page += count;
+        if (!look_reports(look, page)) {
+            sparse_explain(look->error, look->error_bytes, "the look at the image was cancelled");
+            return -PF_REASON_CANCELLED;
+        }
+    }
+    return 0;
+}
+
+static int look_at_all(struct look *look)
+{
+    uint64_t page = 0, end = 0;
+
+    while (page < look->page_count) {
+        int rc = sparse_next_extent(look->fd, page, look->page_count, &page, &end);
+        if (rc != 0)
+            return look_unreadable(look, rc);
+        rc = look_at_extent(look, page, end);
+        if (rc != 0)
+            return rc;
+        page = end;
+    }
+    look_reports(look, look->page_count);
+    return 0;
+}
+
+int pageferry_image_inspect(int fd, struct pageferry_progress *progress, struct pageferry_image_facts *facts,
+                            char *error, size_t error_bytes)
+{
+    struct look look = {.fd = fd, .progress = progress, .facts = facts, .error = error, .error_bytes = error_bytes};
+    off_t position = lseek(fd, 0, SEEK_CUR);
+    int rc = sparse_check(fd, &look.page_count, error, error_bytes);
+
+    memset(facts, 0, sizeof(*facts));
+    if (rc != 0)
+        goto out;
+    look.hash = XXH3_createState();
+    look.bytes = malloc(LOOK_BYTES);
+    if (look.hash == NULL || look.bytes == NULL) {
+        sparse_explain(error, error_bytes, "no memory to look at the image");
+        rc = -PF_REASON_NO_MEMORY;
+        goto out;
+    }
+    if (progress != NULL)
+        __atomic_store_n(&progress->total_bytes, look.page_count * IMAGE_PAGE_BYTES, __ATOMIC_RELAXED);
+    XXH3_64bits_reset(look.hash);
+    facts->page_count = look.page_count;
+    rc = look_at_all(&look);
+    look_hash_word(&look, look.page_count);
+    facts->content_id = XXH3_64bits_digest(look.hash);
+    if (facts->content_id == 0) /* 0 means none */
+        facts->content_id = 1;
+out:
+    if (position >= 0)
+        lseek(fd, position, SEEK_SET); /* a dup shares it with the caller */
+    XXH3_freeState(look.hash);
+    free(look.bytes);
+    return rc;
+}

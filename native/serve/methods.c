@@ -1,0 +1,298 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * PageService's four methods; their rules are in pages.proto. What a request says is checked when it comes; pages are
+ * read when the answer can leave.
+ *
+ * Limits: a request's bytes and runs (rpc/), pages asked and unanswered on one FetchPages call (WANTED_PAGES_MAX, here),
+ * calls of one connection (STREAMS_MAX, rpc/). The limit of FetchPages calls is one of a session: without sessions each
+ * client has connections of its own, and those are limited.
+ */
+#include <string.h>
+
+#include "calls.h"
+#include "gate.h"
+
+#define URGENT_RUNS_MAX 64 /* of one answer of FetchPages: 16 pages of bytes, zeros between and beside them */
+
+static struct service *service_of(struct call *call)
+{
+    return call->connection->worker->service;
+}
+
+/* The image that a request names, into the call; 0 or minus a reason, told. */
+static int name_image(struct call *call, struct grpc_bytes name)
+{
+    const char *why = NULL;
+    uint32_t reason = gate_image(service_of(call), name, &call->image, &why);
+
+    if (reason != 0)
+        return call_refuse(call, reason, why);
+    call->order.image = call->image;
+    call->order.as_of = call->image->as_of;
+    return 0;
+}
+
+static int bad_request(struct call *call)
+{
+    return call_refuse(call, PF_REASON_BAD_REQUEST, "the request is malformed: its fields, or its runs");
+}
+
+static int check_runs(struct call *call, const struct run *runs, uint32_t run_count)
+{
+    if (!runs_inside(runs, run_count, call->image->page_count))
+        return call_refuse(call, PF_REASON_OUT_OF_IMAGE, "a run ends past the end of the image");
+    return 0;
+}
+
+/* Puts runs that a request asks for behind those that wait. */
+static int ask(struct call *call, const struct run *runs, uint32_t run_count)
+{
+    for (uint32_t i = 0; i < run_count; i++) {
+        if (!asks_add(&call->asks, runs[i].first_page, runs[i].page_count))
+            return call_refuse(call, PF_REASON_NO_MEMORY, "the server has no memory for this request");
+    }
+    return 0;
+}
+
+/* The next answer, in the call's own memory or in a batch's. Nothing was to be said of what is asked: NOTHING. */
+static enum grpc_pulled answer(struct call *call, struct grpc_bytes *message)
+{
+    struct worker *worker = call->connection->worker;
+    bool few = call->order.pages_max == 1;
+    struct reply_space space = {
+        .bytes = few ? call->own : call_batch(call),
+        .capacity_bytes = few ? sizeof(call->own) : call_batch_bytes(),
+        .runs = worker->runs,
+    };
+    struct reply reply;
+    int rc = space.bytes == NULL ? -PF_REASON_NO_MEMORY
+                                 : reply_make(&call->order, &call->asks, &space, &worker->stats, &reply);
+
+    if (rc != 0) {
+        call_refuse(call, (uint32_t)-rc, rc == -PF_REASON_MISMATCH ? "the image is not what it was: its file got shorter"
+                                                                   : "the pages could not be answered");
+        return GRPC_PULLED_LAST;
+    }
+    if (reply.run_count == 0 && call->begun)
+        return GRPC_PULLED_NOTHING;
+    call->begun = true;
+    *message = reply.message;
+    return GRPC_PULLED_MESSAGE;
+}
+
+/* A batch without runs, in the call's own memory. */
+static enum grpc_pulled say(struct call *call, uint64_t heartbeat, struct grpc_bytes *message)
+{
+    struct page_batch batch = {.as_of = call->order.as_of, .heartbeat = heartbeat};
+
+    message->data = call->own;
+    message->length = write_page_batch_head(&batch, call->own, sizeof(call->own));
+    call->begun = true;
+    return GRPC_PULLED_MESSAGE;
+}
+
+/* -------------------------------------------------------------------------------------------------- DescribeImage */
+
+static int describe_message(struct call *call, struct grpc_bytes message)
+{
+    struct describe_request request;
+
+    if (read_describe_request(message, &request) != 0)
+        return bad_request(call);
+    return name_image(call, request.image);
+}
+
+static enum grpc_pulled describe_pull(struct call *call, struct grpc_bytes *message)
+{
+    const struct image *image = call->image;
+    struct describe_response response = {
+        .content_id = image->content_id,
+        .page_count = image->page_count,
+        .page_bytes = PF_LIMIT_PAGE_BYTES,
+        .unit_pages = 1,
+        .region_count = image->region_count,
+        .live = image->live,
+        .as_of = image->as_of,
+        .batch_bytes_max = PF_LIMIT_BATCH_BYTES_MAX,
+        .runs_max = PF_LIMIT_RUNS_MAX,
+        .wanted_pages_max = PF_LIMIT_WANTED_PAGES_MAX,
+        .urgent_calls_max = PF_LIMIT_URGENT_CALLS_MAX,
+        .encodings = UINT32_C(1) << PF_ENCODING_IDENTITY,
+    };
+
+    if (call->begun)
+        return call_done(call);
+    memcpy(response.region_pages, image->region_pages, sizeof(response.region_pages));
+    message->data = call->own;
+    message->length = write_describe_response(&response, call->own, sizeof(call->own));
+    call->begun = true;
+    return GRPC_PULLED_MESSAGE;
+}
+
+/* -------------------------------------------------------------------------------------------------------- GetPage */
+
+static int get_page_message(struct call *call, struct grpc_bytes message)
+{
+    struct get_page_request request;
+    struct run run = {.page_count = 1};
+    int rc = read_get_page_request(message, &request);
+
+    if (rc != 0)
+        return bad_request(call);
+    rc = name_image(call, request.image);
+    if (rc != 0)
+        return rc;
+    run.first_page = request.page;
+    rc = check_runs(call, &run, 1);
+    if (rc != 0)
+        return rc;
+    call->order.pages_max = call->order.runs_max = 1;
+    stats_add(&call->connection->worker->stats, STATS_asked_pages_total, 1);
+    return ask(call, &run, 1);
+}
+
+static enum grpc_pulled get_page_pull(struct call *call, struct grpc_bytes *message)
+{
+    return call->begun ? call_done(call) : answer(call, message);
+}
+
+/* ----------------------------------------------------------------------------------------------------- FetchPages */
+
+/* The newest are kept: a heartbeat that nobody reads proves nothing any more. */
+static void note_heartbeat(struct call *call, uint64_t heartbeat)
+{
+    if (call->heartbeat_count == CALL_HEARTBEATS)
+        memmove(call->heartbeats, call->heartbeats + 1, --call->heartbeat_count * sizeof(call->heartbeats[0]));
+    call->heartbeats[call->heartbeat_count++] = heartbeat;
+}
+
+static int fetch_image(struct call *call, struct grpc_bytes name)
+{
+    if (call->image == NULL)
+        return name_image(call, name);
+    if (name.length > 0 && (name.length != strlen(call->image->name) ||
+                            memcmp(name.data, call->image->name, name.length) != 0))
+        return call_refuse(call, PF_REASON_BAD_REQUEST, "a call is for one image, named in its first message");
+    return 0;
+}
+
+static int fetch_runs(struct call *call, const struct fetch_request *request)
+{
+    uint64_t pages = 0;
+    int rc = check_runs(call, request->runs, request->run_count);
+
+    if (rc != 0)
+        return rc;
+    for (uint32_t i = 0; i < request->run_count; i++)
+        pages += request->runs[i].page_count;
+    if (call->asks.pages + pages > PF_LIMIT_WANTED_PAGES_MAX)
+        return call_refuse(call, PF_REASON_BUSY, "more pages are asked and unanswered than wanted_pages_max");
+    stats_add(&call->connection->worker->stats, STATS_asked_pages_total, pages);
+    return ask(call, request->runs, request->run_count);
+}
+
+static int fetch_message(struct call *call, struct grpc_bytes message)
+{
+    struct fetch_request request = {.runs = call->connection->worker->runs};
+    int rc = read_fetch_request(message, request.runs, PF_LIMIT_RUNS_MAX, &request);
+
+    if (rc != 0)
+        return bad_request(call);
+    rc = fetch_image(call, request.image);
+    if (rc == 0)
+        rc = fetch_runs(call, &request);
+    if (rc != 0)
+        return rc;
+    if (request.heartbeat != 0)
+        note_heartbeat(call, request.heartbeat);
+    grpc_resume(call->grpc);
+    return 0;
+}
+
+static enum grpc_pulled fetch_pull(struct call *call, struct grpc_bytes *message)
+{
+    if (call->image == NULL && call->half_closed) {
+        call_refuse(call, PF_REASON_BAD_REQUEST, "the first message, which names the image, is missing");
+        return GRPC_PULLED_LAST;
+    }
+    if (call->image == NULL)
+        return GRPC_PULLED_NOTHING;
+    if (!call->begun)
+        return say(call, 0, message);
+    if (call->heartbeat_count > 0) {
+        uint64_t oldest = call->heartbeats[0];
+        memmove(call->heartbeats, call->heartbeats + 1, --call->heartbeat_count * sizeof(call->heartbeats[0]));
+        return say(call, oldest, message);
+    }
+    if (call->asks.count > 0) {
+        bool one = call->asks.pages == 1;
+        call->order.may_repeat = true;
+        call->order.pages_max = one ? 1 : PF_LIMIT_URGENT_BATCH_PAGES_MAX;
+        call->order.runs_max = one ? 1 : URGENT_RUNS_MAX;
+        return answer(call, message);
+    }
+    call_release(call);
+    if (call->half_closed)
+        return call_done(call);
+    if (atomic_load_explicit(&service_of(call)->draining, memory_order_relaxed) != 0) {
+        call_refuse(call, PF_REASON_GOING_AWAY, "the server drains");
+        return GRPC_PULLED_LAST;
+    }
+    return GRPC_PULLED_NOTHING;
+}
+
+/* ---------------------------------------------------------------------------------------------------- StreamPages */
+
+static int stream_message(struct call *call, struct grpc_bytes message)
+{
+    struct stream_request request = {.runs = call->connection->worker->runs};
+    struct run whole = {0};
+    int rc = read_stream_request(message, request.runs, PF_LIMIT_RUNS_MAX, &request);
+
+    if (rc != 0)
+        return bad_request(call);
+    rc = name_image(call, request.image);
+    if (rc == 0)
+        rc = check_runs(call, request.runs, request.run_count);
+    if (rc != 0)
+        return rc;
+    if (request.open_round)
+        return call_refuse(call, PF_REASON_WRONG_PHASE, "an image that never changes has no rounds to open");
+    if (request.since_version > call->order.as_of)
+        return call_refuse(call, PF_REASON_MISMATCH, "since_version is newer than this image");
+    call->order.since_version = request.since_version;
+    call->order.versions_only = request.versions_only;
+    call->order.pages_max = CALL_BATCH_PAGES;
+    call->order.runs_max = CALL_BATCH_RUNS;
+    whole.page_count = call->image->page_count;
+    return request.run_count == 0 ? ask(call, &whole, 1) : ask(call, request.runs, request.run_count);
+}
+
+static enum grpc_pulled stream_pull(struct call *call, struct grpc_bytes *message)
+{
+    enum grpc_pulled pulled = GRPC_PULLED_NOTHING;
+
+    if (!call->begun || call->asks.count > 0)
+        pulled = answer(call, message);
+    return pulled == GRPC_PULLED_NOTHING ? call_done(call) : pulled;
+}
+
+/* -------------------------------------------------------------------------------------------------------- the table */
+
+static const struct method methods[] = {
+    {PF_PATH_DESCRIBE_IMAGE, true, false, describe_message, describe_pull},
+    {PF_PATH_GET_PAGE, true, false, get_page_message, get_page_pull},
+    {PF_PATH_FETCH_PAGES, true, true, fetch_message, fetch_pull},
+    {PF_PATH_STREAM_PAGES, true, false, stream_message, stream_pull},
+};
+
+const struct method *methods_find(struct grpc_bytes path)
+{
+    const struct method *found = NULL;
+
+    for (size_t i = 0; i < sizeof(methods) / sizeof(methods[0]) && found == NULL; i++) {
+        if (strlen(methods[i].path) == path.length && memcmp(methods[i].path, path.data, path.length) == 0)
+            found = &methods[i];
+    }
+    return found;
+}

@@ -1,0 +1,197 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * pageferry.h's server half. The handle belongs to the calling thread; workers see the service alone: flags and a list
+ * of images that only grows.
+ */
+#include <errno.h>
+#include <fcntl.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/socket.h>
+#include <unistd.h>
+
+#include "../pageferry.h"
+#include "listener.h"
+
+#define THREADS_MAX 64
+#define LISTENERS_MAX 16
+
+struct pageferry_server {
+    struct service service;
+    struct watched listeners[LISTENERS_MAX];
+    uint32_t listener_count;
+    struct worker *workers; /* worker_count run */
+    uint32_t worker_count;
+    struct stats sum; /* of the workers', made when it is asked for */
+};
+
+static void explain(struct pageferry_server_options *options, const char *what, const char *why)
+{
+    snprintf(options->error, sizeof(options->error), "%s: %s", what, why);
+}
+
+/* Non-blocking is the socket's, not the descriptor's: the caller's copy changes with it. */
+static int add_listener(struct pageferry_server *server, int listen_fd)
+{
+    int listening = 0, fd, flags;
+    socklen_t length = sizeof(listening);
+
+    if (getsockopt(listen_fd, SOL_SOCKET, SO_ACCEPTCONN, &listening, &length) != 0)
+        return -errno;
+    if (!listening)
+        return -EINVAL;
+    fd = fcntl(listen_fd, F_DUPFD_CLOEXEC, 0);
+    if (fd < 0)
+        return -errno;
+    server->listeners[server->listener_count++] = (struct watched){WATCHED_LISTENER, fd};
+    flags = fcntl(fd, F_GETFL);
+    return flags >= 0 && fcntl(fd, F_SETFL, flags | O_NONBLOCK) == 0 ? 0 : -errno;
+}
+
+static int add_listeners(struct pageferry_server *server, struct pageferry_server_options *options)
+{
+    if (options->listen_fd_count == 0 || options->listen_fd_count > LISTENERS_MAX) {
+        explain(options, "listening sockets", "1 to 16 are needed");
+        return -PF_REASON_BAD_REQUEST;
+    }
+    for (uint32_t i = 0; i < options->listen_fd_count; i++) {
+        int rc = add_listener(server, options->listen_fds[i]);
+        if (rc != 0) {
+            explain(options, "a listening socket cannot be used", strerror(-rc));
+            return rc == -EMFILE ? -PF_REASON_NO_MEMORY : -PF_REASON_BAD_REQUEST;
+        }
+    }
+    return 0;
+}
+
+static int start_workers(struct pageferry_server *server, struct pageferry_server_options *options)
+{
+    uint32_t threads = options->threads == 0 ? 1 : options->threads;
+
+    if (threads > THREADS_MAX) {
+        explain(options, "threads", "at most 64 make sense");
+        return -PF_REASON_BAD_REQUEST;
+    }
+    server->workers = calloc(threads, sizeof(*server->workers));
+    if (server->workers == NULL) {
+        explain(options, "the workers", "no memory");
+        return -PF_REASON_NO_MEMORY;
+    }
+    for (uint32_t i = 0; i < threads; i++) {
+        int rc = 0;
+        server->workers[i].service = &server->service;
+        rc = listener_start(&server->workers[i], server->listeners, server->listener_count, i);
+        if (rc != 0) {
+            explain(options, "a worker thread cannot be started", "see the limits on memory, threads and files");
+            return rc;
+        }
+        server->worker_count++;
+    }
+    return 0;
+}
+
+int pageferry_server_open(struct pageferry_server_options *options, struct pageferry_server **out)
+{
+    struct pageferry_server *server = calloc(1, sizeof(*server));
+    int rc = 0;
+
+    options->error[0] = 0;
+    *out = NULL;
+    if (server == NULL) {
+        explain(options, "the server", "no memory");
+        return -PF_REASON_NO_MEMORY;
+    }
+    rc = add_listeners(server, options);
+    if (rc == 0)
+        rc = start_workers(server, options);
+    if (rc == 0)
+        *out = server;
+    else
+        pageferry_server_close(server);
+    return rc;
+}
+
+int pageferry_server_add_file(struct pageferry_server *server, const char *name, int fd,
+                              const struct pageferry_image_facts *facts, const uint64_t *region_pages,
+                              uint32_t region_count, char *error, size_t error_bytes)
+{
+    struct image *image = NULL;
+    int rc = image_file_open(name, fd, facts, region_pages, region_count, &image, error, error_bytes);
+
+    if (rc != 0)
+        return rc;
+    rc = images_add(&server->service.images, image);
+    if (rc != 0) {
+        image->ops->close(image);
+        if (error_bytes > 0)
+            snprintf(error, error_bytes, rc == -PF_REASON_ALREADY_ATTACHED ? "another image has the name %s"
+                     : "one server serves at most 256 images: %s is one too many", name);
+    }
+    return rc;
+}
+
+static void ring_all(struct pageferry_server *server)
+{
+    for (uint32_t i = 0; i < server->worker_count; i++)
+        listener_ring(&server->workers[i]);
+}
+
+void pageferry_server_health(struct pageferry_server *server, uint32_t serving)
+{
+    atomic_store(&server->service.serving, serving != 0);
+    ring_all(server);
+}
+
+void pageferry_server_drain(struct pageferry_server *server)
+{
+    atomic_store(&server->service.draining, 1);
+    ring_all(server);
+}
+
+uint32_t pageferry_server_open_calls(struct pageferry_server *server)
+{
+    uint32_t calls = 0;
+
+    for (uint32_t i = 0; i < server->worker_count; i++)
+        calls += atomic_load(&server->workers[i].page_calls);
+    return calls;
+}
+
+static const struct stats *sum_stats(struct pageferry_server *server)
+{
+    memset(&server->sum, 0, sizeof(server->sum));
+    for (uint32_t i = 0; i < server->worker_count; i++)
+        stats_sum(&server->sum, &server->workers[i].stats);
+    return &server->sum;
+}
+
+uint32_t pageferry_server_counters(struct pageferry_server *server, uint64_t *values, uint32_t capacity)
+{
+    const struct stats *sum = sum_stats(server);
+
+    for (uint32_t i = 0; i < STATS_COUNTER_COUNT && i < capacity; i++)
+        values[i] = stats_get(sum, (enum stats_counter)i);
+    return STATS_COUNTER_COUNT;
+}
+
+uint32_t pageferry_server_histogram(struct pageferry_server *server, uint32_t index, uint64_t *values,
+                                    uint32_t capacity)
+{
+    return stats_copy_histogram(sum_stats(server), index, values, capacity);
+}
+
+void pageferry_server_close(struct pageferry_server *server)
+{
+    if (server == NULL)
+        return;
+    atomic_store(&server->service.stopping, 1);
+    ring_all(server);
+    for (uint32_t i = 0; i < server->worker_count; i++)
+        listener_stop(&server->workers[i]);
+    for (uint32_t i = 0; i < server->listener_count; i++)
+        close(server->listeners[i].fd);
+    images_close(&server->service.images);
+    free(server->workers);
+    free(server);
+}
