@@ -4,8 +4,8 @@
  * come of it. kernel/uffd.c is Linux; tests/native/sim_kernel.c is a page cache in memory that obeys the same rules,
  * crashes on request and knows every byte. The engine cannot tell them apart.
  *
- * An errno is born and dies below this line. What the engine learns is one of six results, and how far the call came
- * before it stopped.
+ * An errno is born and dies below this line. What the engine learns is one of seven results, and how far the call
+ * came before it stopped.
  */
 #ifndef PAGEFERRY_KERNEL_OPS_H
 #define PAGEFERRY_KERNEL_OPS_H
@@ -17,10 +17,14 @@ enum kernel_result {
     KERNEL_MAPPED = 0, /* done, all of it (for populate, punch, wake: simply done) */
     KERNEL_ALREADY,    /* map: a page is mapped there. copy, zero: something is there; on shared memory perhaps only
                           in the page cache (DESIGN 3.6) */
-    KERNEL_ABSENT,     /* map: nothing in the page cache (EFAULT). Or the mapping itself went away (ENOENT) */
+    KERNEL_ABSENT,     /* map: nothing in the page cache (EFAULT). Or the mapping itself went away (ENOENT), or the
+                          file behind it was cut short; who slept there has been woken and meets the kernel's answer */
     KERNEL_LATER,      /* events are waiting unread: read them, then try again */
     KERNEL_FULL,       /* no memory: tmpfs, cgroup or machine; try again after a while */
-    KERNEL_GONE        /* the VMM's address space is gone */
+    KERNEL_GONE,       /* the VMM's address space is gone */
+    KERNEL_REFUSED     /* the kernel will not do this, now or later: a hand-off that lied, a kernel without
+                          UFFDIO_POISON, or a bug of ours. Nothing was done to the page at done_bytes: hold it back and
+                          say so; its threads sleep on, which is safe */
 };
 
 struct kernel_outcome {

@@ -1,0 +1,330 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * The real kernel_ops. This file alone decides what an errno of a uffd call means; each meaning names the test in
+ * tests/native/test_uffd.c that proves it on the kernel that runs.
+ *
+ * How the calls speak. The filling ones return 0 when all of it is done; otherwise errno says why they stopped, and a
+ * signed field says how far they came, or repeats the errno negated, or was not written at all: it is preset to 0, and
+ * only a positive value of it counts (test_gone_after_exit: ESRCH leaves it alone). Partial progress is always EAGAIN
+ * with a positive field and hides the true reason, so the call goes on from there and meets it (test_partial_*).
+ *
+ *   EAGAIN, no progress  LATER   an event is unread, or its cause not over     test_later_while_a_remove_waits
+ *   EEXIST               ALREADY and the sleepers are not woken                test_already_*, test_eexist_wakes_nobody
+ *   EFAULT of CONTINUE   ABSENT  a hole                                        test_map_of_a_hole
+ *   ENOENT               ABSENT  no registered mapping; with more than one     test_absent_after_unmap,
+ *                                page perhaps two of them: halves are tried    test_call_across_a_split_mapping
+ *   EINVAL of CONTINUE,  ABSENT  if the file now ends before the page          test_file_cut_short
+ *   EFAULT of the others
+ *   ENOMEM, ENOSPC       FULL                                                  test_full_tmpfs
+ *   ESRCH                GONE                                                  test_gone_after_exit
+ *   EIO of CONTINUE      the page cache's page has a memory error. The guest gets what it would get without us, an
+ *                        access that fails: UFFDIO_POISON, and on we go (needs CONFIG_MEMORY_FAILURE: not provoked)
+ *   all else             REFUSED                                               test_refused_*
+ *
+ * Where no mapping is left nobody else would wake who slept there: that is done here, before ABSENT is returned.
+ */
+#include "uffd.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <sys/ioctl.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include "uapi.h"
+
+#define KERNEL_PAGE_BYTES UINT64_C(4096)
+#define MESSAGES_A_READ 64
+
+/* What is left of a span while a call works its way through it. */
+struct rest {
+    uint64_t address;
+    uint64_t length_bytes;
+    uint64_t file_offset;
+    const uint8_t *bytes; /* copy only */
+};
+
+/* One system call on the front of `rest`: 0 or the errno, and the field. */
+struct attempt {
+    int error;
+    int64_t field;
+};
+
+typedef struct attempt attempt_fn(const struct uffd *uffd, const struct rest *rest, uint64_t length_bytes);
+
+static struct attempt attempted(int rc, int64_t field)
+{
+    return (struct attempt){.error = rc < 0 ? errno : 0, .field = field};
+}
+
+static struct attempt attempt_map(const struct uffd *uffd, const struct rest *rest, uint64_t length_bytes)
+{
+    struct uffdio_continue arg = {.range = {.start = rest->address, .len = length_bytes}, .mapped = 0};
+    int rc = ioctl(uffd->fd, UFFDIO_CONTINUE, &arg);
+
+    return attempted(rc, arg.mapped);
+}
+
+static struct attempt attempt_copy(const struct uffd *uffd, const struct rest *rest, uint64_t length_bytes)
+{
+    struct uffdio_copy arg = {.dst = rest->address, .src = (uintptr_t)rest->bytes, .len = length_bytes, .copy = 0};
+    int rc = ioctl(uffd->fd, UFFDIO_COPY, &arg);
+
+    return attempted(rc, arg.copy);
+}
+
+static struct attempt attempt_zero(const struct uffd *uffd, const struct rest *rest, uint64_t length_bytes)
+{
+    struct uffdio_zeropage arg = {.range = {.start = rest->address, .len = length_bytes}, .zeropage = 0};
+    int rc = ioctl(uffd->fd, UFFDIO_ZEROPAGE, &arg);
+
+    return attempted(rc, arg.zeropage);
+}
+
+static struct attempt attempt_poison(const struct uffd *uffd, const struct rest *rest, uint64_t length_bytes)
+{
+    struct uffdio_poison arg = {.range = {.start = rest->address, .len = length_bytes}, .updated = 0};
+    int rc = ioctl(uffd->fd, UFFDIO_POISON, &arg);
+
+    return attempted(rc, arg.updated);
+}
+
+static int wake(const struct uffd *uffd, uint64_t address, uint64_t length_bytes)
+{
+    struct uffdio_range arg = {.start = address, .len = length_bytes};
+
+    return ioctl(uffd->fd, UFFDIO_WAKE, &arg) < 0 ? errno : 0;
+}
+
+/* The file behind shared memory may have been cut by its owner: then there is no page, and an access raises SIGBUS. */
+static bool beyond_end(const struct uffd *uffd, const struct rest *rest)
+{
+    struct stat file;
+
+    return uffd->backing_fd >= 0 && fstat(uffd->backing_fd, &file) == 0 &&
+           rest->file_offset >= ((uint64_t)file.st_size + KERNEL_PAGE_BYTES - 1) / KERNEL_PAGE_BYTES * KERNEL_PAGE_BYTES;
+}
+
+/* What an errno without progress means for the page at the front of `rest`. */
+static enum kernel_result meaning(const struct uffd *uffd, const struct rest *rest, int error, attempt_fn *attempt)
+{
+    enum kernel_result result = KERNEL_REFUSED;
+
+    if (error == EAGAIN)
+        result = KERNEL_LATER;
+    else if (error == EEXIST)
+        result = KERNEL_ALREADY;
+    else if (error == ESRCH)
+        result = KERNEL_GONE;
+    else if (error == ENOMEM || error == ENOSPC)
+        result = KERNEL_FULL;
+    else if (error == ENOENT || ((error == EINVAL || error == EFAULT) && beyond_end(uffd, rest)))
+        result = KERNEL_ABSENT;
+    else if (error == EFAULT && attempt == attempt_map)
+        return KERNEL_ABSENT; /* a hole: the mapping is there, so its sleepers are the caller's */
+    if (result == KERNEL_ABSENT)
+        wake(uffd, rest->address, KERNEL_PAGE_BYTES);
+    return result;
+}
+
+static void advance(struct rest *rest, uint64_t length_bytes)
+{
+    rest->address += length_bytes;
+    rest->length_bytes -= length_bytes;
+    rest->file_offset += length_bytes;
+    if (rest->bytes != NULL)
+        rest->bytes += length_bytes;
+}
+
+static uint64_t half_of(uint64_t length_bytes)
+{
+    uint64_t half_bytes = length_bytes / 2 / KERNEL_PAGE_BYTES * KERNEL_PAGE_BYTES;
+
+    return half_bytes != 0 ? half_bytes : KERNEL_PAGE_BYTES;
+}
+
+/* Repeats `attempt` along the span until it is done or a page answers with something else than progress. */
+static struct kernel_outcome along(const struct uffd *uffd, const struct kernel_span *span, const void *bytes,
+                                   attempt_fn *attempt)
+{
+    struct rest rest = {span->address, span->length_bytes, span->file_offset, bytes};
+    struct kernel_outcome outcome = {.result = KERNEL_MAPPED};
+    uint64_t piece_bytes = rest.length_bytes;
+
+    while (rest.length_bytes != 0) {
+        struct attempt made = attempt(uffd, &rest, piece_bytes);
+        if (made.error == EIO && attempt == attempt_map)
+            made = attempt_poison(uffd, &rest, KERNEL_PAGE_BYTES);
+        if (made.error == 0 && made.field <= 0)
+            made.field = (int64_t)piece_bytes; /* a kernel that says 0 and nothing: all of it */
+        if (made.error == 0 || (made.error == EAGAIN && made.field > 0)) {
+            advance(&rest, (uint64_t)made.field);
+            piece_bytes = rest.length_bytes;
+        } else if (made.error == ENOENT && piece_bytes > KERNEL_PAGE_BYTES) {
+            piece_bytes = half_of(piece_bytes);
+        } else {
+            outcome.result = meaning(uffd, &rest, made.error, attempt);
+            break;
+        }
+    }
+    outcome.done_bytes = span->length_bytes - rest.length_bytes;
+    return outcome;
+}
+
+static struct kernel_outcome op_map(void *kernel, const struct kernel_span *span)
+{
+    return along(kernel, span, NULL, attempt_map);
+}
+
+static struct kernel_outcome op_copy(void *kernel, const struct kernel_span *span, const void *bytes)
+{
+    return along(kernel, span, bytes, attempt_copy);
+}
+
+static struct kernel_outcome op_zero(void *kernel, const struct kernel_span *span)
+{
+    return along(kernel, span, NULL, attempt_zero);
+}
+
+static struct kernel_outcome op_poison(void *kernel, const struct kernel_span *span)
+{
+    return along(kernel, span, NULL, attempt_poison);
+}
+
+/* WAKE looks at no mapping and knows no progress: it works after an unmap, and after the VMM's end. */
+static struct kernel_outcome op_wake(void *kernel, const struct kernel_span *span)
+{
+    bool refused = wake(kernel, span->address, span->length_bytes) != 0;
+
+    return (struct kernel_outcome){.result = refused ? KERNEL_REFUSED : KERNEL_MAPPED,
+                                   .done_bytes = refused ? 0 : span->length_bytes};
+}
+
+/* ---------------------------------------------------------------------------- the page cache, through our own view */
+
+static enum kernel_result file_meaning(int error)
+{
+    return error == ENOSPC || error == ENOMEM || error == EDQUOT ? KERNEL_FULL : KERNEL_REFUSED;
+}
+
+/* pwrite may stop short, at a folio's end or where memory ran out; the next one says which (test_full_tmpfs). The
+ * source is our own resident buffer: pwrite of one that is not shows a zero page for an instant. */
+static struct kernel_outcome op_populate(void *kernel, const struct kernel_span *span, const void *bytes)
+{
+    const struct uffd *uffd = kernel;
+    struct kernel_outcome outcome = {.result = KERNEL_MAPPED};
+    uint64_t done_bytes = 0;
+
+    while (done_bytes < span->length_bytes) {
+        ssize_t rc = pwrite(uffd->backing_fd, (const uint8_t *)bytes + done_bytes, span->length_bytes - done_bytes,
+                            (off_t)(span->file_offset + done_bytes));
+        if (rc > 0) {
+            done_bytes += (uint64_t)rc;
+        } else if (rc == 0 || errno != EINTR) {
+            outcome.result = rc == 0 ? KERNEL_REFUSED : file_meaning(errno);
+            break;
+        }
+    }
+    outcome.done_bytes = done_bytes / KERNEL_PAGE_BYTES * KERNEL_PAGE_BYTES;
+    return outcome;
+}
+
+static struct kernel_outcome op_punch(void *kernel, const struct kernel_span *span)
+{
+    const struct uffd *uffd = kernel;
+    int rc;
+
+    do {
+        rc = fallocate(uffd->backing_fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, (off_t)span->file_offset,
+                       (off_t)span->length_bytes);
+    } while (rc < 0 && errno == EINTR);
+    return (struct kernel_outcome){.result = rc < 0 ? file_meaning(errno) : KERNEL_MAPPED,
+                                   .done_bytes = rc < 0 ? 0 : span->length_bytes};
+}
+
+/* --------------------------------------------------------------------------------------------------------- events */
+
+_Static_assert(KERNEL_FAULT_WRITE == UFFD_PAGEFAULT_FLAG_WRITE && KERNEL_FAULT_WP == UFFD_PAGEFAULT_FLAG_WP &&
+                   KERNEL_FAULT_MINOR == UFFD_PAGEFAULT_FLAG_MINOR,
+               "the flags are the kernel's own bits");
+
+static struct kernel_event event_of(const struct uffd_msg *message)
+{
+    struct kernel_event event = {.kind = KERNEL_EVENT_OTHER};
+
+    switch (message->event) {
+    case UFFD_EVENT_PAGEFAULT:
+        event.kind = KERNEL_EVENT_FAULT;
+        event.flags = (uint32_t)message->arg.pagefault.flags;
+        event.start = message->arg.pagefault.address & ~(KERNEL_PAGE_BYTES - 1); /* exact with EXACT_ADDRESS */
+        event.end = event.start + KERNEL_PAGE_BYTES;
+        event.thread = message->arg.pagefault.feat.ptid;
+        break;
+    case UFFD_EVENT_REMOVE:
+    case UFFD_EVENT_UNMAP:
+        event.kind = message->event == UFFD_EVENT_REMOVE ? KERNEL_EVENT_REMOVE : KERNEL_EVENT_UNMAP;
+        event.start = message->arg.remove.start;
+        event.end = message->arg.remove.end;
+        break;
+    case UFFD_EVENT_FORK:
+        close((int)message->arg.fork.ufd); /* the child's uffd, put among our fds by the read */
+        break;
+    case UFFD_EVENT_REMAP:
+        event.start = message->arg.remap.from;
+        event.end = message->arg.remap.from + message->arg.remap.len;
+        break;
+    }
+    return event;
+}
+
+/* One read(2). The fd does not block; a readable fd may still have nothing (EAGAIN), and so has one of a VMM that is
+ * gone (test_gone_after_exit). */
+static int op_read_events(void *kernel, struct kernel_event *events, int capacity)
+{
+    const struct uffd *uffd = kernel;
+    struct uffd_msg messages[MESSAGES_A_READ];
+    size_t wanted = capacity < MESSAGES_A_READ ? (size_t)capacity : MESSAGES_A_READ;
+    ssize_t got_bytes;
+    int count = 0;
+
+    do {
+        got_bytes = read(uffd->fd, messages, wanted * sizeof(messages[0]));
+    } while (got_bytes < 0 && errno == EINTR);
+    for (; got_bytes >= (ssize_t)sizeof(messages[0]); got_bytes -= (ssize_t)sizeof(messages[0]), count++)
+        events[count] = event_of(&messages[count]);
+    return count;
+}
+
+const struct kernel_ops uffd_kernel_ops = {
+    .read_events = op_read_events,
+    .populate = op_populate,
+    .map = op_map,
+    .copy = op_copy,
+    .zero = op_zero,
+    .punch = op_punch,
+    .poison = op_poison,
+    .wake = op_wake,
+};
+
+/* -------------------------------------------------------------------------------------------------- registration */
+
+/* UNREGISTER answers ENOMEM both for a VMM that is gone and for no memory. A COPY from where nothing can be read does
+ * nothing to anybody, and answers ESRCH in the first case only. */
+static bool vmm_is_gone(const struct uffd *uffd, uint64_t address)
+{
+    struct rest rest = {.address = address, .length_bytes = KERNEL_PAGE_BYTES, .bytes = NULL};
+
+    return attempt_copy(uffd, &rest, KERNEL_PAGE_BYTES).error == ESRCH;
+}
+
+/* UNREGISTER wakes the sleepers of MISSING registrations and not those of MINOR alone: WAKE by hand, always. */
+int uffd_unregister(struct uffd *uffd, const struct kernel_span *span)
+{
+    struct uffdio_range arg = {.start = span->address, .len = span->length_bytes};
+    int rc = ioctl(uffd->fd, UFFDIO_UNREGISTER, &arg) < 0 ? -errno : 0;
+
+    wake(uffd, span->address, span->length_bytes);
+    if (rc == -ESRCH || (rc == -ENOMEM && vmm_is_gone(uffd, span->address)))
+        rc = 0;
+    return rc;
+}
