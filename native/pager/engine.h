@@ -23,6 +23,11 @@
 #include "table.h"
 
 #define ENGINE_PARKED_MAX 1024
+#define ENGINE_RECENT_ASKS 1024                     /* a power of two */
+#define ENGINE_LATER_NS UINT64_C(500000)            /* a call that found events unread is tried again after this */
+#define ENGINE_ASK_AGAIN_NS UINT64_C(10000000)      /* an answer that was no use is asked again after this */
+#define ENGINE_FULL_WAIT_MIN_NS UINT64_C(10000000)  /* no memory: tried again after this, doubling */
+#define ENGINE_FULL_WAIT_MAX_NS UINT64_C(1000000000)
 
 enum engine_report {
     ENGINE_REPORT_ALARM = 1,   /* page, text: what cannot be, was; the page is held back */
@@ -35,6 +40,8 @@ enum engine_report {
 /* What the engine tells its owner, on the owner's thread, from inside the calls below. */
 struct engine_out {
     void *owner;
+    /* The time now, for the histograms alone; NULL: the time that the caller told is taken. */
+    uint64_t (*clock_ns)(void *owner);
     /* Ask the server for this page, urgently. Called once a page until the ask is lost (engine_asks_lost). */
     void (*ask)(void *owner, uint64_t page);
     void (*report)(void *owner, enum engine_report report, uint64_t page, uint64_t value, const char *text);
@@ -51,10 +58,17 @@ struct engine_news {
     const uint8_t *bytes; /* page_count pages for DATA, resident and ours; else NULL */
 };
 
-/* A fault that is read but cannot be resolved yet: by page, when to try again. */
+/* What cannot be done yet, and when to try again: a fault that was read, or an ask. */
 struct engine_parked {
     uint64_t page;
     uint64_t due_ns;
+    bool ask;
+};
+
+/* When a page was asked first, for the histogram: a page that shares its place with a newer one is not observed. */
+struct engine_recent_ask {
+    uint64_t page_plus_1; /* 0: a free place */
+    uint64_t read_ns;     /* of its fault */
 };
 
 struct engine {
@@ -66,18 +80,26 @@ struct engine {
     struct stats *stats;
     struct trace *trace;
     bool private_memory;
-    bool gone;             /* the VMM is gone: every call returns at once */
-    bool full;             /* the last populate or copy found no memory */
-    bool rescan_wanted;    /* asks were lost beyond what the ring holds: every WANTED word is asked again */
+    bool gone;               /* the VMM is gone: every call returns at once */
+    bool full;               /* the last populate, copy or zero found no memory */
+    bool in_turn;            /* a batch is being worked on: no other may be read before it is done */
+    bool rescan_wanted;      /* asks were lost beyond what can be parked: every WANTED page is asked again */
+    uint64_t rescan_due_ns;
     uint64_t frozen_version; /* 0, or the highest version there is: an immutable image's, or the frozen map's */
-    uint64_t fault_page;   /* newest fault that asked, for plan_hint */
-    uint64_t first_early_ns; /* when the oldest parked early fault was read; 0: none */
+    uint64_t first_early_ns; /* when the oldest early fault was read that waits for arming; 0: none */
     uint64_t early_page;
-    uint64_t counts[PAGE_STATE_COUNT];
-    uint64_t read_ns;      /* when the batch in work was read */
+    uint64_t now_ns;         /* as the caller told it last */
+    uint64_t read_ns;        /* when the batch in work was read */
+    uint64_t full_wait_ns;
+    uint64_t full_until_ns;  /* full: nothing parked is tried before */
+    uint64_t unclean_count;  /* words that say ZERO or POISONED and stale: a punch failed, and is tried again */
+    uint64_t unclean_due_ns;
+    uint64_t held_count;     /* words that are held back */
+    uint32_t last_result;    /* of the newest kernel call, for the trace */
     uint32_t parked_count;
+    uint64_t counts[PAGE_STATE_COUNT];
     struct engine_parked parked[ENGINE_PARKED_MAX];
-    uint64_t *asked_ns;    /* a page each: when its fault was read, for the histogram; NULL: not kept */
+    struct engine_recent_ask recent_asks[ENGINE_RECENT_ASKS];
 };
 
 struct engine_options {
@@ -102,13 +124,14 @@ void engine_mark_stale(struct engine *engine, uint64_t first_page, uint64_t page
  * a full batch (TABLE_BATCH_EVENTS) means that more may wait. */
 int engine_turn(struct engine *engine, uint64_t now_ns);
 
-/* Applies news. Returns the number of pages it took. */
+/* Applies news. Returns the number of pages it took. On private memory bytes are not taken before arming: they could
+ * only be mapped. */
 uint64_t engine_news(struct engine *engine, const struct engine_news *news, uint64_t now_ns);
 
 /* A page that was asked cannot be had now (run kind LATER, bad digest): still WANTED, ask again at due_ns. */
 void engine_ask_later(struct engine *engine, uint64_t page, uint64_t due_ns);
 
-/* The link was lost: everything WANTED is asked again through out.ask, now. */
+/* The link was lost: everything WANTED is asked again through out.ask, now. Looks at words until it has found all. */
 void engine_asks_lost(struct engine *engine);
 
 /* Faults are resolved from now on. Wakes every region, so that faults which came early come again. Idempotent. */
@@ -125,7 +148,8 @@ void engine_tick(struct engine *engine, uint64_t now_ns);
 /* When engine_tick has something to do; UINT64_MAX: nothing is parked. */
 uint64_t engine_next_ns(const struct engine *engine);
 
-/* Armed: every word is OWNED, ZERO or POISONED. Not armed: none is MISSING or WANTED. */
+/* Armed: every word is OWNED, ZERO or POISONED, and the cache holds nothing else. Not armed: none is MISSING or
+ * WANTED. A page that is held back settles never. */
 bool engine_settled(const struct engine *engine);
 
 #endif

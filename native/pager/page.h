@@ -3,10 +3,12 @@
  * The page machine. One table says what happens to a page: names, steps, docs/page-machine.md and the simulation's
  * coverage all come from it.
  *
- * A page is one 64-bit word: version << 8 | stale << 3 | state.
+ * A page is one 64-bit word: version << 8 | held << 4 | stale << 3 | state.
  *   version  what is held (CACHED, ZERO, OWNED) or the lowest acceptable (MISSING, WANTED); 0: none, or any
  *   stale    the page cache may hold something that is not this page. Set BEFORE a write to the cache begins, by
  *            invalidate, and at attach for what SEEK_DATA finds; clear otherwise (DESIGN 3.5)
+ *   held     what cannot be was found here, and reported: nothing is written, mapped or asked any more, also by a
+ *            successor; only a page that is removed or lost leaves this
  */
 #ifndef PAGEFERRY_PAGE_H
 #define PAGEFERRY_PAGE_H
@@ -123,6 +125,7 @@ const char *page_action_name(enum page_action action);
 
 #define PAGE_STATE_MASK UINT64_C(7)
 #define PAGE_STALE UINT64_C(8)
+#define PAGE_HELD UINT64_C(16)
 #define PAGE_VERSION_SHIFT 8
 
 static inline enum page_state page_state(uint64_t word)
@@ -133,6 +136,11 @@ static inline enum page_state page_state(uint64_t word)
 static inline bool page_stale(uint64_t word)
 {
     return (word & PAGE_STALE) != 0;
+}
+
+static inline bool page_held(uint64_t word)
+{
+    return (word & PAGE_HELD) != 0;
 }
 
 static inline uint64_t page_version(uint64_t word)

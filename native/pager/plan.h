@@ -22,6 +22,7 @@ struct plan_range {
 struct plan {
     const struct table *table;
     uint64_t cursor;
+    uint64_t passed_pages; /* words looked at, without a find, since the pass began */
     uint32_t flight_count;
     struct plan_range flights[PLAN_FLIGHTS_MAX];
 };

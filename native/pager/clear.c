@@ -1,0 +1,161 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * The actions of place.h for pages without bytes: zeros, removed, poisoned. Their claim comes first, it needs nothing
+ * in memory; the stale bit stays until the cache is clean, and is cleared before ZEROPAGE: from then on the guest may
+ * write to the page, and it is never punched again.
+ */
+#include "place.h"
+
+#include <stddef.h>
+
+#define ZERO_TRIES 3
+
+/* Shared memory only. What fails without being refused is tried again like a page without memory. */
+static enum placing punch(struct engine *engine, uint64_t page, uint64_t count)
+{
+    enum placing status = place_status(place_call(engine, CALL_PUNCH, page, count, NULL).result);
+
+    return status == PLACING_LATER ? PLACING_FULL : status;
+}
+
+bool place_in_doubt(uint64_t word)
+{
+    return page_stale(word) || page_held(word) || page_state(word) == PAGE_CACHED;
+}
+
+/* --------------------------------------------------------------------------------------------------------- zeros */
+
+struct placed place_zeros(struct engine *engine, uint64_t page, uint64_t count, uint64_t version)
+{
+    struct placed placed = {.pages = count, .status = PLACING_DONE};
+
+    if (place_in_doubt(table_word(engine->table, page))) {
+        for (uint64_t i = 0; i < count; i++)
+            if (page_state(table_word(engine->table, page + i)) == PAGE_CACHED)
+                place_word(engine, page + i, PAGE_MISSING, true, version);
+        placed.status = punch(engine, page, count);
+        if (placed.status != PLACING_DONE)
+            placed.pages = 0;
+    }
+    for (uint64_t i = 0; i < placed.pages; i++)
+        place_word(engine, page + i, PAGE_ZERO, false, version);
+    return placed;
+}
+
+void place_removed(struct engine *engine, uint64_t page, uint64_t count)
+{
+    bool doubt = !engine->private_memory && place_in_doubt(table_word(engine->table, page));
+
+    for (uint64_t i = 0; i < count; i++)
+        place_word(engine, page + i, PAGE_ZERO, doubt, place_version(engine, page + i));
+    if (doubt && punch(engine, page, count) == PLACING_DONE)
+        for (uint64_t i = 0; i < count; i++)
+            place_word(engine, page + i, PAGE_ZERO, false, place_version(engine, page + i));
+}
+
+/* What the cache holds goes. */
+static enum placing clean_zero(struct engine *engine, uint64_t page)
+{
+    enum placing status = PLACING_DONE;
+
+    if (page_stale(table_word(engine->table, page))) {
+        status = punch(engine, page, 1);
+        if (status == PLACING_DONE)
+            place_word(engine, page, PAGE_ZERO, false, place_version(engine, page));
+    }
+    return status;
+}
+
+/* ZEROPAGE found something in a cache that should be empty. After a takeover it is what the worker before us has
+ * placed, and the guest may have written to it; else it is nobody's, and goes. True: settled. */
+static bool zero_found_something(struct engine *engine, uint64_t page)
+{
+    bool placed = atomic_load(&engine->table->header->takeovers) > 0;
+    uint64_t version = place_version(engine, page);
+
+    if (placed) {
+        place_owned(engine, page, 1, version);
+        if (place_mapped(engine, page, 1).status != PLACING_DONE)
+            place_wake(engine, page, 1);
+    } else {
+        place_word(engine, page, PAGE_ZERO, true, version);
+    }
+    return placed;
+}
+
+static enum placing zero_shared(struct engine *engine, uint64_t page)
+{
+    enum placing status;
+
+    for (int tries = 0; tries < ZERO_TRIES; tries++) {
+        struct kernel_outcome outcome;
+        status = clean_zero(engine, page);
+        if (status != PLACING_DONE)
+            return status;
+        outcome = place_call(engine, CALL_ZERO, page, 1, NULL);
+        if (outcome.result == KERNEL_MAPPED || outcome.result == KERNEL_ABSENT) {
+            place_owned(engine, page, 1, place_version(engine, page));
+            if (outcome.result == KERNEL_ABSENT) /* no mapping: nothing to do, and nothing to lose */
+                place_wake(engine, page, 1);
+            return PLACING_DONE;
+        }
+        if (outcome.result != KERNEL_ALREADY)
+            return place_status(outcome.result);
+        if (zero_found_something(engine, page))
+            return PLACING_DONE;
+    }
+    place_hold(engine, page, "the RAM file fills up where it was emptied: the page is held back");
+    return PLACING_HELD;
+}
+
+enum placing place_zero(struct engine *engine, uint64_t page)
+{
+    uint64_t version = place_version(engine, page);
+    struct placed placed;
+
+    if (!engine->private_memory)
+        return zero_shared(engine, page);
+    placed = place_mapped(engine, page, 1);
+    if (placed.status == PLACING_DONE && !page_held(table_word(engine->table, page)))
+        place_owned(engine, page, 1, version);
+    return placed.status;
+}
+
+/* -------------------------------------------------------------------------------------------------------- poison */
+
+void place_lost(struct engine *engine, uint64_t page, uint64_t version)
+{
+    uint64_t word = table_word(engine->table, page);
+    bool mapped = page_state(word) == PAGE_OWNED;
+    bool doubt = !engine->private_memory && (place_in_doubt(word) || mapped);
+
+    place_word(engine, page, PAGE_POISONED, doubt, version);
+    if (doubt && punch(engine, page, 1) == PLACING_DONE)
+        place_word(engine, page, PAGE_POISONED, false, version);
+    stats_add(engine->stats, STATS_poisoned_pages_total, 1);
+    engine->out.report(engine->out.owner, ENGINE_REPORT_POISONED, page, mapped, "the page is lost");
+}
+
+enum placing place_poison(struct engine *engine, uint64_t page)
+{
+    struct kernel_outcome outcome = place_call(engine, CALL_POISON, page, 1, NULL);
+    enum placing status = PLACING_DONE;
+
+    if (outcome.result == KERNEL_ALREADY || outcome.result == KERNEL_ABSENT)
+        place_wake(engine, page, 1); /* marked before; or mapped on private memory, which the report has said */
+    else if (outcome.result != KERNEL_MAPPED)
+        status = place_status(outcome.result);
+    return status;
+}
+
+void place_clean(struct engine *engine)
+{
+    for (uint64_t page = 0; page < engine->table->page_count && engine->unclean_count > 0; page++) {
+        uint64_t word = table_word(engine->table, page);
+        if (!place_unclean(word))
+            continue;
+        if (punch(engine, page, 1) != PLACING_DONE)
+            break;
+        place_word(engine, page, page_state(word), false, page_version(word));
+    }
+}
