@@ -1,0 +1,289 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* Sessions, and the life of their calls: see grpc.h for the rules and call.h for the inside. */
+#include "grpc.h"
+
+#include <errno.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "../gen/contract.h"
+#include "call.h"
+#include "session.h"
+
+#define CLIENT_CALLS_MAX 1024
+#define USER_AGENT "pageferry/0.1.0"
+#define CONSTANT(name, value) ((struct h2_field){name, value, sizeof(value) - 1, true})
+
+struct grpc_call *call_new(struct grpc_session *session)
+{
+    struct grpc_call *call = TAILQ_FIRST(&session->spare);
+
+    if (call != NULL) {
+        TAILQ_REMOVE(&session->spare, call, all);
+        memset(call, 0, sizeof(*call));
+    } else {
+        call = calloc(1, sizeof(*call));
+    }
+    if (call != NULL) {
+        call->session = session;
+        TAILQ_INSERT_TAIL(&session->all, call, all);
+        session->call_count++;
+    }
+    return call;
+}
+
+void call_set_ready(struct grpc_call *call)
+{
+    if (!call->is_ready) {
+        call->is_ready = true;
+        TAILQ_INSERT_TAIL(&call->session->ready, call, ready);
+        call->session->ready_count++;
+    }
+}
+
+void call_clear_ready(struct grpc_call *call)
+{
+    if (call->is_ready) {
+        call->is_ready = false;
+        TAILQ_REMOVE(&call->session->ready, call, ready);
+        call->session->ready_count--;
+    }
+}
+
+void call_drop(struct grpc_call *call)
+{
+    struct grpc_session *session = call->session;
+
+    call_clear_ready(call);
+    TAILQ_REMOVE(&session->all, call, all);
+    session->call_count--;
+    incoming_close(&call->incoming);
+    TAILQ_INSERT_HEAD(&session->spare, call, all);
+}
+
+void call_end(struct grpc_call *call)
+{
+    struct grpc_session *session = call->session;
+
+    if (!call->ended) {
+        call->ended = true;
+        call->finished = true;
+        call->sending = false;
+        call_clear_ready(call);
+        session->callbacks->ended(session->owner, call, &call->status);
+    }
+}
+
+void call_set_status(struct grpc_call *call, uint32_t code, uint32_t reason, const char *message)
+{
+    memset(&call->status, 0, sizeof(call->status));
+    call->status.code = code;
+    call->status.reason = reason;
+    snprintf(call->status.message, sizeof(call->status.message), "%s", message);
+    fields_complete_status(&call->status);
+}
+
+void call_reset(struct grpc_call *call)
+{
+    call->finished = true;
+    call->cancelled = true;
+    call_clear_ready(call);
+    h2_reset(call->session->h2, call->stream, H2_CANCEL);
+}
+
+/* We end it: a server by this status, a client by a reset whose cause its owner hears. */
+void call_fail(struct grpc_call *call, uint32_t code, uint32_t reason, const char *message)
+{
+    struct grpc_status status = {.code = code, .reason = reason};
+
+    if (call->finished)
+        return;
+    if (call->session->server) {
+        snprintf(status.message, sizeof(status.message), "%s", message);
+        grpc_finish(call, &status);
+    } else {
+        call_set_status(call, code, reason, message);
+        call_reset(call);
+    }
+}
+
+/* ----------------------------------------------------------------------------------------------- what owners say */
+
+struct grpc_call *grpc_start(struct grpc_session *session, const char *path, void *user)
+{
+    struct h2_field fields[] = {
+        CONSTANT(":method", "POST"),
+        CONSTANT(":scheme", "http"),
+        {":path", path, strlen(path), false},
+        {":authority", session->authority, strlen(session->authority), true},
+        CONSTANT("te", "trailers"),
+        CONSTANT("content-type", "application/grpc"),
+        CONSTANT("user-agent", USER_AGENT),
+        CONSTANT("grpc-accept-encoding", "identity"),
+    };
+    struct grpc_call *call = NULL;
+
+    if (session->server || session->closing || h2_going_away(session->h2) || session->call_count >= CLIENT_CALLS_MAX)
+        return NULL;
+    call = call_new(session);
+    if (call == NULL)
+        return NULL;
+    call->user = user;
+    call->stream = h2_request(session->h2, fields, sizeof(fields) / sizeof(fields[0]), call);
+    if (call->stream < 0) {
+        call_drop(call);
+        call = NULL;
+    }
+    return call;
+}
+
+void grpc_resume(struct grpc_call *call)
+{
+    call->resumed = true;
+    if (call->finished)
+        return;
+    if (call->session->server && !call->answering) {
+        if (!call->pulling)
+            call_set_ready(call);
+    } else if (call->waiting) {
+        call->waiting = false;
+        h2_resume(call->session->h2, call->stream);
+    }
+}
+
+void grpc_finish(struct grpc_call *call, const struct grpc_status *status)
+{
+    if (call->finished || !call->session->server)
+        return;
+    call->status = *status;
+    call->status.message[sizeof(call->status.message) - 1] = 0;
+    fields_complete_status(&call->status);
+    call->finished = true;
+    call_clear_ready(call);
+    sending_finish(call);
+}
+
+void grpc_cancel(struct grpc_call *call)
+{
+    if (call->cancelled || call->ended)
+        return;
+    if (!call->finished)
+        call_set_status(call, GRPC_CANCELLED, 0, "the call was cancelled here");
+    call_reset(call);
+}
+
+void *grpc_user(const struct grpc_call *call)
+{
+    return call->user;
+}
+
+void grpc_set_user(struct grpc_call *call, void *user)
+{
+    call->user = user;
+}
+
+uint32_t grpc_open_calls(const struct grpc_session *session)
+{
+    return session->call_count;
+}
+
+void grpc_go_away(struct grpc_session *session)
+{
+    if (session->server && !h2_going_away(session->h2))
+        h2_go_away(session->h2);
+}
+
+bool grpc_going_away(const struct grpc_session *session)
+{
+    return h2_going_away(session->h2);
+}
+
+/* -------------------------------------------------------------------------------------------------- the session */
+
+static const struct h2_events events = {
+    .begun = receiving_begun,
+    .fields_begin = receiving_fields_begin,
+    .field = receiving_field,
+    .fields_end = receiving_fields_end,
+    .data = receiving_data,
+    .remote_end = receiving_remote_end,
+    .body = sending_body,
+    .copy = sending_copy,
+    .closed = receiving_closed,
+};
+
+int grpc_session_open(enum grpc_role role, const struct grpc_settings *settings, const struct grpc_owner *callbacks,
+                      void *owner, struct grpc_session **session)
+{
+    const struct h2_settings h2_settings = {
+        .server = role == GRPC_SERVER,
+        .stream_window_bytes = settings->stream_window_bytes,
+        .connection_window_bytes = settings->connection_window_bytes,
+        .streams_max = settings->streams_max,
+        .header_bytes_max = (uint32_t)settings->header_bytes_max,
+    };
+    struct grpc_session *new = calloc(1, sizeof(*new));
+    int rc = -ENOMEM;
+
+    if (new == NULL)
+        goto out;
+    TAILQ_INIT(&new->all);
+    TAILQ_INIT(&new->ready);
+    TAILQ_INIT(&new->spare);
+    new->server = role == GRPC_SERVER;
+    new->callbacks = callbacks;
+    new->owner = owner;
+    new->message_bytes_max = settings->message_bytes_max;
+    new->authority = strdup(settings->authority == NULL ? "localhost" : settings->authority);
+    new->block.bytes_max = settings->header_bytes_max;
+    new->block.memory = malloc(settings->header_bytes_max);
+    if (new->authority != NULL && new->block.memory != NULL)
+        rc = h2_open(&h2_settings, &events, new, &new->h2);
+out:
+    if (rc == 0)
+        *session = new;
+    else
+        grpc_session_close(new);
+    return rc;
+}
+
+static void end_lost(struct grpc_call *call)
+{
+    if (call->session->server)
+        call_set_status(call, GRPC_CANCELLED, 0, "the connection was lost");
+    else if (!call->finished)
+        call_set_status(call, GRPC_UNAVAILABLE, 0, "the connection was lost");
+    call->cancelled = true;
+    call_end(call);
+    call_drop(call);
+}
+
+void grpc_session_close(struct grpc_session *session)
+{
+    struct grpc_call *call;
+
+    if (session == NULL)
+        return;
+    session->closing = true;
+    while ((call = TAILQ_FIRST(&session->all)) != NULL)
+        end_lost(call);
+    while ((call = TAILQ_FIRST(&session->spare)) != NULL) {
+        TAILQ_REMOVE(&session->spare, call, all);
+        free(call);
+    }
+    h2_close(session->h2);
+    free(session->authority);
+    free(session->block.memory);
+    free(session);
+}
+
+int grpc_session_feed(struct grpc_session *session, const uint8_t *data, size_t length)
+{
+    return h2_feed(session->h2, data, length);
+}
+
+bool grpc_session_is_over(struct grpc_session *session)
+{
+    return h2_is_over(session->h2);
+}
