@@ -141,8 +141,11 @@ static void begin(struct connection *connection, struct call *call, const struct
         call->next->previous = call;
     connection->calls = call;
     stats_add(&worker->stats, STATS_calls, 1);
-    if (method->pages)
+    if (method->pages) {
+        connection->served_pages = true;
+        connection->page_calls++;
         atomic_fetch_add(&worker->page_calls, 1);
+    }
 }
 
 static int on_opened(void *owner, struct grpc_call *grpc, const struct grpc_headers *headers)
@@ -233,10 +236,12 @@ static void on_ended(void *owner, struct grpc_call *grpc, const struct grpc_stat
     if (call->next != NULL)
         call->next->previous = call->previous;
     stats_set(&worker->stats, STATS_calls, stats_get(&worker->stats, STATS_calls) - 1);
-    if (call->method->pages)
+    if (call->method->pages) {
+        connection->page_calls--;
         atomic_fetch_sub(&worker->page_calls, 1);
-    else
+    } else {
         standard_ended(call);
+    }
     asks_close(&call->asks);
     call_release(call);
     give_call(worker, call);

@@ -90,6 +90,13 @@ static int watch(struct connection *connection, uint32_t interest)
     return epoll_ctl(connection->worker->epoll_fd, operation, connection->watched.fd, &event);
 }
 
+/* Drained: whoever was served here hears that there will be no more. Others may still ask for health. */
+static bool goodbye_is_due(const struct connection *connection)
+{
+    return atomic_load_explicit(&connection->worker->service->draining, memory_order_relaxed) != 0 &&
+           connection->served_pages && connection->page_calls == 0 && !connection->said_goodbye;
+}
+
 /* A turn: read, then write. The connection may be gone when this returns. */
 static void turn(struct connection *connection, uint32_t events)
 {
@@ -99,6 +106,11 @@ static void turn(struct connection *connection, uint32_t events)
         rc = conn_read(connection->conn);
     if (rc >= 0)
         rc = conn_write(connection->conn, PF_LIMIT_WRITE_BUDGET_BYTES);
+    if (rc >= 0 && goodbye_is_due(connection)) {
+        connection->said_goodbye = true;
+        grpc_go_away(conn_session(connection->conn));
+        rc = conn_write(connection->conn, PF_LIMIT_WRITE_BUDGET_BYTES);
+    }
     count_traffic(connection);
     if (rc < 0 || watch(connection, rc > 0 ? EPOLLIN | EPOLLOUT : EPOLLIN) != 0)
         close_connection(connection);

@@ -166,16 +166,6 @@ static void note_heartbeat(struct call *call, uint64_t heartbeat)
     call->heartbeats[call->heartbeat_count++] = heartbeat;
 }
 
-static int fetch_image(struct call *call, struct grpc_bytes name)
-{
-    if (call->image == NULL)
-        return name_image(call, name);
-    if (name.length > 0 && (name.length != strlen(call->image->name) ||
-                            memcmp(name.data, call->image->name, name.length) != 0))
-        return call_refuse(call, PF_REASON_BAD_REQUEST, "a call is for one image, named in its first message");
-    return 0;
-}
-
 static int fetch_runs(struct call *call, const struct fetch_request *request)
 {
     uint64_t pages = 0;
@@ -198,7 +188,8 @@ static int fetch_message(struct call *call, struct grpc_bytes message)
 
     if (rc != 0)
         return bad_request(call);
-    rc = fetch_image(call, request.image);
+    if (call->image == NULL) /* later messages may name what they like: it is not looked at */
+        rc = name_image(call, request.image);
     if (rc == 0)
         rc = fetch_runs(call, &request);
     if (rc != 0)

@@ -55,6 +55,9 @@ struct connection {
     uint32_t interest;     /* what epoll watches for */
     struct conn_traffic counted;
     struct call *calls;
+    uint32_t page_calls; /* of them, those of PageService */
+    bool served_pages;   /* there was one once */
+    bool said_goodbye;   /* GOAWAY, after a drain */
 };
 
 /* A call's own buffer holds any answer but those of many pages, which borrow a larger one while they are sent. */
