@@ -78,6 +78,16 @@ def test_restored_on_a_copy_goes_on(saved: SavedGuest, copy: Path, folder: Path)
     assert missing_beats(guest.console.beats, after=saved.last_beat) == []
 
 
+def test_a_waiting_destination_has_touched_nothing(saved: SavedGuest, folder: Path) -> None:
+    """QEMU makes the RAM file, and it is all hole until the state is loaded: all pages are still elsewhere."""
+    ram_file = folder / "empty.ram"
+    with Qemu(saved.shape, ram_file, folder / "guest", restoring=saved) as guest:
+        assert guest.qmp.command("query-status")["status"] == "inmigrate"
+        assert ram_file.stat().st_size == saved.shape.memory_mib << 20
+        assert allocated_bytes(ram_file) == 0
+    ram_file.unlink()
+
+
 def test_a_flipped_bit_in_the_copy_is_found(saved: SavedGuest, copy: Path, folder: Path) -> None:
     chosen = random.Random(3)
 

@@ -93,7 +93,7 @@ static uint64_t mix(uint64_t value)
     return value ^ (value >> 31);
 }
 
-/* Each step is a bijection of the word and of what came before: a change in one word always changes the result. */
+/* Each step is a bijection of the word and of what came before: changing one word always changes the hash. */
 static uint64_t line_hash(const struct line *line)
 {
     const uint64_t *words = (const uint64_t *)line;

@@ -79,6 +79,8 @@ def test_a_shape_that_cannot_work_is_refused() -> None:
         GuestShape("q35")
     with pytest.raises(ValueError, match="beside the workload"):
         GuestShape("pc", memory_mib=256, workload_mib=256)
+    with pytest.raises(ValueError, match="one CPU"):
+        GuestShape("microvm", smp=2)
     assert GuestShape("pc").qemu_machine == "pc-i440fx-7.2"
     assert GuestShape("pc-q35-7.2").qemu_machine == "pc-q35-7.2"
 
