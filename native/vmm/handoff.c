@@ -1,0 +1,253 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* The hand-off from inside a VMM: see handoff.h. */
+#include "handoff.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <inttypes.h>
+#include <poll.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/ioctl.h>
+#include <sys/mman.h>
+#include <sys/socket.h>
+#include <sys/syscall.h>
+#include <sys/time.h>
+#include <sys/un.h>
+#include <time.h>
+#include <unistd.h>
+
+#include "../kernel/create.h"
+#include "../kernel/uapi.h"
+
+/* Above what a VMM is likely to name or sweep by number. */
+#define FD_HIGH 500
+#define UFFD_WANTED (UFFD_FEATURE_MISSING_SHMEM | UFFD_FEATURE_MINOR_SHMEM | UFFD_FEATURE_THREAD_ID)
+
+static void say(const char *format, va_list arguments)
+{
+    char line[512] = "pageferry-shim: ";
+    size_t length = strlen(line);
+    ssize_t written;
+
+    vsnprintf(line + length, sizeof(line) - length - 1, format, arguments);
+    length = strlen(line);
+    line[length++] = '\n';
+    written = write(STDERR_FILENO, line, length);
+    (void)written; /* there is nobody else to tell */
+}
+
+void shim_say(const char *format, ...)
+{
+    va_list arguments;
+
+    va_start(arguments, format);
+    say(format, arguments);
+    va_end(arguments);
+}
+
+void shim_die(const char *format, ...)
+{
+    va_list arguments;
+
+    va_start(arguments, format);
+    say(format, arguments);
+    va_end(arguments);
+    _exit(1);
+}
+
+/* A number that the VMM does not meet by chance; where there is none so high, the one it has. */
+static int moved_high(int fd)
+{
+    int high = fcntl(fd, F_DUPFD_CLOEXEC, FD_HIGH);
+
+    if (high < 0)
+        return fd;
+    close(fd);
+    return high;
+}
+
+static int64_t now_ms(void)
+{
+    struct timespec now;
+
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    return (int64_t)now.tv_sec * 1000 + now.tv_nsec / 1000000;
+}
+
+/* ---------------------------------------------------------------------------------------------------- registration */
+
+/* Before anything else can happen to the mapping. No EVENT_*: a VMM that drops memory would wait for whoever reads the
+ * events, and a fork would hand them the child's; DONTFORK keeps children away from memory that is not there yet. */
+static void prepare(const struct handoff_request *request)
+{
+    void *start = (void *)(uintptr_t)request->address;
+
+    if (syscall(SYS_madvise, start, request->length_bytes, MADV_NOHUGEPAGE) < 0 && errno != EINVAL)
+        shim_die("cannot keep huge pages off the RAM: %s", strerror(errno));
+    if (syscall(SYS_madvise, start, request->length_bytes, MADV_DONTFORK) < 0)
+        shim_die("cannot keep the RAM from forked children: %s", strerror(errno));
+}
+
+static int registered_uffd(const struct handoff_request *request)
+{
+    const uint64_t needed = UINT64_C(1) << _UFFDIO_WAKE | UINT64_C(1) << _UFFDIO_COPY |
+                            UINT64_C(1) << _UFFDIO_ZEROPAGE | UINT64_C(1) << _UFFDIO_CONTINUE;
+    struct uffdio_register arg = {
+        .range = {.start = request->address, .len = request->length_bytes},
+        .mode = UFFDIO_REGISTER_MODE_MISSING | UFFDIO_REGISTER_MODE_MINOR,
+    };
+    int uffd = create_uffd(request->device_fd, UFFD_WANTED, NULL);
+
+    if (uffd == -EPERM || uffd == -EACCES)
+        shim_die("no userfaultfd right (%s): %s", strerror(-uffd), create_remedy(uffd));
+    if (uffd < 0)
+        shim_die("no userfaultfd (%s): %s", strerror(-uffd), create_remedy(uffd));
+    if (ioctl(uffd, UFFDIO_REGISTER, &arg) < 0)
+        shim_die("the RAM cannot be registered for page faults (%s): put it on a tmpfs or memfd file that is open for "
+                 "writing", strerror(errno));
+    if ((arg.ioctls & needed) != needed)
+        shim_die("the RAM can be registered, but not filled (calls 0x%" PRIx64 "): put it on a tmpfs or memfd file",
+                 (uint64_t)arg.ioctls);
+    return uffd;
+}
+
+/* -------------------------------------------------------------------------------------------------------- hand-off */
+
+static int connected(const struct handoff_request *request)
+{
+    struct sockaddr_un address = {.sun_family = AF_UNIX};
+    struct timeval limit = {request->timeout_ms / 1000, request->timeout_ms % 1000 * 1000};
+    int fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
+
+    if (fd < 0)
+        shim_die("no socket: %s", strerror(errno));
+    if (strlen(request->socket_path) >= sizeof(address.sun_path))
+        shim_die("the path in PAGEFERRY_SHIM_SOCKET is longer than %zu bytes: name a shorter one",
+                 sizeof(address.sun_path) - 1);
+    strcpy(address.sun_path, request->socket_path);
+    setsockopt(fd, SOL_SOCKET, SO_SNDTIMEO, &limit, sizeof(limit)); /* of connect too: the listener's queue is full */
+    if (connect(fd, (struct sockaddr *)&address, sizeof(address)) < 0)
+        shim_die("nobody takes this VM at %s (%s): start `faultclient run` on that socket first", request->socket_path,
+                 strerror(errno));
+    return fd;
+}
+
+/* One message, two fds: Firecracker's JSON with one key more, which says that frames follow. */
+static void send_layout(int socket, int uffd, const struct handoff_request *request)
+{
+    union {
+        struct cmsghdr header;
+        char bytes[CMSG_SPACE(2 * sizeof(int))];
+    } control = {0};
+    char json[256];
+    struct iovec data = {.iov_base = json};
+    struct msghdr message = {
+        .msg_iov = &data,
+        .msg_iovlen = 1,
+        .msg_control = control.bytes,
+        .msg_controllen = sizeof(control.bytes),
+    };
+    int fds[2] = {uffd, request->ram_fd};
+    ssize_t sent;
+
+    data.iov_len = (size_t)snprintf(json, sizeof(json),
+                                    "[{\"base_host_virt_addr\":%" PRIu64 ",\"size\":%" PRIu64 ",\"offset\":0,"
+                                    "\"page_size\":4096,\"page_size_kib\":4096,\"pageferry_frames\":1}]",
+                                    request->address, request->length_bytes);
+    control.header.cmsg_level = SOL_SOCKET;
+    control.header.cmsg_type = SCM_RIGHTS;
+    control.header.cmsg_len = CMSG_LEN(sizeof(fds));
+    memcpy(CMSG_DATA(&control.header), fds, sizeof(fds));
+    do {
+        sent = sendmsg(socket, &message, MSG_NOSIGNAL);
+    } while (sent < 0 && errno == EINTR);
+    if (sent != (ssize_t)data.iov_len)
+        shim_die("the hand-off could not be sent (%s): see the fault client's log", sent < 0 ? strerror(errno) : "cut");
+}
+
+static void wait_for_accepted(struct handoff *handoff, const struct handoff_request *request)
+{
+    int64_t deadline_ms = now_ms() + request->timeout_ms;
+    struct pollfd readable = {.fd = handoff->socket, .events = POLLIN};
+    struct frame frame;
+    int rc;
+
+    while ((rc = frame_receive(handoff->socket, &handoff->reader, &frame)) == 0) {
+        int64_t left_ms = deadline_ms - now_ms();
+        if (left_ms <= 0)
+            shim_die("the fault client at %s has not accepted this VM in %d ms: see its log", request->socket_path,
+                     request->timeout_ms);
+        poll(&readable, 1, (int)left_ms);
+    }
+    if (rc == -EPIPE)
+        shim_die("the fault client at %s has refused this VM: see its log", request->socket_path);
+    if (rc < 0 || frame.kind != FRAME_ACCEPTED)
+        shim_die("what answers at %s is no fault client of this version: start `faultclient run` there",
+                 request->socket_path);
+}
+
+void handoff_make(struct handoff *handoff, const struct handoff_request *request)
+{
+    memset(handoff, 0, sizeof(*handoff));
+    prepare(request);
+    handoff->uffd = moved_high(registered_uffd(request));
+    handoff->socket = moved_high(connected(request));
+    send_layout(handoff->socket, handoff->uffd, request);
+    wait_for_accepted(handoff, request);
+}
+
+/* -------------------------------------------------------------------------------------------------------- discards */
+
+static void went_lost(struct handoff *handoff)
+{
+    if (!handoff->lost)
+        shim_say("the fault client has gone before all pages were here: memory can no longer be given back (balloon, "
+                 "discard), reads of absent pages wait; start it again");
+    handoff->lost = true;
+}
+
+/* Takes in what has come. True: nothing more is waited for (the DISCARDED of this sequence, COMPLETE, or the end). */
+static bool take_in(struct handoff *handoff, uint64_t sequence)
+{
+    struct frame frame;
+    bool answered = false;
+    int rc = 1;
+
+    while (rc > 0 && !answered && !handoff->complete && !handoff->lost) {
+        rc = frame_receive(handoff->socket, &handoff->reader, &frame);
+        if (rc < 0)
+            went_lost(handoff);
+        else if (rc == 1 && frame.kind == FRAME_COMPLETE)
+            handoff->complete = true;
+        else if (rc == 1 && frame.kind == FRAME_DISCARDED && frame.sequence == sequence)
+            answered = true;
+    }
+    return answered || handoff->complete || handoff->lost;
+}
+
+void handoff_catch_up(struct handoff *handoff)
+{
+    take_in(handoff, 0); /* sequences begin at 1 */
+}
+
+/* Waits for as long as it takes, as an access to an absent page would. A client that has said COMPLETE may close
+ * without an answer; then it needs none. */
+int handoff_discard(struct handoff *handoff, uint64_t offset_bytes, uint64_t length_bytes)
+{
+    struct frame frame = {.magic = FRAME_MAGIC, .kind = FRAME_DISCARD, .offset_bytes = offset_bytes,
+                          .length_bytes = length_bytes};
+    struct pollfd readable = {.fd = handoff->socket, .events = POLLIN};
+
+    handoff_catch_up(handoff);
+    frame.sequence = ++handoff->sequence;
+    if (!handoff->complete && !handoff->lost && frame_send(handoff->socket, &frame) < 0) {
+        handoff_catch_up(handoff); /* COMPLETE may have come just before the end */
+        if (!handoff->complete)
+            went_lost(handoff);
+    }
+    while (!take_in(handoff, frame.sequence))
+        poll(&readable, 1, -1);
+    return handoff->lost ? -EIO : 0;
+}
