@@ -79,7 +79,7 @@ def test_restored_on_a_copy_goes_on(saved: SavedGuest, copy: Path, folder: Path)
 
 
 def test_a_waiting_destination_has_touched_nothing(saved: SavedGuest, folder: Path) -> None:
-    """QEMU makes the RAM file, and it is all hole until the state is loaded: all pages are still elsewhere."""
+    """QEMU makes the RAM file, and it is all hole until the state is loaded: every page is elsewhere."""
     ram_file = folder / "empty.ram"
     with Qemu(saved.shape, ram_file, folder / "guest", restoring=saved) as guest:
         assert guest.qmp.command("query-status")["status"] == "inmigrate"

@@ -9,7 +9,7 @@ from tests.support.initrd import guest_image
 
 # A state loads only into the same machine type, and what an alias means changes with QEMU's version.
 MACHINES = {"pc": "pc-i440fx-7.2", "microvm": "microvm"}
-# With ACPI one boot in twenty hangs under TCG before its first tick; without it there is one CPU, whatever -smp.
+# With ACPI one boot in twenty hangs under TCG before its first tick; without it there is one CPU, never more.
 MICROVM_DEVICES = "pit=on,pic=on,rtc=on,isa-serial=on,acpi=off"
 
 
