@@ -1,0 +1,128 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * As much of a VMM as the shim can see: maps a RAM file and does to it what VMMs do, in the order of its arguments.
+ *
+ *   small_vmm file PATH STEP...      small_vmm memfd NAME PAGES STEP...
+ *
+ * A step is NAME or NAME:PAGE. Each prints "NAME RESULT ERRNO"; `read` prints the page's first byte as RESULT.
+ * `pause` waits for a line on stdin.
+ */
+#include <errno.h>
+#include <fcntl.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/stat.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#define PAGE 4096L
+
+static struct {
+    int fd;
+    size_t bytes;
+    uint8_t *start;
+} ram;
+
+static long map(int flags, size_t bytes)
+{
+    void *start = mmap(NULL, bytes, PROT_READ | PROT_WRITE, flags, ram.fd, 0);
+
+    if (start == MAP_FAILED)
+        return -1;
+    ram.start = start;
+    return 0;
+}
+
+/* 0 when a forked child does not have the RAM. */
+static long absent_in_a_child(void)
+{
+    pid_t child = fork();
+    int status = 0;
+
+    if (child == 0)
+        _exit(msync(ram.start, PAGE, MS_ASYNC) < 0 && errno == ENOMEM ? 0 : 1);
+    if (child < 0 || waitpid(child, &status, 0) < 0)
+        return -1;
+    return WEXITSTATUS(status);
+}
+
+static long step(const char *name, long page)
+{
+    uint8_t *at = ram.start + page * PAGE;
+
+    if (strcmp(name, "map") == 0)
+        return map(MAP_SHARED, ram.bytes);
+    if (strcmp(name, "map-private") == 0)
+        return map(MAP_PRIVATE, ram.bytes);
+    if (strcmp(name, "map-populate") == 0)
+        return map(MAP_SHARED | MAP_POPULATE, ram.bytes);
+    if (strcmp(name, "map-locked") == 0)
+        return map(MAP_SHARED | MAP_LOCKED, ram.bytes);
+    if (strcmp(name, "map-half") == 0)
+        return map(MAP_SHARED, ram.bytes / 2);
+    if (strcmp(name, "read") == 0)
+        return *(volatile uint8_t *)at;
+    if (strcmp(name, "hugepage") == 0)
+        return madvise(ram.start, ram.bytes, MADV_HUGEPAGE);
+    if (strcmp(name, "dontfork") == 0)
+        return madvise(ram.start, ram.bytes, MADV_DONTFORK);
+    if (strcmp(name, "mergeable") == 0)
+        return madvise(ram.start, ram.bytes, MADV_MERGEABLE);
+    if (strcmp(name, "populate") == 0)
+        return madvise(ram.start, ram.bytes, MADV_POPULATE_WRITE);
+    if (strcmp(name, "dontneed") == 0)
+        return madvise(at, PAGE, MADV_DONTNEED);
+    if (strcmp(name, "remove") == 0)
+        return madvise(at, PAGE, MADV_REMOVE);
+    if (strcmp(name, "punch") == 0)
+        return fallocate(ram.fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, page * PAGE, PAGE);
+    if (strcmp(name, "punch-odd") == 0) /* from the middle of a page to the middle of the next but one */
+        return fallocate(ram.fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, page * PAGE + PAGE / 2, 2 * PAGE);
+    if (strcmp(name, "mlock") == 0)
+        return mlock(ram.start, ram.bytes);
+    if (strcmp(name, "mlockall") == 0)
+        return mlockall(MCL_CURRENT);
+    if (strcmp(name, "fork") == 0)
+        return absent_in_a_child();
+    if (strcmp(name, "pause") == 0)
+        return getchar() == EOF ? -1 : 0;
+    fprintf(stderr, "small_vmm: no step %s\n", name);
+    exit(64);
+}
+
+int main(int argc, char **argv)
+{
+    struct stat file;
+    int first = 3;
+
+    setvbuf(stdout, NULL, _IOLBF, 0);
+    if (argc < 3)
+        return 64;
+    if (strcmp(argv[1], "memfd") == 0) {
+        ram.fd = memfd_create(argv[2], MFD_CLOEXEC);
+        first = 4;
+        if (argc < 4 || ftruncate(ram.fd, atol(argv[3]) * PAGE) < 0)
+            return 64;
+    } else {
+        ram.fd = open(argv[2], O_RDWR | O_CLOEXEC);
+    }
+    if (ram.fd < 0 || fstat(ram.fd, &file) < 0) {
+        perror(argv[2]);
+        return 66;
+    }
+    ram.bytes = (size_t)file.st_size;
+    for (int i = first; i < argc; i++) {
+        char *colon = strchr(argv[i], ':');
+        long page = colon != NULL ? atol(colon + 1) : 0;
+        long result;
+        if (colon != NULL)
+            *colon = '\0';
+        errno = 0;
+        result = step(argv[i], page);
+        printf("%s %ld %s\n", argv[i], result, result < 0 ? strerrorname_np(errno) : "0");
+    }
+    return 0;
+}
