@@ -110,8 +110,7 @@ def start(programs: Path, ram: Path, tmp_path: Path) -> Starter:
         given = {name: value for name, value in chosen.items() if value}
         process = subprocess.Popen(
             [programs / "small_vmm", *(memory or ("file", str(ram))), *steps],
-            env={"LD_PRELOAD": str(programs / "shim.so")}
-            | {name: value for name, value in chosen.items() if value},
+            env={"LD_PRELOAD": str(programs / "shim.so")} | given,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -469,10 +468,11 @@ def test_after_complete_nothing_is_reported_or_refused(start: Starter, tmp_path:
 
 def test_complete_instead_of_an_answer(start: Starter, tmp_path: Path) -> None:
     """The last page came while the VMM asked: the client may close without answering."""
-    with accepted(start, tmp_path, "punch:5", "punch:6") as (vmm, resolver):
+    with accepted(start, tmp_path, "punch:5", "punch:6", "pause") as (vmm, resolver):
         assert resolver.hear().kind == DISCARD
         resolver.say(COMPLETE)
         vmm.expect("punch 0 0")
         vmm.expect("punch 0 0")
         assert resolver.silent()
+        vmm.go_on()
         assert vmm.end() == (0, "")
