@@ -22,8 +22,16 @@ SOURCE_ADDRESS = "192.0.2.1"  # of the range kept for documentation: seen in the
 DESTINATION_ADDRESS = "192.0.2.2"
 TBF_BURST_BYTES = 256 << 10
 TBF_LATENCY_MS = 50
-HIDE = 'for folder; do mount -t tmpfs -o ro,size=4k,mode=0 none "$folder" || exit 1; done'
-SCRIPT = f"{HIDE}; echo held; exec cat"
+# What is mounted here must not show elsewhere. In a chroot "/" may be no mount, so the one that holds the folder is
+# made private (a folder of ramfile.run_folder lies on /dev/shm, which always is one).
+HOLD = """
+for folder; do
+    mount --make-private "$(findmnt --first-only --noheadings --output TARGET --target "$folder")" || exit 1
+    mount -t tmpfs -o ro,size=4k,mode=0 none "$folder" || exit 1
+done
+echo held
+exec cat
+"""
 
 
 class NamespaceError(Exception):
@@ -79,8 +87,8 @@ def host_pair(*, hide: Sequence[Path] = (), rate_mbit: int | None = None) -> Ite
 
 @contextmanager
 def _held_namespaces(hide: Sequence[Path]) -> Iterator[int]:
-    unshare = ["unshare", "--net", "--mount", "--propagation", "private"]
-    argv = [*unshare, "sh", "-c", SCRIPT, "sh", *map(str, hide)]
+    unshare = ["unshare", "--net", "--mount", "--propagation", "unchanged"]
+    argv = [*unshare, "sh", "-c", HOLD, "hold", *map(str, hide)]
     try:
         holder = subprocess.Popen(
             argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, process_group=0
@@ -91,7 +99,7 @@ def _held_namespaces(hide: Sequence[Path]) -> Iterator[int]:
         try:
             assert holder.stdout is not None and holder.stderr is not None
             if holder.stdout.readline() != b"held\n":
-                raise NamespaceError(f"`{' '.join(argv)}` failed: {holder.stderr.read().decode().strip()}")
+                raise NamespaceError(f"no private namespaces: {holder.stderr.read().decode().strip()}")
             yield holder.pid
         finally:
             holder.kill()
