@@ -31,7 +31,7 @@ static struct grpc_bytes text_bytes(const char *text)
 static int health_message(struct call *call, struct grpc_bytes message)
 {
     struct pb_reader reader = pb_reader_of(message);
-    struct grpc_bytes service = {0};
+    struct grpc_bytes service = {NULL, 0};
     struct pb_field field;
     int more;
 
@@ -192,20 +192,44 @@ static void write_extensions(struct pb_writer *writer, struct grpc_bytes type)
                    (struct grpc_bytes){bytes, (size_t)(inner.at - bytes)});
 }
 
-static void write_answer(struct pb_writer *writer, uint32_t question, struct grpc_bytes name)
+struct question {
+    uint32_t field; /* which of them; 0: none */
+    struct grpc_bytes name;
+    struct grpc_bytes host;
+};
+
+static bool read_question(struct grpc_bytes asked, struct question *question)
 {
-    switch (question) {
+    struct pb_reader reader = pb_reader_of(asked);
+    struct pb_field field;
+    int more;
+
+    memset(question, 0, sizeof(*question));
+    while ((more = pb_read_field(&reader, &field)) > 0) {
+        if (field.type == PB_BYTES && field.number == PF_FIELD_SERVER_REFLECTION_REQUEST_HOST) {
+            question->host = field.bytes;
+        } else if (field.type == PB_BYTES) {
+            question->field = field.number;
+            question->name = field.bytes;
+        }
+    }
+    return more == 0;
+}
+
+static void write_answer(struct pb_writer *writer, const struct question *question)
+{
+    switch (question->field) {
     case PF_FIELD_SERVER_REFLECTION_REQUEST_FILE_BY_FILENAME:
-        write_file(writer, find_file(name));
+        write_file(writer, find_file(question->name));
         break;
     case PF_FIELD_SERVER_REFLECTION_REQUEST_FILE_CONTAINING_SYMBOL:
-        write_file(writer, find_symbol(name));
+        write_file(writer, find_symbol(question->name));
         break;
     case PF_FIELD_SERVER_REFLECTION_REQUEST_FILE_CONTAINING_EXTENSION:
         write_error(writer, GRPC_NOT_FOUND, "there are no extensions here");
         break;
     case PF_FIELD_SERVER_REFLECTION_REQUEST_ALL_EXTENSION_NUMBERS_OF_TYPE:
-        write_extensions(writer, name);
+        write_extensions(writer, question->name);
         break;
     case PF_FIELD_SERVER_REFLECTION_REQUEST_LIST_SERVICES:
         write_services(writer);
@@ -218,26 +242,15 @@ static void write_answer(struct pb_writer *writer, uint32_t question, struct grp
 /* One question -> its answer, in the call's own memory. False: it is no message. */
 static bool reflect(struct call *call, struct grpc_bytes asked, struct grpc_bytes *answer)
 {
-    struct pb_reader reader = pb_reader_of(asked);
     struct pb_writer writer = {.at = call->own, .end = call->own + sizeof(call->own)};
-    struct grpc_bytes host = {0}, name = {0};
-    struct pb_field field;
-    uint32_t question = 0;
-    int more;
+    struct question question;
+    bool good = read_question(asked, &question);
 
-    while ((more = pb_read_field(&reader, &field)) > 0) {
-        if (field.type == PB_BYTES && field.number == PF_FIELD_SERVER_REFLECTION_REQUEST_HOST) {
-            host = field.bytes;
-        } else if (field.type == PB_BYTES) {
-            question = field.number;
-            name = field.bytes;
-        }
-    }
-    pb_write_bytes(&writer, PF_FIELD_SERVER_REFLECTION_RESPONSE_VALID_HOST, host);
+    pb_write_bytes(&writer, PF_FIELD_SERVER_REFLECTION_RESPONSE_VALID_HOST, question.host);
     pb_write_bytes(&writer, PF_FIELD_SERVER_REFLECTION_RESPONSE_ORIGINAL_REQUEST, asked);
-    write_answer(&writer, question, name);
+    write_answer(&writer, &question);
     *answer = (struct grpc_bytes){call->own, (size_t)(writer.at - call->own)};
-    return more == 0 && !writer.full;
+    return good && !writer.full;
 }
 
 static enum grpc_pulled reflect_pull(struct call *call, struct grpc_bytes *message)
