@@ -28,8 +28,8 @@ def cli() -> None:
 def run(as_json: bool, log_format: str, log_level: str, **options: Any) -> None:
     """Take one VM's memory over, and serve its page faults until every page is here.
 
-    Waits on --socket for a hand-off (Firecracker's snapshot load with a Uffd backend, or a VMM with the shim),
-    lets the guest run at once, and ends with exit code 0 when nobody needs it any more.
+    Waits on --socket for a hand-off (Firecracker's snapshot load with a Uffd backend, or a VMM with the
+    shim), lets the guest run at once, and ends with exit code 0 when nobody needs it any more.
 
     \b
       faultclient run --socket /run/pageferry/handoff.sock \\

@@ -25,7 +25,7 @@ OPTIONS: Final[tuple[Decorator, ...]] = (
         "--socket",
         type=click.Path(path_type=Path),
         required=True,
-        help="Unix socket on which the VMM hands its memory over. Made with mode 0600, in a folder that is there.",
+        help="Unix socket on which the VMM hands its memory over. Made with mode 0600 in a folder that exists.",
     ),
     click.option(
         "--data-address",
@@ -42,13 +42,13 @@ OPTIONS: Final[tuple[Decorator, ...]] = (
         type=click.Choice([choice.value for choice in Postcopy]),
         default=Postcopy.AT_ONCE.value,
         show_default=True,
-        help="at-once: the guest may run with its memory still at the server. forbid: only when every page is here.",
+        help="at-once: the guest may run while its memory is still remote. forbid: only with every page here.",
     ),
     click.option(
         "--background/--no-background",
         default=True,
         show_default=True,
-        help="Also fetch pages that nobody waits for. Without it the restore ends when the guest has touched all.",
+        help="Also fetch pages nobody waits for. Without it the restore ends when the guest has touched all.",
     ),
     click.option(
         "--spin-us",
@@ -79,7 +79,7 @@ OPTIONS: Final[tuple[Decorator, ...]] = (
         default=DEFAULT_ATTACH_TIMEOUT_S,
         show_default=True,
         metavar="SECONDS",
-        help="Give up when the page server cannot be reached for this long before the guest runs. Later never.",
+        help="Give up when the page server is out of reach for this long before the guest runs. Later never.",
     ),
     click.option(
         "--control-listen",
