@@ -1,0 +1,483 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* The simulated kernel of sim_kernel.h. */
+#include "sim_kernel.h"
+
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+uint64_t sim_random(uint64_t *state)
+{
+    uint64_t x = *state += UINT64_C(0x9e3779b97f4a7c15); /* splitmix64 */
+
+    x = (x ^ x >> 30) * UINT64_C(0xbf58476d1ce4e5b9);
+    x = (x ^ x >> 27) * UINT64_C(0x94d049bb133111eb);
+    return x ^ x >> 31;
+}
+
+void sim_open(struct sim_kernel *sim, const struct regions *regions, bool private_memory, uint64_t seed)
+{
+    memset(sim, 0, sizeof(*sim));
+    sim->regions = regions;
+    sim->private_memory = private_memory;
+    sim->random = seed;
+    sim->pages = calloc(regions->page_count, sizeof(*sim->pages));
+    if (sim->pages == NULL)
+        abort();
+}
+
+void sim_close(struct sim_kernel *sim)
+{
+    free(sim->pages);
+    sim->pages = NULL;
+}
+
+static void failed(struct sim_kernel *sim, uint64_t page, const char *text)
+{
+    if (sim->failed == NULL) {
+        printf("page %llu: %s\n", (unsigned long long)page, text);
+        abort();
+    }
+    sim->failed(sim->owner, page, text);
+}
+
+void sim_stamp(uint8_t *page, uint64_t token)
+{
+    memcpy(page, &token, sizeof(token));
+    memcpy(page + PAGE_BYTES - sizeof(token), &token, sizeof(token));
+}
+
+static uint64_t token_of(const uint8_t *page)
+{
+    uint64_t first, last;
+
+    memcpy(&first, page, sizeof(first));
+    memcpy(&last, page + PAGE_BYTES - sizeof(last), sizeof(last));
+    return first == last ? first : SIM_TORN;
+}
+
+void sim_foreign(struct sim_kernel *sim, uint64_t page, uint64_t token)
+{
+    sim->pages[page].present = true;
+    sim->pages[page].token = token;
+}
+
+/* -------------------------------------------------------------------------------------------------------- threads */
+
+enum sim_access sim_touch(struct sim_kernel *sim, uint32_t thread, uint64_t page, bool write, uint64_t *token)
+{
+    struct sim_page *facts = &sim->pages[page];
+    enum sim_access access = SIM_SLEEPS;
+
+    if (facts->pte == SIM_PTE_POISON) {
+        access = SIM_SIGBUS;
+    } else if (facts->pte == SIM_PTE_MAPPED) {
+        *token = facts->token;
+        access = SIM_READS_TOKEN;
+    } else {
+        sim->threads[thread] = (struct sim_thread){.sleeps = true, .write = write, .page = page};
+    }
+    return access;
+}
+
+static void wake_page(struct sim_kernel *sim, uint64_t page)
+{
+    for (uint32_t i = 0; i < SIM_THREADS; i++)
+        if (sim->threads[i].page == page)
+            sim->threads[i].sleeps = false;
+}
+
+uint32_t sim_unread(const struct sim_kernel *sim)
+{
+    uint32_t unread = 0;
+
+    for (uint32_t i = 0; i < SIM_THREADS; i++)
+        unread += sim->threads[i].sleeps && !sim->threads[i].event_read;
+    for (uint32_t i = 0; i < SIM_REMOVALS; i++)
+        unread += sim->removals[i].stage == SIM_REMOVAL_POSTED;
+    return unread;
+}
+
+/* ------------------------------------------------------------------------------------------------------- removals */
+
+bool sim_remove(struct sim_kernel *sim, uint64_t start, uint64_t end, bool drops_data)
+{
+    for (uint32_t i = 0; i < SIM_REMOVALS; i++)
+        if (sim->removals[i].stage == SIM_REMOVAL_FREE) {
+            sim->removals[i] = (struct sim_removal){
+                .stage = SIM_REMOVAL_POSTED, .drops_data = drops_data, .start = start, .end = end};
+            return true;
+        }
+    return false;
+}
+
+static void drop_data(struct sim_kernel *sim, uint64_t page)
+{
+    struct sim_page *facts = &sim->pages[page];
+
+    facts->present = false;
+    facts->ever_mapped = false;
+    facts->token = 0;
+    if (facts->pte == SIM_PTE_MAPPED)
+        facts->pte = SIM_PTE_NONE;
+}
+
+const struct sim_removal *sim_removal_step(struct sim_kernel *sim, uint32_t index)
+{
+    struct sim_removal *removal = &sim->removals[index];
+    uint64_t start = removal->start, first_page, count;
+
+    if (removal->stage == SIM_REMOVAL_READ) { /* its thread runs on: calls that map are allowed again */
+        removal->stage = SIM_REMOVAL_COMPLETED;
+    } else if (removal->stage == SIM_REMOVAL_COMPLETED) { /* and only then do the mappings go */
+        while ((count = regions_pages(sim->regions, &start, removal->end, &first_page)) > 0)
+            for (uint64_t page = first_page; page < first_page + count; page++) {
+                sim->pages[page].pte = SIM_PTE_NONE; /* a poison marker goes too */
+                if (removal->drops_data)
+                    drop_data(sim, page);
+            }
+        removal->stage = SIM_REMOVAL_FREE;
+        return removal;
+    }
+    return NULL;
+}
+
+void sim_discard(struct sim_kernel *sim, uint64_t page)
+{
+    drop_data(sim, page); /* a poison marker survives this on shared memory */
+}
+
+void sim_drop_mapping(struct sim_kernel *sim, uint64_t page)
+{
+    if (sim->pages[page].pte == SIM_PTE_MAPPED)
+        sim->pages[page].pte = SIM_PTE_NONE;
+}
+
+void sim_map_silently(struct sim_kernel *sim, uint64_t page)
+{
+    if (sim->pages[page].pte == SIM_PTE_NONE && sim->pages[page].present) {
+        sim->pages[page].pte = SIM_PTE_MAPPED;
+        sim->pages[page].ever_mapped = true;
+    }
+}
+
+static bool changing(const struct sim_kernel *sim)
+{
+    bool any = false;
+
+    for (uint32_t i = 0; i < SIM_REMOVALS; i++)
+        any |= sim->removals[i].stage == SIM_REMOVAL_POSTED || sim->removals[i].stage == SIM_REMOVAL_READ;
+    return any;
+}
+
+/* --------------------------------------------------------------------------------------------------------- events */
+
+static bool armed(const struct sim_kernel *sim)
+{
+    return sim->table == NULL || atomic_load(&sim->table->header->armed) != 0;
+}
+
+static uint64_t address_of(const struct sim_kernel *sim, uint64_t page)
+{
+    struct kernel_span span;
+
+    regions_span(sim->regions, page, 1, &span);
+    return span.address;
+}
+
+static int read_faults(struct sim_kernel *sim, struct kernel_event *events, int capacity)
+{
+    int count = 0;
+
+    for (uint32_t i = 0; i < SIM_THREADS && count < capacity; i++) {
+        struct sim_thread *thread = &sim->threads[i];
+        if (!thread->sleeps || thread->event_read)
+            continue;
+        thread->event_read = true;
+        sim->faults_unarmed += !armed(sim);
+        events[count++] = (struct kernel_event){
+            .kind = KERNEL_EVENT_FAULT,
+            .flags = (thread->write ? KERNEL_FAULT_WRITE : 0) |
+                     (sim->pages[thread->page].present ? KERNEL_FAULT_MINOR : 0),
+            .start = address_of(sim, thread->page),
+        };
+    }
+    return count;
+}
+
+static int read_removals(struct sim_kernel *sim, struct kernel_event *events, int capacity)
+{
+    int count = 0;
+
+    for (uint32_t i = 0; i < SIM_REMOVALS && count < capacity; i++)
+        if (sim->removals[i].stage == SIM_REMOVAL_POSTED) {
+            sim->removals[i].stage = SIM_REMOVAL_READ;
+            sim->removals[i].read_armed = armed(sim);
+            events[count++] = (struct kernel_event){
+                .kind = KERNEL_EVENT_REMOVE, .start = sim->removals[i].start, .end = sim->removals[i].end};
+        }
+    return count;
+}
+
+static void hook(struct sim_kernel *sim, void (*function)(void *, enum sim_call), enum sim_call call)
+{
+    if (function != NULL)
+        function(sim->owner, call);
+}
+
+static int sim_read_events(void *kernel, struct kernel_event *events, int capacity)
+{
+    struct sim_kernel *sim = kernel;
+    int count = 0, most = capacity;
+
+    sim->calls[SIM_READ]++;
+    hook(sim, sim->before, SIM_READ);
+    if (sim->table != NULL && atomic_load(&sim->table->header->batch_count) < (uint32_t)capacity)
+        failed(sim, 0, "events are read while the table does not say that a batch is there");
+    if (!sim->gone) {
+        if (sim->random % 3 == 0 && capacity > 1) /* a batch may end anywhere */
+            most = 1 + (int)sim_below(&sim->random, 3);
+        sim_random(&sim->random);
+        count = read_faults(sim, events, most); /* the kernel gives faults first, whatever came first */
+        count += read_removals(sim, events + count, most - count);
+    }
+    memcpy(sim->newest_batch, events, (size_t)count * sizeof(*events));
+    sim->newest_batch_count = count;
+    sim->events_read += (uint64_t)count;
+    hook(sim, sim->after, SIM_READ);
+    return count;
+}
+
+/* ---------------------------------------------------------------------------------------------------------- calls */
+
+/* What one page answers, when nothing else is in the way. */
+typedef enum kernel_result page_call(struct sim_kernel *sim, uint64_t page, const uint8_t *bytes);
+
+static bool is_state(const struct sim_kernel *sim, uint64_t page, enum page_state state)
+{
+    return page_state(table_word(sim->table, page)) == state;
+}
+
+static bool is_stale(const struct sim_kernel *sim, uint64_t page)
+{
+    return page_stale(table_word(sim->table, page));
+}
+
+static void map_page(struct sim_kernel *sim, uint64_t page)
+{
+    if (!armed(sim))
+        failed(sim, page, "mapped before arming");
+    if (sim->pages[page].pte == SIM_PTE_POISON)
+        failed(sim, page, "a poison marker is overwritten");
+    sim->pages[page].pte = SIM_PTE_MAPPED;
+    sim->pages[page].ever_mapped = true;
+    wake_page(sim, page);
+}
+
+static enum kernel_result populate_page(struct sim_kernel *sim, uint64_t page, const uint8_t *bytes)
+{
+    struct sim_page *facts = &sim->pages[page];
+
+    if (sim->private_memory)
+        failed(sim, page, "populate on private memory");
+    if (facts->ever_mapped || facts->pte != SIM_PTE_NONE)
+        failed(sim, page, "a page is written that may be mapped");
+    if (sim->table != NULL && (!is_stale(sim, page) || page_held(table_word(sim->table, page)) ||
+                               (!is_state(sim, page, PAGE_MISSING) && !is_state(sim, page, PAGE_WANTED))))
+        failed(sim, page, "a page is written that is not marked stale, or claimed");
+    facts->present = true;
+    facts->token = token_of(bytes);
+    return KERNEL_MAPPED;
+}
+
+static enum kernel_result continue_page(struct sim_kernel *sim, uint64_t page, const uint8_t *bytes)
+{
+    struct sim_page *facts = &sim->pages[page];
+
+    (void)bytes;
+    if (sim->private_memory)
+        failed(sim, page, "CONTINUE on private memory");
+    if (sim->table != NULL && !is_state(sim, page, PAGE_OWNED))
+        failed(sim, page, "CONTINUE before the page is claimed");
+    if (facts->pte == SIM_PTE_MAPPED)
+        return KERNEL_ALREADY;
+    if (!facts->present)
+        return KERNEL_ABSENT;
+    map_page(sim, page);
+    return KERNEL_MAPPED;
+}
+
+static enum kernel_result copy_page(struct sim_kernel *sim, uint64_t page, const uint8_t *bytes)
+{
+    struct sim_page *facts = &sim->pages[page];
+
+    if (sim->table != NULL && !is_state(sim, page, PAGE_MISSING) && !is_state(sim, page, PAGE_WANTED))
+        failed(sim, page, "COPY to a page that is claimed");
+    if (sim->table != NULL && is_stale(sim, page))
+        failed(sim, page, "COPY to a page whose cache is in doubt");
+    if (facts->pte == SIM_PTE_MAPPED || facts->present)
+        return KERNEL_ALREADY;
+    map_page(sim, page);
+    facts->present = true;
+    facts->token = token_of(bytes);
+    return KERNEL_MAPPED;
+}
+
+static enum kernel_result zero_page(struct sim_kernel *sim, uint64_t page, const uint8_t *bytes)
+{
+    struct sim_page *facts = &sim->pages[page];
+
+    (void)bytes;
+    if (sim->table != NULL && !is_state(sim, page, PAGE_ZERO) && !is_state(sim, page, PAGE_OWNED))
+        failed(sim, page, "ZEROPAGE for a page that is not claimed as zeros");
+    if (sim->table != NULL && is_stale(sim, page))
+        failed(sim, page, "ZEROPAGE while the stale bit would let it be punched again");
+    if (facts->pte != SIM_PTE_NONE || facts->present)
+        return KERNEL_ALREADY;
+    map_page(sim, page);
+    facts->present = true;
+    facts->token = 0;
+    return KERNEL_MAPPED;
+}
+
+static enum kernel_result punch_page(struct sim_kernel *sim, uint64_t page, const uint8_t *bytes)
+{
+    (void)bytes;
+    if (sim->private_memory)
+        failed(sim, page, "punch on private memory");
+    if (sim->table != NULL && !is_stale(sim, page))
+        failed(sim, page, "punched without the stale bit");
+    if (sim->table != NULL && sim->pages[page].ever_mapped && !is_state(sim, page, PAGE_POISONED))
+        failed(sim, page, "a page is punched that may be the guest's");
+    drop_data(sim, page);
+    return KERNEL_MAPPED;
+}
+
+static enum kernel_result poison_page(struct sim_kernel *sim, uint64_t page, const uint8_t *bytes)
+{
+    (void)bytes;
+    if (sim->table != NULL && !is_state(sim, page, PAGE_POISONED))
+        failed(sim, page, "poisoned before it is claimed so");
+    if (!armed(sim))
+        failed(sim, page, "poisoned before arming");
+    if (sim->pages[page].pte != SIM_PTE_NONE)
+        return KERNEL_ALREADY;
+    sim->pages[page].pte = SIM_PTE_POISON;
+    wake_page(sim, page);
+    return KERNEL_MAPPED;
+}
+
+static enum kernel_result wake_one(struct sim_kernel *sim, uint64_t page, const uint8_t *bytes)
+{
+    (void)bytes;
+    wake_page(sim, page);
+    return KERNEL_MAPPED;
+}
+
+static page_call *const page_calls[SIM_CALL_COUNT] = {
+    [SIM_POPULATE] = populate_page, [SIM_MAP] = continue_page, [SIM_COPY] = copy_page, [SIM_ZERO] = zero_page,
+    [SIM_PUNCH] = punch_page,       [SIM_POISON] = poison_page, [SIM_WAKE] = wake_one,
+};
+
+static bool takes_memory(enum sim_call call)
+{
+    return call == SIM_POPULATE || call == SIM_COPY || call == SIM_ZERO;
+}
+
+static bool maps(enum sim_call call)
+{
+    return call == SIM_MAP || call == SIM_COPY || call == SIM_ZERO || call == SIM_POISON;
+}
+
+/* What stops a call at its page number `at`, whatever the page says; MAPPED: nothing does. */
+static enum kernel_result stopped(struct sim_kernel *sim, enum sim_call call, uint64_t at)
+{
+    struct sim_force *force = &sim->force[call];
+
+    if (force->times > 0 && at == force->done_pages) {
+        force->times--;
+        return (enum kernel_result)force->result;
+    }
+    if (maps(call) && changing(sim))
+        return KERNEL_LATER;
+    if (maps(call) && sim->later_permille > 0 && sim_below(&sim->random, 1000) < sim->later_permille)
+        return KERNEL_LATER;
+    if (takes_memory(call) && sim->full)
+        return KERNEL_FULL;
+    if ((takes_memory(call) || call == SIM_PUNCH) && sim->full_permille > 0 &&
+        sim_below(&sim->random, 1000) < sim->full_permille)
+        return KERNEL_FULL;
+    return KERNEL_MAPPED;
+}
+
+static struct kernel_outcome run_call(struct sim_kernel *sim, enum sim_call call, const struct kernel_span *span,
+                                      const uint8_t *bytes)
+{
+    struct kernel_outcome outcome = {.result = KERNEL_MAPPED};
+    uint64_t page = 0, count = span->length_bytes / PAGE_BYTES;
+
+    sim->calls[call]++;
+    hook(sim, sim->before, call);
+    if (!regions_page(sim->regions, span->address, &page) || count == 0)
+        failed(sim, page, "a call outside the regions");
+    if (page * PAGE_BYTES != span->file_offset)
+        failed(sim, page, "a call with the wrong file offset");
+    if (sim->gone)
+        outcome.result = KERNEL_GONE;
+    for (uint64_t i = 0; i < count && outcome.result == KERNEL_MAPPED; i++) {
+        outcome.result = stopped(sim, call, i);
+        if (outcome.result == KERNEL_MAPPED)
+            outcome.result = page_calls[call](sim, page + i, bytes == NULL ? NULL : bytes + i * PAGE_BYTES);
+        if (outcome.result == KERNEL_MAPPED)
+            outcome.done_bytes += PAGE_BYTES;
+    }
+    sim->troubles += outcome.result == KERNEL_LATER || outcome.result == KERNEL_FULL;
+    hook(sim, sim->after, call);
+    return outcome;
+}
+
+static struct kernel_outcome sim_populate(void *kernel, const struct kernel_span *span, const void *bytes)
+{
+    return run_call(kernel, SIM_POPULATE, span, bytes);
+}
+
+static struct kernel_outcome sim_map(void *kernel, const struct kernel_span *span)
+{
+    return run_call(kernel, SIM_MAP, span, NULL);
+}
+
+static struct kernel_outcome sim_copy(void *kernel, const struct kernel_span *span, const void *bytes)
+{
+    return run_call(kernel, SIM_COPY, span, bytes);
+}
+
+static struct kernel_outcome sim_zero(void *kernel, const struct kernel_span *span)
+{
+    return run_call(kernel, SIM_ZERO, span, NULL);
+}
+
+static struct kernel_outcome sim_punch(void *kernel, const struct kernel_span *span)
+{
+    return run_call(kernel, SIM_PUNCH, span, NULL);
+}
+
+static struct kernel_outcome sim_poison(void *kernel, const struct kernel_span *span)
+{
+    return run_call(kernel, SIM_POISON, span, NULL);
+}
+
+static struct kernel_outcome sim_wake(void *kernel, const struct kernel_span *span)
+{
+    return run_call(kernel, SIM_WAKE, span, NULL);
+}
+
+const struct kernel_ops sim_kernel_ops = {
+    .read_events = sim_read_events,
+    .populate = sim_populate,
+    .map = sim_map,
+    .copy = sim_copy,
+    .zero = sim_zero,
+    .punch = sim_punch,
+    .poison = sim_poison,
+    .wake = sim_wake,
+};
