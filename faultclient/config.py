@@ -25,7 +25,7 @@ OPTIONS: Final[tuple[Decorator, ...]] = (
         "--socket",
         type=click.Path(path_type=Path),
         required=True,
-        help="Unix socket on which the VMM hands its memory over. Made with mode 0600 in a folder that exists.",
+        help="Unix socket on which the VMM hands its memory over. Made with mode 0600; its folder must exist.",
     ),
     click.option(
         "--data-address",
@@ -42,7 +42,7 @@ OPTIONS: Final[tuple[Decorator, ...]] = (
         type=click.Choice([choice.value for choice in Postcopy]),
         default=Postcopy.AT_ONCE.value,
         show_default=True,
-        help="at-once: the guest may run while its memory is still remote. forbid: only with every page here.",
+        help="at-once: the guest may run while pages are remote. forbid: only when all are here.",
     ),
     click.option(
         "--background/--no-background",
