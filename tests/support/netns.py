@@ -22,8 +22,8 @@ SOURCE_ADDRESS = "192.0.2.1"  # of the range kept for documentation: seen in the
 DESTINATION_ADDRESS = "192.0.2.2"
 TBF_BURST_BYTES = 256 << 10
 TBF_LATENCY_MS = 50
-# What is mounted here must not show elsewhere. In a chroot "/" may be no mount, so the one that holds the folder is
-# made private (a folder of ramfile.run_folder lies on /dev/shm, which always is one).
+# What is mounted here must not show elsewhere. In a chroot "/" may be no mount, so the mount that holds the
+# folder is made private (a folder of ramfile.run_folder lies on /dev/shm, which always is one).
 HOLD = """
 for folder; do
     mount --make-private "$(findmnt --first-only --noheadings --output TARGET --target "$folder")" || exit 1
