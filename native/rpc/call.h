@@ -52,9 +52,10 @@ struct grpc_session {
     struct call_list all;
     struct call_list ready;
     struct call_list spare; /* for reuse; linked by `all` */
-    uint32_t call_count;
+    uint32_t call_count; /* in `all` */
+    uint32_t open_count; /* of them, those whose owner awaits the end */
     uint32_t ready_count;
-    struct field_block block;
+    struct field_block block; /* the one that is being read */
 };
 
 /* grpc.c: a new call, or NULL; the end for its owner, once; its memory goes back. */

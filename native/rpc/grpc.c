@@ -68,6 +68,7 @@ void call_end(struct grpc_call *call)
 
     if (!call->ended) {
         call->ended = true;
+        session->open_count--;
         call->finished = true;
         call->sending = false;
         call_clear_ready(call);
@@ -133,8 +134,9 @@ struct grpc_call *grpc_start(struct grpc_session *session, const char *path, voi
     call->stream = h2_request(session->h2, fields, sizeof(fields) / sizeof(fields[0]), call);
     if (call->stream < 0) {
         call_drop(call);
-        call = NULL;
+        return NULL;
     }
+    session->open_count++;
     return call;
 }
 
@@ -185,7 +187,7 @@ void grpc_set_user(struct grpc_call *call, void *user)
 
 uint32_t grpc_open_calls(const struct grpc_session *session)
 {
-    return session->call_count;
+    return session->open_count;
 }
 
 void grpc_go_away(struct grpc_session *session)

@@ -15,13 +15,12 @@
 #include <nghttp2/nghttp2.h>
 #include <stdlib.h>
 #include <string.h>
-#include <time.h>
 
 #include "../gen/contract.h"
+#include "flood.h"
 
 #define FIELDS_MAX 12
 #define UNSENT_FRAMES_MAX 4096 /* a peer that makes us answer and does not read */
-#define SECOND_NS UINT64_C(1000000000)
 
 struct h2 {
     nghttp2_session *session;
@@ -33,37 +32,16 @@ struct h2 {
     bool going_away;
     bool flooded;
     bool ping_is_paid;
-    uint32_t bucket; /* frames that the peer may still send for nothing */
-    uint64_t bucket_ns;
+    struct flood flood;
 };
 
 /* ------------------------------------------------------------------------------------------------------ floods */
 
-static void refill(struct h2 *h2)
-{
-    struct timespec now;
-    uint64_t now_ns, regained;
-
-    clock_gettime(CLOCK_MONOTONIC_COARSE, &now);
-    now_ns = (uint64_t)now.tv_sec * SECOND_NS + (uint64_t)now.tv_nsec;
-    regained = (now_ns - h2->bucket_ns) / (SECOND_NS / PF_LIMIT_FLOOD_FRAMES_PER_S);
-    if (regained >= PF_LIMIT_FLOOD_FRAMES_MAX - h2->bucket) {
-        h2->bucket = PF_LIMIT_FLOOD_FRAMES_MAX;
-        h2->bucket_ns = now_ns;
-    } else {
-        h2->bucket += (uint32_t)regained;
-        h2->bucket_ns += regained * (SECOND_NS / PF_LIMIT_FLOOD_FRAMES_PER_S);
-    }
-}
-
 /* What a callback returns: 0, or the end of the connection. */
 static int charge(struct h2 *h2)
 {
-    refill(h2);
-    if (h2->bucket == 0)
+    if (!flood_take(&h2->flood))
         h2->flooded = true;
-    else
-        h2->bucket--;
     return h2->flooded ? NGHTTP2_ERR_CALLBACK_FAILURE : 0;
 }
 
@@ -73,7 +51,7 @@ static bool is_for_nothing(struct h2 *h2, const nghttp2_frame *frame)
 
     switch (frame->hd.type) {
     case NGHTTP2_RST_STREAM:
-        nothing = h2->server || frame->rst_stream.error_code != NGHTTP2_NO_ERROR;
+        nothing = h2->server; /* a server can end no more calls than we begin */
         break;
     case NGHTTP2_PRIORITY:
         nothing = true;
@@ -189,7 +167,7 @@ int h2_feed(struct h2 *h2, const uint8_t *data, size_t length)
     ssize_t taken = nghttp2_session_mem_recv(h2->session, data, length);
     int rc = 0;
 
-    if (taken >= 0 && nghttp2_session_get_outbound_queue_size(h2->session) > UNSENT_FRAMES_MAX)
+    if (taken == NGHTTP2_ERR_FLOODED || nghttp2_session_get_outbound_queue_size(h2->session) > UNSENT_FRAMES_MAX)
         h2->flooded = true;
     if (taken == NGHTTP2_ERR_NOMEM)
         rc = -ENOMEM;
@@ -197,9 +175,8 @@ int h2_feed(struct h2 *h2, const uint8_t *data, size_t length)
         rc = -EPROTO;
     if (rc != 0) {
         h2->going_away = true;
-        nghttp2_session_terminate_session(h2->session, h2->flooded       ? NGHTTP2_ENHANCE_YOUR_CALM
-                                                       : rc == -ENOMEM   ? NGHTTP2_INTERNAL_ERROR
-                                                                         : NGHTTP2_PROTOCOL_ERROR);
+        /* Nothing, if the session has found a reason of its own. */
+        nghttp2_session_terminate_session(h2->session, h2->flooded ? NGHTTP2_ENHANCE_YOUR_CALM : NGHTTP2_INTERNAL_ERROR);
     }
     return rc;
 }
@@ -440,7 +417,6 @@ int h2_open(const struct h2_settings *settings, const struct h2_events *events, 
         new->events = events;
         new->owner = owner;
         new->server = settings->server;
-        new->bucket = PF_LIMIT_FLOOD_FRAMES_MAX;
         rc = make_session(new);
     }
     if (rc == 0)

@@ -52,7 +52,7 @@ enum incoming_step incoming_next(struct incoming *incoming, struct grpc_bytes *i
         return INCOMING_MESSAGE;
     }
     if (incoming->to == NULL)
-        return INCOMING_GATHER;
+        return input->length == 0 ? INCOMING_MORE : INCOMING_GATHER;
     incoming->filled += take(input, incoming->to + incoming->filled, incoming->length - incoming->filled);
     if (incoming->filled < incoming->length)
         return INCOMING_MORE;

@@ -9,122 +9,9 @@
 
 #include "../gen/contract.h"
 #include "pb.h"
+#include "runs.h"
 
 #define FIELD(name) PF_FIELD_##name
-#define PAIR 2 /* numbers of a run in a request: first, count */
-#define FOUR 4 /* and in an answer: first, count, kind, version */
-
-/* ---------------------------------------------------------------------------------------------------- lists of runs */
-
-/* Numbers come one by one, in as many pieces as the sender likes. */
-struct run_list {
-    struct run *runs;
-    uint32_t runs_max;
-    uint32_t run_numbers; /* PAIR or FOUR */
-    uint64_t number_count;
-};
-
-static bool add_number(struct run_list *list, uint64_t number)
-{
-    uint64_t index = list->number_count / list->run_numbers;
-    struct run *run = &list->runs[index];
-
-    if (index >= list->runs_max)
-        return false;
-    switch (list->number_count++ % list->run_numbers) {
-    case 0:
-        *run = (struct run){.first_page = number};
-        break;
-    case 1:
-        run->page_count = number;
-        break;
-    case 2:
-        run->kind = number;
-        break;
-    default:
-        run->version = number;
-        break;
-    }
-    return true;
-}
-
-static bool add_numbers(struct run_list *list, const struct pb_field *field)
-{
-    struct pb_reader reader = pb_reader_of(field->bytes);
-    uint64_t number;
-
-    if (field->type == PB_VARINT)
-        return add_number(list, field->value);
-    while (field->type == PB_BYTES && reader.at < reader.end)
-        if (!pb_read_varint(&reader, &number) || !add_number(list, number))
-            return false;
-    return true;
-}
-
-/* In order they come mostly, and then one look at each suffices; else each is held against all before it, which is
- * bounded by runs_max squared and so by RUNS_MAX squared: 8 million comparisons, some milliseconds, at the very worst. */
-static bool overlaps_earlier(const struct run *runs, uint32_t index)
-{
-    uint64_t first = runs[index].first_page, end = first + runs[index].page_count;
-
-    for (uint32_t i = 0; i < index; i++)
-        if (first < runs[i].first_page + runs[i].page_count && runs[i].first_page < end)
-            return true;
-    return false;
-}
-
-/* 0, or -PF_REASON_BAD_REQUEST. */
-static int end_list(const struct run_list *list, uint32_t *run_count)
-{
-    uint32_t count = (uint32_t)(list->number_count / list->run_numbers);
-    uint64_t highest_end = 0;
-
-    if (list->number_count % list->run_numbers != 0)
-        return -PF_REASON_BAD_REQUEST;
-    for (uint32_t i = 0; i < count; i++) {
-        uint64_t first = list->runs[i].first_page, pages = list->runs[i].page_count;
-        if (pages == 0 || first > UINT64_MAX - pages)
-            return -PF_REASON_BAD_REQUEST;
-        if (first < highest_end && overlaps_earlier(list->runs, i))
-            return -PF_REASON_BAD_REQUEST;
-        if (first + pages > highest_end)
-            highest_end = first + pages;
-    }
-    *run_count = count;
-    return 0;
-}
-
-static uint64_t number_of(const struct run *run, uint32_t index)
-{
-    const uint64_t numbers[FOUR] = {run->first_page, run->page_count, run->kind, run->version};
-
-    return numbers[index];
-}
-
-static void write_runs(struct pb_writer *writer, uint32_t field, const struct run *runs, uint32_t run_count,
-                       uint32_t run_numbers)
-{
-    uint64_t length = 0;
-
-    if (run_count == 0)
-        return;
-    for (uint32_t i = 0; i < run_count; i++)
-        for (uint32_t j = 0; j < run_numbers; j++)
-            length += pb_varint_bytes(number_of(&runs[i], j));
-    pb_write_tag(writer, field, PB_BYTES);
-    pb_write_varint(writer, length);
-    for (uint32_t i = 0; i < run_count; i++)
-        for (uint32_t j = 0; j < run_numbers; j++)
-            pb_write_varint(writer, number_of(&runs[i], j));
-}
-
-bool runs_inside(const struct run *runs, uint32_t run_count, uint64_t page_count)
-{
-    for (uint32_t i = 0; i < run_count; i++)
-        if (runs[i].first_page >= page_count || runs[i].page_count > page_count - runs[i].first_page)
-            return false;
-    return true;
-}
 
 /* --------------------------------------------------------------------------------------------------------- readers */
 
@@ -274,7 +161,7 @@ int read_get_page_request(struct grpc_bytes message, struct get_page_request *ou
 
 int read_fetch_request(struct grpc_bytes message, struct run *runs, uint32_t runs_max, struct fetch_request *out)
 {
-    struct run_list list = {.runs = runs, .runs_max = runs_max, .run_numbers = PAIR};
+    struct run_list list = {.runs = runs, .runs_max = runs_max, .run_numbers = RUN_PAIR};
     struct pb_reader reader = pb_reader_of(message);
     struct pb_field field;
     bool good = true;
@@ -288,16 +175,16 @@ int read_fetch_request(struct grpc_bytes message, struct run *runs, uint32_t run
         else if (field.number == FIELD(FETCH_PAGES_REQUEST_ENCODINGS))
             set_number32(&field, &out->encodings);
         else if (field.number == FIELD(FETCH_PAGES_REQUEST_RUNS))
-            good = add_numbers(&list, &field);
+            good = run_list_add(&list, &field);
         else if (field.number == FIELD(FETCH_PAGES_REQUEST_HEARTBEAT))
             set_number(&field, &out->heartbeat);
     }
-    return ended_well(more, good && end_list(&list, &out->run_count) == 0);
+    return ended_well(more, good && run_list_end(&list, &out->run_count) == 0);
 }
 
 int read_stream_request(struct grpc_bytes message, struct run *runs, uint32_t runs_max, struct stream_request *out)
 {
-    struct run_list list = {.runs = runs, .runs_max = runs_max, .run_numbers = PAIR};
+    struct run_list list = {.runs = runs, .runs_max = runs_max, .run_numbers = RUN_PAIR};
     struct pb_reader reader = pb_reader_of(message);
     struct pb_field field;
     bool good = true;
@@ -311,7 +198,7 @@ int read_stream_request(struct grpc_bytes message, struct run *runs, uint32_t ru
         else if (field.number == FIELD(STREAM_PAGES_REQUEST_SINCE_VERSION))
             set_number(&field, &out->since_version);
         else if (field.number == FIELD(STREAM_PAGES_REQUEST_RUNS))
-            good = add_numbers(&list, &field);
+            good = run_list_add(&list, &field);
         else if (field.number == FIELD(STREAM_PAGES_REQUEST_VERSIONS_ONLY))
             set_bool(&field, &out->versions_only);
         else if (field.number == FIELD(STREAM_PAGES_REQUEST_OPEN_ROUND))
@@ -319,7 +206,7 @@ int read_stream_request(struct grpc_bytes message, struct run *runs, uint32_t ru
         else if (field.number == FIELD(STREAM_PAGES_REQUEST_ENCODINGS))
             set_number32(&field, &out->encodings);
     }
-    return ended_well(more, good && end_list(&list, &out->run_count) == 0);
+    return ended_well(more, good && run_list_end(&list, &out->run_count) == 0);
 }
 
 static bool take_batch_field(struct page_batch *out, struct run_list *list, const struct pb_field *field)
@@ -329,7 +216,7 @@ static bool take_batch_field(struct page_batch *out, struct run_list *list, cons
         set_number(field, &out->as_of);
         break;
     case FIELD(PAGE_BATCH_RUNS):
-        return add_numbers(list, field);
+        return run_list_add(list, field);
     case FIELD(PAGE_BATCH_ENCODING):
         set_number32(field, &out->encoding);
         break;
@@ -359,7 +246,7 @@ static bool take_batch_field(struct page_batch *out, struct run_list *list, cons
 
 int read_page_batch(struct grpc_bytes message, struct run *runs, uint32_t runs_max, struct page_batch *out)
 {
-    struct run_list list = {.runs = runs, .runs_max = runs_max, .run_numbers = FOUR};
+    struct run_list list = {.runs = runs, .runs_max = runs_max, .run_numbers = RUN_FOUR};
     struct pb_reader reader = pb_reader_of(message);
     struct pb_field field;
     bool good = true;
@@ -369,7 +256,7 @@ int read_page_batch(struct grpc_bytes message, struct run *runs, uint32_t runs_m
     out->runs = runs;
     while (good && (more = pb_read_field(&reader, &field)) > 0)
         good = take_batch_field(out, &list, &field);
-    return ended_well(more, good && end_list(&list, &out->run_count) == 0);
+    return ended_well(more, good && run_list_end(&list, &out->run_count) == 0);
 }
 
 /* --------------------------------------------------------------------------------------------------------- writers */
@@ -434,7 +321,7 @@ size_t write_fetch_request(const struct fetch_request *in, uint8_t *out, size_t 
 
     pb_write_bytes(&writer, FIELD(FETCH_PAGES_REQUEST_IMAGE), in->image);
     pb_write_number(&writer, FIELD(FETCH_PAGES_REQUEST_ENCODINGS), in->encodings);
-    write_runs(&writer, FIELD(FETCH_PAGES_REQUEST_RUNS), in->runs, in->run_count, PAIR);
+    run_list_write(&writer, FIELD(FETCH_PAGES_REQUEST_RUNS), in->runs, in->run_count, RUN_PAIR);
     pb_write_number(&writer, FIELD(FETCH_PAGES_REQUEST_HEARTBEAT), in->heartbeat);
     return written(&writer, out);
 }
@@ -445,7 +332,7 @@ size_t write_stream_request(const struct stream_request *in, uint8_t *out, size_
 
     pb_write_bytes(&writer, FIELD(STREAM_PAGES_REQUEST_IMAGE), in->image);
     pb_write_number(&writer, FIELD(STREAM_PAGES_REQUEST_SINCE_VERSION), in->since_version);
-    write_runs(&writer, FIELD(STREAM_PAGES_REQUEST_RUNS), in->runs, in->run_count, PAIR);
+    run_list_write(&writer, FIELD(STREAM_PAGES_REQUEST_RUNS), in->runs, in->run_count, RUN_PAIR);
     pb_write_number(&writer, FIELD(STREAM_PAGES_REQUEST_VERSIONS_ONLY), in->versions_only);
     pb_write_number(&writer, FIELD(STREAM_PAGES_REQUEST_OPEN_ROUND), in->open_round);
     pb_write_number(&writer, FIELD(STREAM_PAGES_REQUEST_ENCODINGS), in->encodings);
@@ -457,7 +344,7 @@ size_t write_page_batch_head(const struct page_batch *in, uint8_t *out, size_t c
     struct pb_writer writer = writer_of(out, capacity);
 
     pb_write_number(&writer, FIELD(PAGE_BATCH_AS_OF), in->as_of);
-    write_runs(&writer, FIELD(PAGE_BATCH_RUNS), in->runs, in->run_count, FOUR);
+    run_list_write(&writer, FIELD(PAGE_BATCH_RUNS), in->runs, in->run_count, RUN_FOUR);
     pb_write_number(&writer, FIELD(PAGE_BATCH_ENCODING), in->encoding);
     pb_write_fixed64(&writer, FIELD(PAGE_BATCH_DIGEST), in->digest);
     pb_write_number(&writer, FIELD(PAGE_BATCH_HEARTBEAT), in->heartbeat);
@@ -476,5 +363,5 @@ size_t page_batch_head_max(uint32_t run_count)
     /* as_of, length of runs, encoding, digest, heartbeat, phase, cancel, manifest of 64 bytes, tag and length of data */
     const size_t fixed = 11 + 11 + 11 + 9 + 11 + 11 + 2 + 66 + 11;
 
-    return fixed + (size_t)run_count * FOUR * PB_VARINT_BYTES_MAX;
+    return fixed + (size_t)run_count * RUN_FOUR * PB_VARINT_BYTES_MAX;
 }

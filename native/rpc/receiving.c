@@ -49,6 +49,7 @@ static void take_request(struct grpc_session *session, struct grpc_call *call)
         call_fail(call, GRPC_INTERNAL, PF_REASON_BAD_REQUEST, "this is no gRPC request");
     } else {
         call->ended = false;
+        session->open_count++;
         if (session->callbacks->opened(session->owner, call, &block->request) != 0)
             call_fail(call, 0, PF_REASON_BUG, ""); /* unless it was finished, as it should be */
         if (!call->finished)
