@@ -91,8 +91,10 @@ static void map_or_wake(struct engine *engine, uint64_t page, uint64_t count)
 
 /* COPY said that something is there. On private memory that is a mapping. On shared memory it is something in the
  * cache: what the worker before us has placed, since a page whose bit is clear has nothing else there. */
-static void copy_found_something(struct engine *engine, uint64_t page, uint64_t version)
+static enum placing copy_found_something(struct engine *engine, uint64_t page, uint64_t version)
 {
+    enum placing status = PLACING_DONE;
+
     if (engine->private_memory) {
         place_owned(engine, page, 1, version);
         place_wake(engine, page, 1);
@@ -101,19 +103,25 @@ static void copy_found_something(struct engine *engine, uint64_t page, uint64_t 
         map_or_wake(engine, page, 1);
     } else {
         place_hold(engine, page, "the RAM file holds something where nobody has written: the page is held back");
-        place_wake(engine, page, 1);
+        status = PLACING_HELD;
     }
+    return status;
 }
 
 /* COPY found no mapping. On private memory that is a page which a balloon is just taking away, and done; on shared
  * memory nothing of ours takes mappings away. */
-static void copy_found_nothing(struct engine *engine, uint64_t page, uint64_t version)
+static enum placing copy_found_nothing(struct engine *engine, uint64_t page, uint64_t version)
 {
-    if (engine->private_memory)
+    enum placing status = PLACING_DONE;
+
+    if (engine->private_memory) {
         place_owned(engine, page, 1, version);
-    else
+    } else {
         place_hold(engine, page, "the VMM has no memory at this page any more: the page is held back");
+        status = PLACING_HELD;
+    }
     place_wake(engine, page, 1);
+    return status;
 }
 
 static struct placed copy_run(struct engine *engine, uint64_t page, uint64_t count, const uint8_t *bytes,
@@ -126,20 +134,22 @@ static struct placed copy_run(struct engine *engine, uint64_t page, uint64_t cou
         uint64_t pages = count - placed.pages < most ? count - placed.pages : most;
         struct kernel_outcome outcome = place_call(engine, CALL_COPY, page + placed.pages, pages,
                                                    bytes + placed.pages * PAGE_BYTES);
-        uint64_t done = outcome.done_bytes / PAGE_BYTES;
+        uint64_t done = outcome.done_bytes / PAGE_BYTES, at = page + placed.pages + done;
         place_owned(engine, page + placed.pages, done, version);
         placed.pages += done;
+        if (outcome.result == KERNEL_MAPPED)
+            continue;
         if (outcome.result == KERNEL_ABSENT && pages - done > 1) {
             most = 1; /* the mapping may only be split: each page by itself */
-        } else if (outcome.result == KERNEL_ALREADY) {
-            copy_found_something(engine, page + placed.pages, version);
-            placed.pages++;
-        } else if (outcome.result == KERNEL_ABSENT) {
-            copy_found_nothing(engine, page + placed.pages, version);
-            placed.pages++;
-        } else if (outcome.result != KERNEL_MAPPED) {
-            placed.status = place_status(outcome.result);
+            continue;
         }
+        if (outcome.result == KERNEL_ALREADY)
+            placed.status = copy_found_something(engine, at, version);
+        else if (outcome.result == KERNEL_ABSENT)
+            placed.status = copy_found_nothing(engine, at, version);
+        else
+            placed.status = place_status(outcome.result);
+        placed.pages += placed.status == PLACING_DONE;
     }
     return placed;
 }
