@@ -25,7 +25,7 @@ OPTIONS: Final[tuple[Decorator, ...]] = (
         "--socket",
         type=click.Path(path_type=Path),
         required=True,
-        help="Unix socket on which the VMM hands its memory over. Made with mode 0600; its folder must exist.",
+        help="Unix socket on which the VMM hands its memory over. Made with mode 0600.",
     ),
     click.option(
         "--data-address",

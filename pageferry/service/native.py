@@ -16,7 +16,7 @@ API: Final = 1
 
 if lib.pageferry_api() != API:
     raise ImportError(
-        f"pageferry._native has API {lib.pageferry_api()}, this package needs {API}: build it again (make native)"
+        f"pageferry._native has API {lib.pageferry_api()}, this package needs {API}: run make native"
     )
 
 
@@ -48,7 +48,7 @@ HISTOGRAMS: Final[Mapping[str, str]] = dict(
 )
 PAGE_STATES: Final[Sequence[str]] = tuple(_names(lib.pageferry_page_state_name))
 BUCKETS: Final[int] = lib.pageferry_histogram_buckets()
-BUCKET_LIMITS: Final[Sequence[int]] = tuple(lib.pageferry_histogram_limit(bucket) for bucket in range(BUCKETS))
+BUCKET_LIMITS: Final[Sequence[int]] = tuple(map(lib.pageferry_histogram_limit, range(BUCKETS)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +65,7 @@ class Histogram:
         return sum(self.counts)
 
     def quantile(self, share: float) -> int:
-        """The limit of the bucket that `share` (0 to 1) of all values lie in or below; 0 where there are none."""
+        """The limit of the bucket that `share` (0 to 1) of all values lie in or below; 0: there are none."""
         wanted = share * self.total
         seen = 0
         for limit, count in zip(BUCKET_LIMITS, self.counts, strict=True):

@@ -1,0 +1,46 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The control port of the fault client. It imports grpc: worker.py imports it behind the pager's start."""
+
+from collections.abc import Sequence
+from contextlib import AsyncExitStack
+from typing import Self
+
+import grpc
+
+from faultclient.service import FaultClientService
+from faultclient.session import Session
+from pageferry.service.addresses import Address
+from pageferry.service.metrics import DataPlane, exposed
+from pageferry.service.serving import ControlPort
+from pageferry.v1 import faultclient_pb2, faultclient_pb2_grpc
+
+NAME = faultclient_pb2.DESCRIPTOR.services_by_name["FaultClientService"].full_name
+
+
+class ControlServer:
+    """Serves the sessions of this process while its `async with` lasts."""
+
+    def __init__(self, sessions: Sequence[Session], listen: Address, metrics_listen: Address | None) -> None:
+        self._sessions = sessions
+        self._metrics_listen = metrics_listen
+        self._port = ControlPort(listen, self._add, (NAME,))
+        self._stack = AsyncExitStack()
+
+    def _add(self, server: grpc.aio.Server) -> None:
+        service = FaultClientService(self._sessions)
+        faultclient_pb2_grpc.add_FaultClientServiceServicer_to_server(service, server)
+
+    @property
+    def address(self) -> str:
+        return str(self._port.address)
+
+    async def __aenter__(self) -> Self:
+        async with AsyncExitStack() as stack:
+            pager = self._sessions[0].vm.pager  # `run` has exactly one
+            stack.enter_context(exposed(self._metrics_listen, DataPlane(pager.counters, pager.histogram)))
+            await stack.enter_async_context(self._port)
+            self._stack = stack.pop_all()
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self._stack.aclose()
