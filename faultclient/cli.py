@@ -10,6 +10,7 @@ from faultclient.config import allowed_uids, run_options
 from pageferry import __version__
 from pageferry.limits import DEFAULT_CLIENT_CONTROL_ADDRESS
 from pageferry.reasons import PageferryError
+from pageferry.service.addresses import insecure_option, local_or_agreed
 from pageferry.service.logs import configure_logging, log, log_options
 
 
@@ -24,8 +25,9 @@ def cli() -> None:
 @click.option(
     "--json", "as_json", is_flag=True, help="Print the figures of the run as one JSON line at its end."
 )
+@insecure_option
 @log_options
-def run(as_json: bool, log_format: str, log_level: str, **options: Any) -> None:
+def run(as_json: bool, insecure_network: bool, log_format: str, log_level: str, **options: Any) -> None:
     """Take one VM's memory over, and serve its page faults until every page is here.
 
     Waits on --socket for a hand-off (Firecracker's snapshot load with a Uffd backend, or a VMM with the
@@ -44,6 +46,9 @@ def run(as_json: bool, log_format: str, log_level: str, **options: Any) -> None:
 
     options["postcopy"] = Postcopy(options["postcopy"])
     options["vmm_uids"] = allowed_uids(options["vmm_uids"])
+    for name in ("control_listen", "metrics_listen"):
+        if options[name] is not None:
+            options[name] = local_or_agreed(options[name], insecure_network=insecure_network)
     outcome = uvloop.run(run_worker(RunOptions(progress=sys.stderr.isatty(), **options)))
     if as_json:
         click.echo(outcome.as_json())

@@ -22,6 +22,7 @@ from faultclient.vms import Vm, Vms
 from pageferry.host.handoff import Handoff, Listener
 from pageferry.phases import IllegalStepError, Phase
 from pageferry.reasons import PageferryError, Reason
+from pageferry.service.addresses import Address
 from pageferry.service.logs import log
 
 
@@ -39,8 +40,8 @@ class RunOptions:
     vmm_uids: frozenset[int]
     handoff_timeout_s: float | None
     attach_timeout_s: float
-    control_listen: str
-    metrics_listen: str | None
+    control_listen: Address
+    metrics_listen: Address | None
     ready_file: Path | None
     progress: bool
 

@@ -4,9 +4,12 @@
 import ipaddress
 import socket
 import stat
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
+
+import click
 
 from pageferry.limits import LISTEN_BACKLOG_MAX
 from pageferry.reasons import PageferryError, Reason
@@ -61,6 +64,15 @@ def local_or_agreed(text: str, *, insecure_network: bool) -> Address:
             "listen on loopback or a unix socket, or add --insecure-network on a network that is yours alone",
         )
     return address
+
+
+def insecure_option(command: Callable[..., Any]) -> Callable[..., Any]:
+    """--insecure-network, the same at every command that listens."""
+    return click.option(
+        "--insecure-network",
+        is_flag=True,
+        help="Allow addresses that other hosts reach. There is no TLS yet: whoever reaches the port reads memory.",
+    )(command)
 
 
 def listening(address: Address) -> socket.socket:

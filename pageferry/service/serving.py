@@ -3,7 +3,7 @@
 
 import time
 from collections.abc import Awaitable, Callable, Sequence
-from typing import Any, Final, Self
+from typing import Any, Final, Self, cast
 
 import grpc
 from google.protobuf import descriptor_pool
@@ -24,7 +24,7 @@ OPTIONS: Final = (
 )
 
 Handler = grpc.RpcMethodHandler[Any, Any]
-Continuation = Callable[[grpc.HandlerCallDetails], Awaitable[Handler]]
+Continuation = Callable[[grpc.HandlerCallDetails], Awaitable[Handler | None]]
 
 
 async def refuse(context: grpc.aio.ServicerContext[Any, Any], error: PageferryError) -> None:
@@ -41,7 +41,7 @@ class Translator(grpc.aio.ServerInterceptor):
 
     async def intercept_service(
         self, continuation: Continuation, details: grpc.HandlerCallDetails
-    ) -> Handler:
+    ) -> Handler | None:
         handler = await continuation(details)
         if handler is None or handler.request_streaming:
             return handler  # health and reflection: none of our own calls streams requests
@@ -109,11 +109,11 @@ class _Counted:
 
 
 class MethodPool:
-    """Reflection's descriptors, found by a method's name too: ghz asks for those, and protobuf's own pool does
-    not know them (ghz#419, grpc#34743)."""
+    """Reflection's descriptors, found by a method's name too: ghz asks for those, and protobuf's own pool
+    does not know them (ghz#419, grpc#34743)."""
 
     def __init__(self) -> None:
-        self._pool = descriptor_pool.Default()
+        self._pool: Any = descriptor_pool.Default()  # type: ignore[no-untyped-call]
 
     def FindFileContainingSymbol(self, symbol: str) -> Any:
         try:
@@ -129,7 +129,7 @@ class MethodPool:
 
 
 class ControlPort:
-    """Up while its `async with` lasts. `add` puts the services in; `names` are theirs, for health and reflection."""
+    """Up while its `async with` lasts. `add` puts the services in; `names` are theirs."""
 
     def __init__(
         self,
@@ -147,7 +147,7 @@ class ControlPort:
         add(self._server)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
         reflection.enable_server_reflection(
-            (*names, health.SERVICE_NAME, reflection.SERVICE_NAME), self._server, pool=MethodPool()
+            (*names, health.SERVICE_NAME, reflection.SERVICE_NAME), self._server, pool=cast(Any, MethodPool())
         )
         self.address = address
 
