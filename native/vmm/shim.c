@@ -89,8 +89,8 @@ __attribute__((constructor)) static void begin(void)
 __attribute__((destructor)) static void end(void)
 {
     if (shim.ram != NULL && !atomic_load(&shim.taken))
-        shim_say("process %d exits and has never mapped %s, so nothing was restored into it: name the file of the VM's "
-                 "RAM in PAGEFERRY_SHIM_RAM", (int)getpid(), shim.ram);
+        shim_say("%s (process %d) exits and has never mapped %s: if it is the VMM, nothing was restored into it; name "
+                 "the file of its RAM in PAGEFERRY_SHIM_RAM", program_invocation_short_name, (int)getpid(), shim.ram);
 }
 
 /* ------------------------------------------------------------------------------------------------ which calls matter */
