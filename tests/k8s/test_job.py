@@ -12,7 +12,7 @@ import click
 import kubernetes_validate
 import pytest
 
-from faultclient.cli import main
+from faultclient.cli import cli
 from pageferry.limits import DRAIN_TIMEOUT_MS
 from pageferry.reasons import ROWS, Exit, Remedy
 from tests.k8s.render import Manifest, container_of, job_of, render_base, render_overlay
@@ -125,6 +125,6 @@ def expanded(manifests: list[Manifest]) -> Iterator[str]:
 
 def test_faultclient_takes_the_command_line(manifests: list[Manifest]) -> None:
     command, *arguments = expanded(manifests)
-    run = main.get_command(click.Context(main), command)
+    run = cli.get_command(click.Context(cli), command)
     assert run is not None
     run.make_context(command, arguments)
