@@ -123,7 +123,7 @@ def test_python_imports_follow_the_arrows(name: str) -> None:
 
 
 def test_only_the_named_files_see_cffi() -> None:
-    modules = ("cffi", "_cffi_backend", "pageferry._native", "pageferry.service.native")
+    modules = ("cffi", "_cffi_backend", "pageferry._native", "pageferry.service.native.ffi")
     assert set().union(*(importing(module) for module in modules)) <= SEES_CFFI
     (arrow,) = arrows()["pageferry"]  # to native/pageferry.h, which pageferry._native is in Python
     within = {name for name in importing("pageferry._native") if name.startswith("pageferry/")}
