@@ -43,8 +43,6 @@ static void take_request(struct grpc_session *session, struct grpc_call *call)
         call->http_status = 405;
     else if (!block->is_grpc)
         call->http_status = 415;
-    else if (block->request.path.length == 0 || block->request.path.data[0] != '/')
-        call->http_status = 400;
     if (call->http_status != 0) {
         call_fail(call, GRPC_INTERNAL, PF_REASON_BAD_REQUEST, "this is no gRPC request");
     } else {

@@ -116,6 +116,11 @@ static enum grpc_pulled on_pull(void *owner, struct grpc_call *call, struct grpc
     bool is_server = script->path[1] == 's';
 
     (void)owner;
+    if (record->hesitated < script->hesitations) {
+        record->hesitated++;
+        grpc_resume(call);
+        return GRPC_PULLED_NOTHING;
+    }
     if (record->sent < (script->echo ? record->got : script->messages)) {
         for (size_t i = 0; i < length; i++)
             record->sending[i] = rpc_byte(record->sent, i);

@@ -25,6 +25,7 @@ struct rpc_script {
     bool refuse_opened; /* server: finish in opened */
     struct grpc_status finish;
     int message_result; /* what `message` returns */
+    uint32_t hesitations; /* pulls that are answered "nothing" first, and resumed from within */
     bool cancel;        /* on the first message */
     bool no_memory;     /* gather says NULL */
 };
@@ -35,6 +36,7 @@ struct rpc_call {
     uint32_t sent, got;
     uint64_t got_bytes;
     uint32_t gathered;
+    uint32_t hesitated;
     uint32_t wrong; /* messages that were not what was sent */
     bool half_closed;
     uint32_t ended;
