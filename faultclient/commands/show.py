@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """`faultclient status`: the sessions of a running fault client, as a table or as JSON."""
 
-from typing import Any, Final
+from typing import Final
 
 import click
 import grpc
@@ -24,7 +24,7 @@ def sessions(address: str) -> list[migrations_pb2.Session]:
             return list(stub.WatchSessions(request, timeout=TIMEOUT_S))
         except grpc.RpcError as error:
             code, _ = error.code().value
-            trailers: dict[str, Any] = {key: value for key, value in error.trailing_metadata() or ()}
+            trailers = {item.key: str(item.value) for item in error.trailing_metadata() or ()}
             raise PageferryError(
                 reason_from_status(code, trailers.get(REASON_TRAILER)),
                 f"the fault client at {address} did not answer: {error.details()}",

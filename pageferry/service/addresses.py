@@ -71,7 +71,7 @@ def insecure_option(command: Callable[..., Any]) -> Callable[..., Any]:
     return click.option(
         "--insecure-network",
         is_flag=True,
-        help="Allow addresses that other hosts reach. There is no TLS yet: whoever reaches the port reads memory.",
+        help="Allow addresses that other hosts reach: without TLS whoever reaches a port reads memory.",
     )(command)
 
 
