@@ -27,7 +27,7 @@ static bool make_room(struct asks *asks)
 
     if (asks->first + asks->count < asks->capacity)
         return true;
-    if (asks->first >= asks->capacity / 2) {
+    if (asks->first >= asks->capacity / 4) {
         memmove(asks->runs, asks->runs + asks->first, asks->count * sizeof(*asks->runs));
         asks->first = 0;
         return true;
