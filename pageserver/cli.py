@@ -12,9 +12,9 @@ import click
 
 from pageferry import __version__
 from pageferry.limits import PAGE_BYTES
-from pageferry.reasons import PageferryError
 from pageferry.service.addresses import insecure_option, local_or_agreed
-from pageferry.service.logs import configure_logging, log, log_options
+from pageferry.service.entry import run_command
+from pageferry.service.logs import configure_logging, log_options
 from pageserver.config import serve_options
 from pageserver.images import ImageFile, open_all
 
@@ -110,9 +110,5 @@ def _show_progress(progress: Any, done: Any) -> None:
 
 
 def main() -> None:
-    """The console script: a refusal of ours is one line and an exit code, never a traceback."""
-    try:
-        cli()
-    except PageferryError as error:
-        log.error("refused", reason=error.reason.name, text=error.message, remedy=error.remedy)
-        sys.exit(error.exit_code)
+    """The console script."""
+    run_command(cli)

@@ -3,7 +3,7 @@
 
 import time
 from collections.abc import Awaitable, Callable, Sequence
-from typing import Any, Final, Self, cast
+from typing import Any, Final, Self, TypeAlias, cast
 
 import grpc
 from google.protobuf import descriptor_pool
@@ -23,11 +23,12 @@ OPTIONS: Final = (
     ("grpc.http2.min_ping_interval_without_data_ms", 5000),
 )
 
-Handler = grpc.RpcMethodHandler[Any, Any]
-Continuation = Callable[[grpc.HandlerCallDetails], Awaitable[Handler | None]]
+Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"
+Continuation: TypeAlias = "Callable[[grpc.HandlerCallDetails], Awaitable[Handler | None]]"
+Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
 
 
-async def refuse(context: grpc.aio.ServicerContext[Any, Any], error: PageferryError) -> None:
+async def refuse(context: Context, error: PageferryError) -> None:
     """Ends the call with the status and the trailers of a reason."""
     trailers = [(REASON_TRAILER, error.reason.name)]
     if error.retry_after_ms is not None:
@@ -41,7 +42,7 @@ class Translator(grpc.aio.ServerInterceptor):
 
     async def intercept_service(
         self, continuation: Continuation, details: grpc.HandlerCallDetails
-    ) -> Handler | None:
+    ) -> "Handler | None":
         handler = await continuation(details)
         if handler is None or handler.request_streaming:
             return handler  # health and reflection: none of our own calls streams requests
@@ -59,7 +60,7 @@ class Translator(grpc.aio.ServerInterceptor):
         )
 
     def _unary(self, method: str, call: Any) -> Any:
-        async def translated(request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> Any:
+        async def translated(request: Any, context: Context) -> Any:
             with _Counted(method):
                 try:
                     return await call(request, context)
@@ -73,7 +74,7 @@ class Translator(grpc.aio.ServerInterceptor):
         return translated
 
     def _stream(self, method: str, call: Any) -> Any:
-        async def translated(request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> Any:
+        async def translated(request: Any, context: Context) -> Any:
             with _Counted(method):
                 try:
                     async for answer in call(request, context):
@@ -87,7 +88,7 @@ class Translator(grpc.aio.ServerInterceptor):
 
         return translated
 
-    async def _bug(self, method: str, context: grpc.aio.ServicerContext[Any, Any], error: Exception) -> None:
+    async def _bug(self, method: str, context: Context, error: Exception) -> None:
         log.error("call_failed", method=method, exc_info=error)
         await refuse(context, PageferryError(Reason.BUG, f"{type(error).__name__} in {method}"))
 
