@@ -167,7 +167,8 @@ static struct placed act(struct engine *engine, const struct engine_news *news, 
         act_on_page(engine, page, news->version, action);
         break;
     }
-    wait_note(engine, page, count, word, event_of(news->kind), action);
+    if (placed.status != PLACING_LATER || placed.pages > 0)
+        wait_note(engine, page, count, word, event_of(news->kind), action);
     if (news->kind == ENGINE_ZEROS)
         stats_add(engine->stats, STATS_zero_pages_total, placed.pages);
     return placed;
@@ -211,6 +212,9 @@ uint64_t engine_news(struct engine *engine, const struct engine_news *news, uint
         page += placed.pages + (placed.status == PLACING_HELD);
         tries = placed.pages > 0 ? 0 : tries;
         if (placed.status == PLACING_FULL || (placed.status == PLACING_LATER && !wait_drain(engine, &tries))) {
+            if (placed.status == PLACING_LATER)
+                wait_note(engine, page, end - page, table_word(engine->table, page), event_of(news->kind),
+                          judgement.action);
             ask_later(engine, page, end - page,
                       placed.status == PLACING_FULL ? wait_full_due_ns(engine) : now_ns + ENGINE_LATER_NS);
             break;

@@ -154,28 +154,31 @@ static enum placing resolve(struct engine *engine, uint64_t page, const struct p
         status = place_poison(engine, page);
         break;
     }
-    wait_note(engine, page, 1, word, PAGE_EVENT_FAULT, (enum page_action)step->action);
+    if (status != PLACING_LATER) /* tries that are repeated at once would fill the trace */
+        wait_note(engine, page, 1, word, PAGE_EVENT_FAULT, (enum page_action)step->action);
     return status;
 }
 
-/* A thread waits for a page that has its content: brings it there now, or later. True: now. */
 bool wait_settle(struct engine *engine, uint64_t page)
 {
     enum placing status;
     struct page_step step;
+    uint64_t word;
     int tries = 0;
 
     do { /* judged each time: work on events in between may have changed the word */
-        uint64_t word = table_word(engine->table, page);
+        word = table_word(engine->table, page);
         step = page_step(page_state(word), PAGE_EVENT_FAULT, wait_armed(engine));
         if (page_held(word))
             return false;
         status = resolve(engine, page, &step);
     } while (status == PLACING_LATER && wait_drain(engine, &tries));
-    if (status == PLACING_LATER)
+    if (status == PLACING_LATER) {
+        wait_note(engine, page, 1, word, PAGE_EVENT_FAULT, (enum page_action)step.action);
         park(engine, page, false, engine->in_turn ? engine->now_ns : engine->now_ns + ENGINE_LATER_NS);
-    else if (status == PLACING_FULL)
+    } else if (status == PLACING_FULL) {
         park(engine, page, false, wait_full_due_ns(engine));
+    }
     return status == PLACING_DONE;
 }
 

@@ -431,7 +431,7 @@ static struct kernel_outcome run_call(struct sim_kernel *sim, enum sim_call call
         if (outcome.result == KERNEL_MAPPED)
             outcome.done_bytes += PAGE_BYTES;
     }
-    sim->troubles += outcome.result == KERNEL_LATER || outcome.result == KERNEL_FULL;
+    sim->troubles += outcome.result == KERNEL_LATER || outcome.result == KERNEL_FULL || outcome.result == KERNEL_GONE;
     hook(sim, sim->after, call);
     return outcome;
 }

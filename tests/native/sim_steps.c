@@ -1,0 +1,727 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * The steps of sim_steps.h. Whatever the engine is told is checked against the reference at once, when nothing stood
+ * in its way. A step may be left in the middle of an engine call, when the worker is killed there: what the world
+ * notes is noted before the call, or read off the table after it.
+ */
+#include "sim_steps.h"
+
+#include <string.h>
+
+uint64_t steps_content(uint64_t page, uint64_t version)
+{
+    uint64_t state = page * UINT64_C(0x100000001b3) ^ version << 17, token = sim_random(&state);
+
+    return token % 4 == 0 ? 0 : token;
+}
+
+static uint64_t below(struct world *world, uint64_t limit)
+{
+    return sim_below(&world->random, limit);
+}
+
+static struct model_world model_of(const struct world *world)
+{
+    return (struct model_world){
+        .armed = world_armed(world),
+        .private_memory = world->private_memory,
+        .frozen_version = world->engine.frozen_version,
+    };
+}
+
+/* Whether something stood in the way of an engine call, or another was made inside it. */
+struct calm {
+    uint64_t troubles, reads;
+};
+
+static struct calm calm_before(const struct world *world)
+{
+    return (struct calm){.troubles = world->sim.troubles, .reads = world->sim.calls[SIM_READ]};
+}
+
+static bool was_calm(const struct world *world, const struct calm *before, uint64_t own_reads)
+{
+    return world->sim.troubles == before->troubles && world->sim.calls[SIM_READ] == before->reads + own_reads;
+}
+
+/* A cell was entered, and left as the reference says; the table must say so too. */
+static void entered(struct world *world, uint64_t page, uint64_t word, enum page_event event, uint64_t next)
+{
+    bool armed = world_armed(world);
+    struct page_step step = page_step(page_state(word), event, armed);
+
+    world->cells[page_state(word)][event][armed]++;
+    if (step.next != page_state(next))
+        world_failed(world, page, "the table names another next state");
+}
+
+static void check_word(struct world *world, uint64_t page, uint64_t must_be)
+{
+    if (table_word(&world->table, page) != must_be)
+        world_failed(world, page, "the step left another word than it must");
+}
+
+/* ------------------------------------------------------------------------------------------------------------ news */
+
+void steps_note_lost(struct world *world, uint64_t page)
+{
+    struct world_page *facts = &world->pages[page];
+
+    if (page_state(table_word(&world->table, page)) != PAGE_POISONED || facts->lost)
+        return;
+    facts->lost = true;
+    facts->lost_mapped = world->sim.pages[page].pte == SIM_PTE_MAPPED; /* nothing of ours can take that away */
+    if (facts->lost_mapped && !world->private_memory && !world->crashes && world->sim.full_permille == 0)
+        world_failed(world, page, "poisoned, and still mapped");
+}
+
+struct told {
+    uint64_t first, count, version;
+    enum engine_kind kind;
+    uint64_t taken, dropped, stale;
+    struct model_outcome outcomes[WORLD_PAGES];
+};
+
+static const enum page_event events[] = {
+    [ENGINE_DATA] = PAGE_EVENT_DATA,
+    [ENGINE_ZEROS] = PAGE_EVENT_ZEROS,
+    [ENGINE_POISON] = PAGE_EVENT_LOST,
+    [ENGINE_FLOOR] = PAGE_EVENT_FLOOR,
+};
+
+static void foretell(struct world *world, struct told *told)
+{
+    struct model_world model = model_of(world);
+
+    world->alarm_expected = false;
+    for (uint64_t i = 0; i < told->count; i++) {
+        uint64_t word = table_word(&world->table, told->first + i);
+        told->outcomes[i] = model_news(&model, word, told->kind, told->version);
+        told->taken += told->outcomes[i].class == MODEL_TAKEN;
+        told->dropped += told->outcomes[i].class == MODEL_DROPPED;
+        told->stale += told->outcomes[i].class == MODEL_STALE;
+        if (told->outcomes[i].class == MODEL_ALARM && told->kind != ENGINE_FLOOR)
+            told->stale++; /* a version above all is refused, too */
+        world->alarm_expected |= told->outcomes[i].class == MODEL_ALARM;
+    }
+}
+
+static void tell(struct world *world, enum engine_kind kind, uint64_t first, uint64_t count, uint64_t version)
+{
+    struct engine_news news = {.kind = kind, .first_page = first, .page_count = count, .version = version};
+    struct told told = {.first = first, .count = count, .version = version, .kind = kind};
+    struct calm before = calm_before(world);
+    uint64_t dropped = stats_get(&world->stats, STATS_dropped_pages_total);
+    uint64_t stale = stats_get(&world->stats, STATS_stale_dropped_pages_total), words[WORLD_PAGES], taken;
+
+    foretell(world, &told);
+    for (uint64_t i = 0; i < count; i++) {
+        words[i] = table_word(&world->table, first + i);
+        sim_stamp(world->bytes + i * PAGE_BYTES, steps_content(first + i, version));
+        if (page_state(words[i]) == PAGE_WANTED)
+            world->pages[first + i].again = true; /* unless it is taken now, it must be asked again */
+    }
+    news.bytes = kind == ENGINE_DATA ? world->bytes : NULL;
+    world->alarm_seen = false;
+    taken = engine_news(&world->engine, &news, world->now_ns);
+    if (was_calm(world, &before, 0) && !world->dead) {
+        if (taken != told.taken || stats_get(&world->stats, STATS_dropped_pages_total) - dropped != told.dropped ||
+            stats_get(&world->stats, STATS_stale_dropped_pages_total) - stale != told.stale)
+            world_failed(world, first, "news is taken, dropped or refused that must not be");
+        if (world->alarm_seen != world->alarm_expected)
+            world_failed(world, first, "an alarm is missing");
+        for (uint64_t i = 0; i < count; i++) {
+            check_word(world, first + i, told.outcomes[i].word);
+            if (told.outcomes[i].cell)
+                entered(world, first + i, words[i], events[kind], told.outcomes[i].word);
+        }
+    }
+    for (uint64_t i = 0; i < count; i++)
+        steps_note_lost(world, first + i);
+    for (uint64_t i = 0; i < count; i++) /* asked in the middle of it, and then its bytes could not be kept either */
+        if (page_state(words[i]) == PAGE_MISSING && page_state(table_word(&world->table, first + i)) == PAGE_WANTED)
+            world->pages[first + i].again = true;
+    world->alarm_expected = false;
+}
+
+static uint64_t version_for(const struct world *world, uint64_t page, enum world_lie lie)
+{
+    const struct world_page *facts = &world->pages[page];
+
+    return lie == LIE_STALE ? facts->version_before
+           : lie == LIE_ABOVE ? world->round + 1 + page % 3
+                              : facts->version;
+}
+
+/* What the server says of these pages: runs of one kind and version each. An answer that was under way when a page
+ * was lost still has its bytes. */
+static void tell_pages(struct world *world, uint64_t first, uint64_t count, enum world_lie lie)
+{
+    bool zeros_as_bytes = below(world, 5) == 0, before_loss = below(world, 4) == 0;
+    uint64_t page = first, end = first + count < WORLD_PAGES ? first + count : WORLD_PAGES;
+
+    while (page < end) {
+        uint64_t version = version_for(world, page, lie), pages = 0;
+        enum engine_kind kind = 0;
+        while (page + pages < end && version_for(world, page + pages, lie) == version) {
+            bool zero = steps_content(page + pages, version) == 0 && !zeros_as_bytes;
+            enum engine_kind next = world->pages[page + pages].server_lost && !before_loss ? ENGINE_POISON
+                                    : zero ? ENGINE_ZEROS
+                                           : ENGINE_DATA;
+            if (pages > 0 && next != kind)
+                break;
+            kind = next;
+            pages++;
+        }
+        tell(world, kind, page, pages, version);
+        page += pages;
+    }
+}
+
+/* ---------------------------------------------------------------------------------------------------------- server */
+
+static void post(struct world *world, const struct world_answer *answer)
+{
+    uint32_t i = 0;
+
+    while (i < WORLD_ANSWERS && world->answers[i].used)
+        i++;
+    if (i == WORLD_ANSWERS)
+        world_failed(world, answer->first_page, "the world has no room for an answer");
+    world->answers[i] = *answer;
+    world->answers[i].used = true;
+}
+
+static bool may_lie(const struct world *world, uint64_t page)
+{
+    return !world->healing && world_armed(world) && world->pages[page].version_before < world->pages[page].version;
+}
+
+void steps_server_asked(struct world *world, uint64_t page)
+{
+    struct world_answer answer = {.urgent = true, .first_page = page, .page_count = 1};
+    uint64_t dice = below(world, 100);
+
+    answer.due_ns = world->now_ns + below(world, 20) * 100000;
+    if (world->healing)
+        dice = 99;
+    if (dice < 8)
+        answer.later = true;
+    else if (dice < 12 && may_lie(world, page))
+        answer.lie = LIE_STALE;
+    else if (dice < 13 && may_lie(world, page))
+        answer.lie = LIE_ABOVE;
+    else if (dice < 20)
+        answer.page_count += below(world, 4); /* neighbours come along */
+    post(world, &answer);
+    if (dice >= 20 && dice < 25)
+        post(world, &answer); /* twice */
+    if (answer.lie == LIE_ABOVE || answer.lie == LIE_STALE) {
+        answer.lie = LIE_NONE; /* and the truth after it, perhaps before it is asked again */
+        answer.due_ns += below(world, 100) * 1000000;
+        post(world, &answer);
+    }
+}
+
+static void deliver(struct world *world, struct world_answer *slot)
+{
+    struct world_answer answer = *slot;
+
+    slot->used = false;
+    if (answer.later) {
+        world->pages[answer.first_page].again = true;
+        engine_ask_later(&world->engine, answer.first_page, world->now_ns + below(world, 4) * 1000000);
+    } else {
+        tell_pages(world, answer.first_page, answer.page_count, answer.lie);
+    }
+}
+
+/* In any order: what is due overtakes what is not. */
+static void deliver_one(struct world *world)
+{
+    uint32_t start = (uint32_t)below(world, WORLD_ANSWERS);
+
+    for (uint32_t i = 0; i < WORLD_ANSWERS; i++) {
+        struct world_answer *answer = &world->answers[(start + i) % WORLD_ANSWERS];
+        if (answer->used && answer->due_ns <= world->now_ns) {
+            deliver(world, answer);
+            break;
+        }
+    }
+}
+
+/* Pages that nobody asked for; a few are under way while the guest goes on. */
+static void bulk(struct world *world)
+{
+    struct world_answer answer = {.first_page = below(world, WORLD_PAGES), .page_count = 1 + below(world, 16)};
+    uint32_t used = 0;
+
+    for (uint32_t i = 0; i < WORLD_ANSWERS; i++)
+        used += world->answers[i].used;
+    answer.due_ns = world->now_ns + below(world, 30) * 100000;
+    if (used < WORLD_ANSWERS / 4)
+        post(world, &answer);
+}
+
+static void lose_link(struct world *world, bool comes_back_at_once)
+{
+    for (uint32_t i = 0; i < WORLD_ANSWERS; i++)
+        if (world->answers[i].urgent)
+            world->answers[i].used = false;
+    for (uint64_t page = 0; page < WORLD_PAGES; page++)
+        world->pages[page].again = true;
+    world->link_up = comes_back_at_once;
+    if (comes_back_at_once)
+        engine_asks_lost(&world->engine);
+}
+
+static void find_link(struct world *world)
+{
+    if (!world->link_up) {
+        world->link_up = true;
+        engine_asks_lost(&world->engine);
+    }
+}
+
+static void lose_page(struct world *world)
+{
+    uint64_t page = below(world, WORLD_PAGES), lost = 0;
+
+    for (uint64_t i = 0; i < WORLD_PAGES; i++)
+        lost += world->pages[i].server_lost;
+    if (lost >= 8 || world->pages[page].drops > 0)
+        return;
+    world->pages[page].server_lost = true;
+    if (below(world, 2) == 0)
+        tell(world, ENGINE_POISON, page, 1, world->pages[page].version);
+}
+
+/* ---------------------------------------------------------------------------------------------------- before arming */
+
+static void change_source(struct world *world)
+{
+    uint64_t count = 1 + below(world, 6);
+
+    if (!world->live || world->frozen)
+        return;
+    world->round++;
+    while (count-- > 0) {
+        uint64_t page = below(world, WORLD_PAGES);
+        if (world->pages[page].server_lost || world->pages[page].version == world->round)
+            continue;
+        world->pages[page].version_before = world->pages[page].version;
+        world->pages[page].version = world->round;
+        if (below(world, 2) == 0)
+            tell(world, ENGINE_FLOOR, page, 1, world->round);
+    }
+}
+
+static void precopy(struct world *world)
+{
+    uint64_t first = below(world, WORLD_PAGES), count = 1 + below(world, 8);
+    uint64_t dice = below(world, 20);
+
+    if (dice == 0)
+        tell_pages(world, first, count, LIE_STALE); /* a late answer */
+    else if (dice == 1)
+        tell(world, ENGINE_FLOOR, first, 1, world->pages[first].version);
+    else
+        tell_pages(world, first, count, LIE_NONE);
+}
+
+/* Switch-over: the map is frozen, what is older is invalidated, then faults are resolved. */
+static void arm(struct world *world)
+{
+    world->frozen = true;
+    for (uint32_t i = 0; i < SIM_REMOVALS; i++) /* the VMM stands still by now */
+        while (world->sim.removals[i].stage == SIM_REMOVAL_READ ||
+               world->sim.removals[i].stage == SIM_REMOVAL_COMPLETED)
+            sim_removal_step(&world->sim, i);
+    for (uint64_t page = 0; world->live && page < WORLD_PAGES; page++)
+        tell(world, ENGINE_FLOOR, page, 1, world->pages[page].version);
+    for (uint64_t page = 0; page < WORLD_PAGES; page++) {
+        world->pages[page].expected = steps_content(page, world->pages[page].version);
+        world->pages[page].drops = 0;
+    }
+    for (uint32_t i = 0; i < SIM_REMOVALS; i++) /* but may have announced something */
+        if (world->sim.removals[i].stage == SIM_REMOVAL_POSTED && world->sim.removals[i].drops_data) {
+            uint64_t start = world->sim.removals[i].start, first, count;
+            while ((count = regions_pages(&world->regions, &start, world->sim.removals[i].end, &first)) > 0)
+                for (uint64_t page = first; page < first + count; page++)
+                    world->pages[page].drops++;
+        }
+    world->frozen_version = world->round;
+    world->engine.frozen_version = world->round;
+    engine_arm(&world->engine);
+}
+
+/* ----------------------------------------------------------------------------------------------------------- guest */
+
+static void check_read(struct world *world, uint64_t page, uint64_t token)
+{
+    const struct world_page *facts = &world->pages[page];
+
+    if (!world_armed(world))
+        world_failed(world, page, "the guest reads before arming");
+    if (facts->lost && !facts->lost_mapped)
+        world_failed(world, page, "the guest reads a lost page");
+    if (token == SIM_TORN)
+        world_failed(world, page, "the guest reads a torn page");
+    if (token != facts->expected && !(token == 0 && facts->drops > 0))
+        world_failed(world, page, "the guest reads the wrong bytes");
+}
+
+static void run_thread(struct world *world, uint32_t thread, bool new_targets)
+{
+    uint64_t token = 0, page;
+
+    if (world->sim.threads[thread].sleeps)
+        return;
+    if (world->targets[thread] == 0 && new_targets) {
+        page = below(world, 3) == 0 ? below(world, WORLD_PAGES) : below(world, 12) * 7 % WORLD_PAGES;
+        world->targets[thread] = page + 1;
+        world->writes[thread] = below(world, 3) == 0;
+    }
+    if (world->targets[thread] == 0)
+        return;
+    page = world->targets[thread] - 1;
+    switch (sim_touch(&world->sim, thread, page, world->writes[thread], &token)) {
+    case SIM_READS_TOKEN:
+        check_read(world, page, token);
+        if (world->writes[thread] && world->pages[page].drops == 0 && !world->pages[page].lost) {
+            token = sim_random(&world->random);
+            world->sim.pages[page].token = token;
+            world->pages[page].expected = token;
+        }
+        world->targets[thread] = 0;
+        break;
+    case SIM_SIGBUS:
+        if (!world->pages[page].lost)
+            world_failed(world, page, "SIGBUS on a page that is not lost");
+        world->targets[thread] = 0;
+        break;
+    case SIM_SLEEPS:
+        break;
+    }
+}
+
+/* ------------------------------------------------------------------------------------------------------------- VMM */
+
+static uint64_t address_of(const struct world *world, uint64_t page)
+{
+    struct kernel_span span;
+
+    regions_span(&world->regions, page, 1, &span);
+    return span.address;
+}
+
+static void count_drops(struct world *world, uint64_t start, uint64_t end, int change)
+{
+    uint64_t first, count;
+
+    while ((count = regions_pages(&world->regions, &start, end, &first)) > 0)
+        for (uint64_t page = first; page < first + count; page++)
+            world->pages[page].drops += (uint32_t)change;
+}
+
+/* Some of it may lie outside of every region, or in two. */
+static void madvise_something(struct world *world, bool drops_data)
+{
+    uint64_t start = address_of(world, below(world, WORLD_PAGES)), end = start + (1 + below(world, 6)) * PAGE_BYTES;
+
+    if (below(world, 4) == 0)
+        start -= below(world, 20) * PAGE_BYTES;
+    if (sim_remove(&world->sim, start, end, drops_data) && drops_data)
+        count_drops(world, start, end, 1);
+}
+
+static void removal_goes_on(struct world *world, uint32_t index)
+{
+    const struct sim_removal *done = sim_removal_step(&world->sim, index);
+    uint64_t start, first, count;
+
+    if (done == NULL || !done->drops_data)
+        return;
+    start = done->start;
+    while (world_armed(world) && (count = regions_pages(&world->regions, &start, done->end, &first)) > 0)
+        for (uint64_t page = first; page < first + count; page++) {
+            world->pages[page].expected = 0;
+            world->pages[page].lost_mapped = false;
+        }
+    count_drops(world, done->start, done->end, -1);
+}
+
+static void report_discard(struct world *world)
+{
+    struct world_drop drop = {.used = true, .first_page = below(world, WORLD_PAGES), .page_count = 1 + below(world, 6)};
+    uint32_t i = 0;
+
+    while (i < WORLD_DROPS && world->drops[i].used)
+        i++;
+    if (i == WORLD_DROPS)
+        return;
+    if (drop.page_count > WORLD_PAGES - drop.first_page)
+        drop.page_count = WORLD_PAGES - drop.first_page;
+    for (uint64_t page = 0; page < drop.page_count; page++)
+        world->pages[drop.first_page + page].drops++;
+    world->drops[i] = drop;
+}
+
+static void tell_removed(struct world *world, uint64_t first, uint64_t count)
+{
+    struct model_world model = model_of(world);
+    struct calm before = calm_before(world);
+    uint64_t words[WORLD_PAGES], poison_calls = world->sim.calls[SIM_POISON], poisoned = 0;
+
+    for (uint64_t i = 0; i < count; i++)
+        words[i] = table_word(&world->table, first + i);
+    engine_removed(&world->engine, first, count);
+    if (!was_calm(world, &before, 0))
+        return;
+    for (uint64_t i = 0; i < count; i++) {
+        uint64_t next = model_removed(&model, words[i]);
+        check_word(world, first + i, next);
+        entered(world, first + i, words[i], PAGE_EVENT_REMOVED, next);
+        poisoned += model.armed && page_state(words[i]) == PAGE_POISONED;
+    }
+    if (world->sim.calls[SIM_POISON] - poison_calls != poisoned)
+        world_failed(world, first, "a poisoned page that is removed is poisoned again");
+}
+
+static void discard_goes_on(struct world *world, uint32_t index)
+{
+    struct world_drop *drop = &world->drops[index];
+    uint64_t start = address_of(world, drop->first_page);
+
+    if (!drop->used)
+        return;
+    if (!drop->reported) {
+        tell_removed(world, drop->first_page, drop->page_count);
+        drop->reported = true;
+    } else if (below(world, 2) == 0 || world->healing) {
+        for (uint64_t page = drop->first_page; page < drop->first_page + drop->page_count; page++) {
+            sim_discard(&world->sim, page);
+            world->pages[page].expected = 0;
+            world->pages[page].lost_mapped = false;
+            world->pages[page].drops--;
+        }
+        drop->used = false;
+    } else if (drop->page_count == 1 && sim_remove(&world->sim, start, start + PAGE_BYTES, true)) {
+        drop->used = false; /* MADV_REMOVE: its event comes first */
+    }
+}
+
+/* No report and no event: only what is the guest's, or claimed, can be discarded like that. */
+static void discard_silently(struct world *world)
+{
+    uint64_t page = below(world, WORLD_PAGES);
+    enum page_state state = page_state(table_word(&world->table, page));
+
+    if ((state == PAGE_OWNED || state == PAGE_CACHED) && world->pages[page].drops == 0) {
+        sim_discard(&world->sim, page);
+        world->pages[page].expected = 0;
+    }
+}
+
+static void vmm(struct world *world)
+{
+    uint64_t page = below(world, WORLD_PAGES), dice = below(world, 16);
+
+    if (world->private_memory) {
+        madvise_something(world, true);
+    } else if (dice < 2) {
+        madvise_something(world, false);
+    } else if (!world_armed(world)) {
+        tell_removed(world, page, 1); /* changes nothing, and nothing is dropped */
+    } else if (dice < 5) {
+        report_discard(world);
+    } else if (dice < 6) {
+        discard_silently(world);
+    } else if (dice < 14) {
+        sim_drop_mapping(&world->sim, page);
+    } else if (page_state(table_word(&world->table, page)) == PAGE_OWNED) {
+        sim_map_silently(&world->sim, page);
+    }
+}
+
+/* ---------------------------------------------------------------------------------------------------- engine's turns */
+
+/* The reference goes through the batch as the engine must: removals first. */
+static void foretell_batch(struct world *world, uint64_t *words, uint64_t *poisoned)
+{
+    struct model_world model = model_of(world);
+    const struct kernel_event *batch = world->sim.newest_batch;
+    uint64_t page, first, count;
+
+    for (int i = 0; i < world->sim.newest_batch_count; i++) {
+        uint64_t start = batch[i].start;
+        if (batch[i].kind != KERNEL_EVENT_REMOVE || !world->private_memory)
+            continue;
+        while ((count = regions_pages(&world->regions, &start, batch[i].end, &first)) > 0)
+            for (page = first; page < first + count; page++) {
+                uint64_t next = model_removed(&model, words[page]);
+                *poisoned += model.armed && page_state(words[page]) == PAGE_POISONED;
+                entered(world, page, words[page], PAGE_EVENT_REMOVED, next);
+                words[page] = next;
+            }
+    }
+    for (int i = 0; i < world->sim.newest_batch_count; i++)
+        if (batch[i].kind == KERNEL_EVENT_FAULT && regions_page(&world->regions, batch[i].start, &page)) {
+            uint64_t next = model_fault(&model, words[page]);
+            *poisoned += model.armed && page_state(words[page]) == PAGE_POISONED;
+            entered(world, page, words[page], PAGE_EVENT_FAULT, next);
+            words[page] = next;
+        }
+}
+
+static void turn(struct world *world)
+{
+    struct calm before = calm_before(world);
+    uint64_t words[WORLD_PAGES], poison_calls = world->sim.calls[SIM_POISON], poisoned = 0;
+
+    for (uint64_t page = 0; page < WORLD_PAGES; page++)
+        words[page] = table_word(&world->table, page);
+    engine_turn(&world->engine, world->now_ns);
+    if (!was_calm(world, &before, 1))
+        return;
+    foretell_batch(world, words, &poisoned);
+    for (uint64_t page = 0; page < WORLD_PAGES; page++)
+        check_word(world, page, words[page]);
+    if (world->sim.calls[SIM_POISON] - poison_calls != poisoned)
+        world_failed(world, WORLD_PAGES, "a poisoned page is marked again, each time");
+}
+
+static void sweep(struct world *world, uint64_t first, uint64_t count)
+{
+    struct model_world model = model_of(world);
+    struct calm before = calm_before(world);
+    uint64_t words[WORLD_PAGES];
+
+    for (uint64_t page = 0; page < WORLD_PAGES; page++)
+        words[page] = table_word(&world->table, page);
+    engine_sweep(&world->engine, first, count);
+    if (!was_calm(world, &before, 0))
+        return;
+    for (uint64_t page = 0; page < WORLD_PAGES; page++) {
+        uint64_t next = page - first < count ? model_swept(&model, words[page]) : words[page];
+        check_word(world, page, next);
+        if (page - first < count && page_state(words[page]) == PAGE_CACHED && model.armed)
+            entered(world, page, words[page], PAGE_EVENT_SWEEP, next);
+    }
+}
+
+/* ----------------------------------------------------------------------------------------------------------- steps */
+
+static void trouble(struct world *world)
+{
+    uint64_t dice = below(world, 10);
+
+    if (dice < 2)
+        world->sim.full = !world->private_memory || below(world, 2) == 0;
+    else if (dice < 6)
+        world->sim.full = false;
+    else if (dice == 6)
+        lose_link(world, false);
+    else if (dice == 7)
+        lose_link(world, true);
+    else
+        find_link(world);
+}
+
+static void step_unarmed(struct world *world)
+{
+    uint64_t dice = below(world, 100);
+
+    if (dice < 35)
+        precopy(world);
+    else if (dice < 45)
+        change_source(world);
+    else if (dice < 60)
+        run_thread(world, (uint32_t)below(world, SIM_THREADS), true);
+    else if (dice < 75)
+        turn(world);
+    else if (dice < 80)
+        vmm(world);
+    else if (dice < 86)
+        removal_goes_on(world, (uint32_t)below(world, SIM_REMOVALS));
+    else if (dice < 89)
+        engine_tick(&world->engine, world->now_ns);
+    else if (dice < 91)
+        lose_page(world);
+    else if (dice < 93)
+        trouble(world);
+    else if (dice < 94 && below(world, 4) == 0)
+        arm(world);
+    else if (dice < 97)
+        bulk(world);
+    else
+        deliver_one(world);
+}
+
+static void step_armed(struct world *world)
+{
+    uint64_t dice = below(world, 1000);
+
+    if (dice < 360)
+        run_thread(world, (uint32_t)below(world, SIM_THREADS), true);
+    else if (dice < 520)
+        turn(world);
+    else if (dice < 600)
+        engine_tick(&world->engine, world->now_ns);
+    else if (dice < 760)
+        deliver_one(world);
+    else if (dice < 770)
+        bulk(world);
+    else if (dice < 860)
+        vmm(world);
+    else if (dice < 910)
+        removal_goes_on(world, (uint32_t)below(world, SIM_REMOVALS));
+    else if (dice < 960)
+        discard_goes_on(world, (uint32_t)below(world, WORLD_DROPS));
+    else if (dice < 965)
+        sweep(world, below(world, WORLD_PAGES), 1 + below(world, 24));
+    else if (dice < 985)
+        trouble(world);
+    else if (dice < 989)
+        lose_page(world);
+    else if (dice < 990)
+        tell(world, ENGINE_FLOOR, below(world, WORLD_PAGES), 1, world->round); /* cannot be: an alarm */
+    else if (dice < 993)
+        lose_link(world, true); /* a batch with a wrong digest, too: all is asked again, nothing is down */
+    else
+        run_thread(world, (uint32_t)below(world, SIM_THREADS), true);
+}
+
+void steps_random(struct world *world)
+{
+    if (world_armed(world))
+        step_armed(world);
+    else
+        step_unarmed(world);
+}
+
+void steps_heal(struct world *world)
+{
+    find_link(world);
+    if (!world_armed(world))
+        arm(world);
+    for (uint32_t i = 0; i < WORLD_ANSWERS; i++)
+        if (world->answers[i].used) {
+            world->answers[i].lie = LIE_NONE;
+            world->answers[i].later = false;
+            deliver(world, &world->answers[i]);
+        }
+    while (sim_unread(&world->sim) > 0)
+        turn(world);
+    engine_tick(&world->engine, world->now_ns);
+    for (uint32_t i = 0; i < SIM_REMOVALS; i++)
+        removal_goes_on(world, i);
+    for (uint32_t i = 0; i < WORLD_DROPS; i++)
+        discard_goes_on(world, i);
+    for (uint32_t i = 0; i < SIM_THREADS; i++)
+        run_thread(world, i, false);
+    for (uint64_t page = 0; page < WORLD_PAGES; page++)
+        if (page_state(table_word(&world->table, page)) == PAGE_MISSING)
+            tell_pages(world, page, 1, LIE_NONE);
+    sweep(world, 0, WORLD_PAGES);
+}
