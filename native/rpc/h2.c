@@ -165,6 +165,7 @@ static int on_stream_close(nghttp2_session *session, int32_t stream, uint32_t er
 int h2_feed(struct h2 *h2, const uint8_t *data, size_t length)
 {
     ssize_t taken = nghttp2_session_mem_recv(h2->session, data, length);
+    uint32_t error = NGHTTP2_INTERNAL_ERROR;
     int rc = 0;
 
     if (taken == NGHTTP2_ERR_FLOODED || nghttp2_session_get_outbound_queue_size(h2->session) > UNSENT_FRAMES_MAX)
@@ -173,10 +174,11 @@ int h2_feed(struct h2 *h2, const uint8_t *data, size_t length)
         rc = -ENOMEM;
     else if (taken < 0 || h2->flooded)
         rc = -EPROTO;
+    if (h2->flooded)
+        error = NGHTTP2_ENHANCE_YOUR_CALM;
     if (rc != 0) {
         h2->going_away = true;
-        /* Nothing, if the session has found a reason of its own. */
-        nghttp2_session_terminate_session(h2->session, h2->flooded ? NGHTTP2_ENHANCE_YOUR_CALM : NGHTTP2_INTERNAL_ERROR);
+        nghttp2_session_terminate_session(h2->session, error); /* unless it has found an error of its own */
     }
     return rc;
 }

@@ -3,8 +3,8 @@
  * One HTTP/2 session of either role, on nghttp2, which nobody else sees: streams, header fields, windows, floods. Room-
  * internal: grpc.c is above it, the out buffer comes from conn.c.
  *
- * DATA is never handed over in advance: when a frame can leave, `body` says how long it is and `copy` writes it straight
- * to the out buffer. Callbacks run inside h2_feed and h2_gather and may call anything here but those two and h2_close.
+ * DATA is never handed over in advance: when a frame can leave, `body` says how long it is and `copy` writes it
+ * straight to the out buffer. Callbacks run inside h2_feed and h2_gather and may call anything here but those two and h2_close.
  */
 #ifndef PAGEFERRY_H2_H
 #define PAGEFERRY_H2_H

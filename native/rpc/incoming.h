@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * Messages out of DATA, room-internal: five bytes of prefix, then the message, cut anywhere. One that comes whole in one
- * piece is pointed at where it lies; any other is gathered.
+ * Messages out of DATA, room-internal: five bytes of prefix, then the message, cut anywhere. One that comes whole in
+ * one piece is pointed at where it lies; any other is gathered.
  */
 #ifndef PAGEFERRY_INCOMING_H
 #define PAGEFERRY_INCOMING_H

@@ -75,12 +75,13 @@ static bool add_region(struct describe_response *out, uint64_t pages)
 
 static bool add_regions(struct describe_response *out, const struct pb_field *field)
 {
-    struct pb_reader reader = pb_reader_of(field->bytes);
+    struct pb_reader reader;
     uint64_t pages;
 
-    if (field->type == PB_VARINT)
-        return add_region(out, field->value);
-    while (field->type == PB_BYTES && reader.at < reader.end)
+    if (field->type != PB_BYTES)
+        return field->type != PB_VARINT || add_region(out, field->value);
+    reader = pb_reader_of(field->bytes);
+    while (reader.at < reader.end)
         if (!pb_read_varint(&reader, &pages) || !add_region(out, pages))
             return false;
     return true;
@@ -360,7 +361,7 @@ size_t write_page_batch_head(const struct page_batch *in, uint8_t *out, size_t c
 
 size_t page_batch_head_max(uint32_t run_count)
 {
-    /* as_of, length of runs, encoding, digest, heartbeat, phase, cancel, manifest of 64 bytes, tag and length of data */
+    /* as_of, length of runs, encoding, digest, heartbeat, phase, cancel, manifest of 64 bytes, length of data */
     const size_t fixed = 11 + 11 + 11 + 9 + 11 + 11 + 2 + 66 + 11;
 
     return fixed + (size_t)run_count * RUN_FOUR * PB_VARINT_BYTES_MAX;

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * The wire format of protobuf, as little of it as pages.proto needs. A reader never goes past its end; a writer that has
- * no room notes it and writes nothing more, so only its end has to be looked at.
+ * The wire format of protobuf, as little of it as pages.proto needs. A reader never goes past its end; a writer that
+ * has no room notes it and writes nothing more, so only its end has to be looked at.
  */
 #ifndef PAGEFERRY_PB_H
 #define PAGEFERRY_PB_H
@@ -80,7 +80,7 @@ static inline bool pb_read_bytes(struct pb_reader *reader, struct grpc_bytes *by
     return true;
 }
 
-/* 1: *field is filled; 0: there is no more; -1: this is no message. Groups have not been in use for a decade: no message. */
+/* 1: *field is filled; 0: there is no more; -1: this is no message. Groups are none either: nobody sends them. */
 static inline int pb_read_field(struct pb_reader *reader, struct pb_field *field)
 {
     uint64_t tag;

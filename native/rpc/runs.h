@@ -16,7 +16,7 @@ struct run_list {
     uint64_t number_count;
 };
 
-/* Takes what one field brings; false: too many, or no numbers. */
+/* Takes what one field brings, or passes over one of another type; false: too many, or no numbers. */
 bool run_list_add(struct run_list *list, const struct pb_field *field);
 /* All have come. 0, or -PF_REASON_BAD_REQUEST. */
 int run_list_end(const struct run_list *list, uint32_t *run_count);

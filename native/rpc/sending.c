@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
  * What calls send. Messages are pulled when HTTP/2 asks for DATA, that is when they can leave at once. Only a server's
- * answer has not begun to ask: it begins when its first message or its end is known, so that an early end is one block of
- * fields (trailers-only). Until then such calls wait in `ready`.
+ * answer has not begun to ask: it begins when its first message or its end is known, so that an early end is one block
+ * of fields (trailers-only). Until then such calls wait in `ready`.
  */
 #include <stdio.h>
 #include <string.h>

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* What conn.c needs of grpc.c, room-internal: a session takes the bytes that came and gathers those that shall leave. */
+/* What conn.c needs of grpc.c, room-internal: a session takes bytes that came and gathers those that shall leave. */
 #ifndef PAGEFERRY_SESSION_H
 #define PAGEFERRY_SESSION_H
 

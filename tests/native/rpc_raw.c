@@ -19,7 +19,8 @@ void rpc_raw_bytes(struct rpc_raw *raw, const void *bytes, size_t length)
     raw->used += length;
 }
 
-void rpc_raw_frame(struct rpc_raw *raw, uint8_t type, uint8_t flags, uint32_t stream, const void *payload, size_t length)
+void rpc_raw_frame(struct rpc_raw *raw, uint8_t type, uint8_t flags, uint32_t stream, const void *payload,
+                   size_t length)
 {
     const uint8_t head[HEAD_BYTES] = {
         (uint8_t)(length >> 16), (uint8_t)(length >> 8),  (uint8_t)length,        type,           flags,

@@ -12,7 +12,18 @@
 
 #define RPC_RAW_BYTES (1 << 20)
 
-enum rpc_frame { RAW_DATA, RAW_HEADERS, RAW_PRIORITY, RAW_RST, RAW_SETTINGS, RAW_PUSH, RAW_PING, RAW_GOAWAY, RAW_WINDOW, RAW_CONTINUATION };
+enum rpc_frame {
+    RAW_DATA,
+    RAW_HEADERS,
+    RAW_PRIORITY,
+    RAW_RST,
+    RAW_SETTINGS,
+    RAW_PUSH,
+    RAW_PING,
+    RAW_GOAWAY,
+    RAW_WINDOW,
+    RAW_CONTINUATION
+};
 enum rpc_flag { RAW_END_STREAM = 1, RAW_ACK = 1, RAW_END_HEADERS = 4 };
 
 struct rpc_raw {
@@ -33,7 +44,8 @@ struct rpc_raw_frame {
 
 void rpc_raw_bytes(struct rpc_raw *raw, const void *bytes, size_t length);
 void rpc_raw_preface(struct rpc_raw *raw);
-void rpc_raw_frame(struct rpc_raw *raw, uint8_t type, uint8_t flags, uint32_t stream, const void *payload, size_t length);
+void rpc_raw_frame(struct rpc_raw *raw, uint8_t type, uint8_t flags, uint32_t stream, const void *payload,
+                   size_t length);
 void rpc_raw_number(struct rpc_raw *raw, uint8_t type, uint32_t stream, uint32_t number);
 /* SETTINGS with one entry. */
 void rpc_raw_setting(struct rpc_raw *raw, uint16_t id, uint32_t value);

@@ -39,7 +39,7 @@ static const struct rpc_script server_scripts[] = {
     {.path = "/s.late",
      .messages = 2,
      .message_bytes = 4096,
-     .finish = {.code = GRPC_RESOURCE_EXHAUSTED, .reason = PF_REASON_BUSY, .retry_after_ms = 100, .message = "100% \t\xc3\xa9"}},
+     .finish = {GRPC_RESOURCE_EXHAUSTED, PF_REASON_BUSY, .retry_after_ms = 100, .message = "100% \t\xc3\xa9"}},
     {.path = "/s.early", .messages = 2, .message_bytes = 4096, .finish_early = true},
     {.path = "/s.dislikes", .messages = 1, .message_bytes = 5, .message_result = -PF_REASON_OUT_OF_IMAGE},
     {.path = "/s.held", .keep_open = true},

@@ -95,6 +95,8 @@ static void test_rapid_reset(void)
     flood(frame_reset, true);
     CHECK_EQ(rpc_raw_goaway(raw), CALM);
     CHECK(pair.server.call_count <= PF_LIMIT_FLOOD_FRAMES_MAX + 64);
+    conn_close(pair.server.conn);
+    pair.server.conn = NULL;
     CHECK_EQ(pair.server.call_count, pair.server.ended_count);
     end();
 }
