@@ -70,7 +70,8 @@ struct kernel_event {
  *   copy         UFFDIO_COPY, wakes: fills and maps in one call, refuses where anything is
  *   zero         UFFDIO_ZEROPAGE, wakes
  *   punch        drops page-cache bytes, in every mapping (shared only)
- *   poison       UFFDIO_POISON, wakes; MAPPED when the markers are set, ALREADY where something is mapped
+ *   poison       UFFDIO_POISON, wakes; MAPPED when the markers are set, ALREADY where something is mapped.
+ *                map and copy replace a marker without a word, on shared memory zero does too: leave those pages out
  *   wake         wakes the threads that sleep in the span; they fault again
  */
 struct kernel_ops {

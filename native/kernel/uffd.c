@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
  * The real kernel_ops. This file alone decides what an errno of a uffd call means; each meaning names the test in
- * tests/native/test_uffd.c that proves it on the kernel that runs.
+ * tests/native/test_uffd*.c that proves it on the kernel that runs.
  *
  * How the calls speak. The filling ones return 0 when all of it is done; otherwise errno says why they stopped, and a
  * signed field says how far they came, or repeats the errno negated, or was not written at all: it is preset to 0, and
@@ -17,9 +17,10 @@
  *   EFAULT of the others
  *   ENOMEM, ENOSPC       FULL                                                  test_full_tmpfs
  *   ESRCH                GONE                                                  test_gone_after_exit
- *   EIO of CONTINUE      the page cache's page has a memory error. The guest gets what it would get without us, an
- *                        access that fails: UFFDIO_POISON, and on we go (needs CONFIG_MEMORY_FAILURE: not provoked)
  *   all else             REFUSED                                               test_refused_*
+ *
+ * EIO of CONTINUE: the page in the cache has a memory error. The guest gets what it would get without us, an access
+ * that fails: UFFDIO_POISON, and on we go (test_map_of_broken_memory_is_poison; the error itself is played there).
  *
  * Where no mapping is left nobody else would wake who slept there: that is done here, before ABSENT is returned.
  */

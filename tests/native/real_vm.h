@@ -1,0 +1,95 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * A process that plays a VM on the real kernel: it maps memory, registers it, hands its userfaultfd over, and then does
+ * to it what it is told. Each step runs in a thread of its own and answers when it is done, so that any number of them
+ * may be asleep in page faults.
+ *
+ * Every wait has a limit (20 s) after which the test goes on and fails; none is a measure of time.
+ */
+#ifndef PAGEFERRY_REAL_VM_H
+#define PAGEFERRY_REAL_VM_H
+
+#include <stdbool.h>
+#include <stdint.h>
+#include <sys/types.h>
+
+#include "kernel/kernel_ops.h"
+#include "kernel/uffd.h"
+
+#define REAL_PAGE UINT64_C(4096)
+
+enum real_memory { REAL_MEMFD, REAL_TMPFS, REAL_PRIVATE, REAL_MEMORY_COUNT };
+
+enum real_step {
+    REAL_READ = 1, /* answers the page's word, or one of the values below */
+    REAL_WRITE,    /* fills the page with `argument` */
+    REAL_ADVISE,   /* madvise(pages, argument): 0 or -errno; the others below too */
+    REAL_PROTECT,  /* mprotect(pages, argument) */
+    REAL_UNMAP,
+    REAL_LOCK,
+    REAL_FORK,     /* a child that does nothing, waited for */
+    REAL_MOVE      /* mremap of the pages to somewhere else */
+};
+
+/* Answers of READ that are no word: no test writes these. */
+#define REAL_SIGBUS INT64_C(-7)
+#define REAL_SIGSEGV INT64_C(-11)
+#define REAL_TORN INT64_C(-1000) /* the page's words differ */
+#define REAL_NO_ANSWER INT64_C(-1001)
+
+struct real_options {
+    enum real_memory memory;
+    uint64_t pages;
+    uint64_t features;  /* of the userfaultfd */
+    uint64_t modes;     /* of REGISTER; 0: MISSING, and MINOR on shared memory; REAL_UNREGISTERED: not at all */
+    int backing_fd;     /* TMPFS: this file, long enough, closed by real_end; 0: a new one in /dev/shm */
+};
+#define REAL_UNREGISTERED (UINT64_C(1) << 63)
+
+struct real_vm {
+    pid_t pid;
+    int control;
+    struct uffd uffd;
+    uint64_t address;
+    uint64_t pages;
+};
+
+/* False: it could not be had; the reason is printed. */
+bool real_start(struct real_vm *vm, const struct real_options *options);
+void real_end(struct real_vm *vm);
+/* SIGKILL, and gone when this returns. The fds stay open. */
+void real_kill(struct real_vm *vm);
+
+void real_begin(struct real_vm *vm, enum real_step step, uint64_t page, uint64_t count, int64_t argument);
+/* The answer of some step that has ended, or REAL_NO_ANSWER. */
+int64_t real_answer(struct real_vm *vm);
+/* One step, and its answer. */
+int64_t real_do(struct real_vm *vm, enum real_step step, uint64_t page, uint64_t count, int64_t argument);
+/* No step ends, though a moment is given to it. */
+bool real_sleeps(struct real_vm *vm);
+
+struct kernel_span real_span(const struct real_vm *vm, uint64_t page, uint64_t count);
+/* The calls of uffd_kernel_ops on pages, those that take bytes with `word` all over them. */
+typedef struct kernel_outcome real_op(void *kernel, const struct kernel_span *span);
+struct kernel_outcome real_call(real_op *op, struct real_vm *vm, uint64_t page, uint64_t count);
+struct kernel_outcome real_copy(struct real_vm *vm, uint64_t page, uint64_t count, uint64_t word);
+struct kernel_outcome real_populate(struct real_vm *vm, uint64_t page, uint64_t count, uint64_t word);
+/* Waits until an event can be read, and reads it: false when none came. */
+bool real_event(struct real_vm *vm, struct kernel_event *event);
+/* The same without reading. */
+bool real_event_waits(struct real_vm *vm);
+/* A page fault on this page, and nothing else, is read. */
+bool real_faults(struct real_vm *vm, uint64_t page, uint32_t flags);
+
+/* Every word of `pages` pages is set to `word`. */
+void real_fill(void *bytes, uint64_t pages, uint64_t word);
+/* A tmpfs of its own that nobody mounts anywhere: a new file on it, or -errno. `option` may be NULL ("huge"). */
+int real_tmpfs_file(const char *size, const char *option, const char *value);
+
+/* From now on, and for ever in this process, ioctl(fd, request) fails with `error`: a kernel that lacks it, or one whose
+ * memory is broken. */
+bool real_deny_ioctl(unsigned request, int error);
+/* Runs `check` in a process of its own; it returns 0 when all is well. */
+bool real_apart(int (*check)(void));
+
+#endif
