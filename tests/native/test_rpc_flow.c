@@ -3,6 +3,9 @@
  * When messages are pulled: not before the one before has left, not without a window, not beyond the budget of a turn.
  * A stalled reader therefore costs one message, and a large answer does not stop a small one. And how messages are cut.
  */
+#include <netinet/in.h>
+#include <netinet/tcp.h>
+#include <poll.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/socket.h>
@@ -306,6 +309,59 @@ static void test_byte_by_byte(void)
     end_raw();
 }
 
+static int option_of(int fd, int name)
+{
+    int value = 0;
+    socklen_t length = sizeof(value);
+
+    getsockopt(fd, IPPROTO_TCP, name, &value, &length);
+    return value;
+}
+
+/* A socket of TCP that is still connecting; it gets the options that keep its queue short. */
+static void test_tcp(void)
+{
+    struct sockaddr_in address = {.sin_family = AF_INET, .sin_addr = {htonl(INADDR_LOOPBACK)}};
+    socklen_t length = sizeof(address);
+    int listener = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
+    int fd = socket(AF_INET, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
+    struct pollfd ready = {.events = POLLIN};
+
+    CHECK_EQ(bind(listener, (struct sockaddr *)&address, sizeof(address)), 0);
+    CHECK_EQ(listen(listener, 1), 0);
+    CHECK_EQ(getsockname(listener, (struct sockaddr *)&address, &length), 0);
+    connect(fd, (struct sockaddr *)&address, sizeof(address));
+    rpc_open_client(&pair, fd, client_scripts, NULL);
+    CHECK_EQ(conn_fd(pair.client.conn), fd);
+    rpc_start(&pair, "/c.pages");
+    rpc_turn(&pair);
+    rpc_open_server(&pair, accept4(listener, NULL, NULL, SOCK_NONBLOCK | SOCK_CLOEXEC), server_scripts, NULL);
+    for (int i = 0; i < 10000 && pair.client.ended_count == 0; i++) {
+        rpc_turn(&pair);
+        ready.fd = conn_fd(pair.client.conn);
+        poll(&ready, 1, 1);
+    }
+    check_calls(1, 300);
+    CHECK(option_of(fd, TCP_NODELAY) != 0);
+    CHECK_EQ(option_of(fd, TCP_NOTSENT_LOWAT), PF_LIMIT_NOTSENT_LOWAT_BYTES);
+    CHECK_EQ(option_of(fd, TCP_USER_TIMEOUT), PF_LIMIT_TCP_USER_TIMEOUT_MS);
+    rpc_close(&pair);
+    close(listener);
+}
+
+/* What is no socket stays the caller's. */
+static void test_no_socket(void)
+{
+    struct conn *conn = NULL;
+    int fds[2];
+
+    CHECK_EQ(pipe(fds), 0);
+    CHECK(conn_open(fds[0], GRPC_CLIENT, &rpc_defaults, NULL, NULL, &conn) < 0);
+    CHECK(conn == NULL);
+    CHECK_EQ(close(fds[0]), 0);
+    CHECK_EQ(close(fds[1]), 0);
+}
+
 int main(void)
 {
     RUN(test_small_windows);
@@ -320,5 +376,7 @@ int main(void)
     RUN(test_budget_bounds_one_turn);
     RUN(test_cut_at_every_byte);
     RUN(test_byte_by_byte);
+    RUN(test_tcp);
+    RUN(test_no_socket);
     return check_done();
 }
