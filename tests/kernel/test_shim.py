@@ -4,6 +4,7 @@
 import ctypes
 import os
 import platform
+import re
 import shutil
 import subprocess
 import tempfile
@@ -13,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from pageferry.limits import SHIM_ACCEPT_MS
 from tests.kernel.resolver import (
     ACCEPTED,
     COMPLETE,
@@ -313,6 +315,14 @@ def test_refused_after_it(start: Starter, tmp_path: Path, ram: Path, step: str, 
 def test_settings_that_cannot_be(start: Starter, settings: dict[str, str], fragment: str) -> None:
     with start("map", settings=settings) as vmm:
         assert_ended(vmm, fragment)
+
+
+def test_settings_are_documented() -> None:
+    """docs/handoff.md and limits.py, which the shim cannot read, name its settings and its default."""
+    source = (ROOT / "native/vmm/shim.c").read_text()
+    named = set(re.findall(r"PAGEFERRY_SHIM_\w+", source))
+    assert named == set(re.findall(r"PAGEFERRY_SHIM_\w+", (ROOT / "docs/handoff.md").read_text()))
+    assert f"#define TIMEOUT_MS_DEFAULT {SHIM_ACCEPT_MS}\n" in source
 
 
 def test_ram_that_was_never_mapped(start: Starter, ram: Path) -> None:
