@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * Pages that a call has asked for and not been answered yet: runs, first in, first out. A bulk range, or the pages that
- * a fault storm leaves, fit without an allocation; the rest is bounded by the caller (RUNS_MAX, WANTED_PAGES_MAX).
+ * Pages that a call has asked for and not been answered yet: runs, first in, first out. A bulk range, or the
+ * pages that a fault storm leaves, fit without an allocation; the rest is bounded by the caller (RUNS_MAX,
+ * WANTED_PAGES_MAX).
  */
 #ifndef PAGEFERRY_ASKS_H
 #define PAGEFERRY_ASKS_H

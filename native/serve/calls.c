@@ -13,7 +13,7 @@
 /* From a deadline's error to the reset of a call whose peer does not even read that. */
 #define GRACE_NS (1000 * MS_NS)
 
-/* --------------------------------------------------------------------------------------------------------- memory */
+/* ------------------------------------------------------------------------------------------------- memory */
 
 static struct call *take_call(struct worker *worker)
 {
@@ -89,7 +89,7 @@ void calls_close(struct worker *worker)
     worker->free_call_count = worker->free_batch_count = 0;
 }
 
-/* ---------------------------------------------------------------------------------------------------------- endings */
+/* ------------------------------------------------------------------------------------------------ endings */
 
 static void finish(struct grpc_call *grpc, uint32_t reason, const char *why)
 {
@@ -120,7 +120,7 @@ enum grpc_pulled call_done(struct call *call)
     return GRPC_PULLED_LAST;
 }
 
-/* ------------------------------------------------------------------------------------------------------ the callbacks */
+/* ------------------------------------------------------------------------------------------ the callbacks */
 
 static void begin(struct connection *connection, struct call *call, const struct method *method,
                   const struct grpc_headers *headers)
@@ -144,7 +144,8 @@ static void begin(struct connection *connection, struct call *call, const struct
     if (method->pages) {
         connection->served_pages = true;
         connection->page_calls++;
-        atomic_fetch_add(&worker->page_calls, 1);
+        connection->owing++; /* at once; that it owes no more is known when the turn is over: listener.c */
+        atomic_fetch_add(&worker->owing, 1);
     }
 }
 
@@ -236,12 +237,10 @@ static void on_ended(void *owner, struct grpc_call *grpc, const struct grpc_stat
     if (call->next != NULL)
         call->next->previous = call->previous;
     stats_set(&worker->stats, STATS_calls, stats_get(&worker->stats, STATS_calls) - 1);
-    if (call->method->pages) {
+    if (call->method->pages)
         connection->page_calls--;
-        atomic_fetch_sub(&worker->page_calls, 1);
-    } else {
+    else
         standard_ended(call);
-    }
     asks_close(&call->asks);
     call_release(call);
     give_call(worker, call);
@@ -255,7 +254,7 @@ const struct grpc_owner calls_owner = {
     .ended = on_ended,
 };
 
-/* ---------------------------------------------------------------------------------------- what comes from elsewhere */
+/* ------------------------------------------------------------------------------ what comes from elsewhere */
 
 static bool owes(const struct call *call)
 {

@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * The life of a call, the same for all methods: opened, admitted, asked, answered, ended. A method says what is its own
- * in a table. Memory: a call object for each call, a batch's memory only while pages are on their way, both kept for the
- * next call; none is allocated for a page.
+ * The life of a call, the same for all methods: opened, admitted, asked, answered, ended. A method says what
+ * is its own in a table. Memory: a call object for each call, a batch's memory only while pages are on their
+ * way, both kept for the next call; none is allocated for a page.
  */
 #ifndef PAGEFERRY_CALLS_H
 #define PAGEFERRY_CALLS_H
@@ -15,7 +15,7 @@ struct method {
     bool requests; /* a stream of requests; otherwise exactly one */
     /* A request. 0, or minus a reason that call_refuse returned. */
     int (*message)(struct call *call, struct grpc_bytes message);
-    /* As grpc_owner's; not asked any more once the call is finished. Calls of one request: only when it is complete. */
+    /* As grpc_owner's, until the call is finished. Calls of one request: once it is complete. */
     enum grpc_pulled (*pull)(struct call *call, struct grpc_bytes *message);
 };
 
@@ -33,7 +33,7 @@ extern const struct grpc_owner calls_owner;
 int call_refuse(struct call *call, uint32_t reason, const char *why);
 /* Ends it with OK. */
 enum grpc_pulled call_done(struct call *call);
-/* Memory for an answer of at most this many pages and runs; NULL: the machine has none. Good until call_release. */
+/* Memory for an answer of so many pages and runs, until call_release. NULL: the machine has none. */
 #define CALL_BATCH_PAGES (PF_LIMIT_BATCH_BYTES_MAX / PF_LIMIT_PAGE_BYTES)
 #define CALL_BATCH_RUNS 256
 uint8_t *call_batch(struct call *call);

@@ -15,7 +15,8 @@ uint32_t gate_call(struct service *service, const struct grpc_headers *headers, 
     return 0;
 }
 
-uint32_t gate_image(struct service *service, struct grpc_bytes name, const struct image **image, const char **why)
+uint32_t gate_image(struct service *service, struct grpc_bytes name, const struct image **image,
+                    const char **why)
 {
     *image = images_find(&service->images, name);
     if (*image == NULL) {

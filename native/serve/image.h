@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * An image as the server's methods see it: pages by index, wherever they lie. Kinds of images (a file now; live
- * memory and a remote snapshot later) differ behind this table only. Its functions are called by all workers at once.
+ * An image as the server's methods see it: pages by index, wherever they lie. Kinds of images (a file now;
+ * live memory and a remote snapshot later) differ behind this table only. Its functions are called by all
+ * workers at once.
  */
 #ifndef PAGEFERRY_IMAGE_H
 #define PAGEFERRY_IMAGE_H
@@ -22,15 +23,15 @@ struct image;
 
 struct image_ops {
     /*
-     * Reads the bytes of whole pages to `bytes`. 0; -PF_REASON_GOING_AWAY: not now, or not all of them (they travel as
-     * LATER); -PF_REASON_MISMATCH: the image is not what it was (the call ends).
+     * Reads the bytes of whole pages to `bytes`. 0; -PF_REASON_GOING_AWAY: not now, or not all of them (they
+     * travel as LATER); -PF_REASON_MISMATCH: the image is not what it was (the call ends).
      */
     int (*read)(const struct image *image, uint64_t first_page, uint64_t page_count, uint8_t *bytes);
     /* The page may hold data; if not, it is zeros and need not be read. Never touches the page. */
     bool (*may_hold_data)(const struct image *image, uint64_t page);
-    /* Where the pages end that are alike in this respect from `page` on; at most `end`, and looked for no further. */
+    /* Where the pages end that are alike in this respect from `page` on: looked for up to `end`. */
     uint64_t (*alike_end)(const struct image *image, uint64_t page, uint64_t end);
-    /* Version of `page`, loaded before its bytes are read, and where the pages of this version end: at most *end. */
+    /* Version of `page`, loaded before its bytes are read; *end comes down to where its pages end. */
     uint64_t (*version)(const struct image *image, uint64_t page, uint64_t *end);
     void (*close)(struct image *image);
 };
@@ -49,11 +50,12 @@ struct image {
     uint64_t *data_map; /* a bit a page: it lies, or begins or ends, in a data extent */
 };
 
-/* A file under a name; what pageferry_server_add_file says of its arguments. 0 or minus a reason, with a sentence. */
-int image_file_open(const char *name, int fd, const struct pageferry_image_facts *facts, const uint64_t *region_pages,
-                    uint32_t region_count, struct image **image, char *error, size_t error_bytes);
+/* A file under a name, as pageferry_server_add_file has it. 0, or minus a reason with a sentence. */
+int image_file_open(const char *name, int fd, const struct pageferry_image_facts *facts,
+                    const uint64_t *region_pages, uint32_t region_count, struct image **image, char *error,
+                    size_t error_bytes);
 
-/* images.c: those that are served, by name. One thread adds, any may look one up; none ever goes before the server. */
+/* images.c: those that are served, by name. One thread adds, any looks up; none goes before the server. */
 struct images {
     _Atomic uint32_t count;
     struct image *image[IMAGES_MAX];

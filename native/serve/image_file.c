@@ -1,10 +1,12 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * A sparse file as an image that never changes. Its holes are found once, when it is opened, and never read: no block of
- * the file gets allocated, and no page of bulk costs a seek (on tmpfs each SEEK_HOLE walks the whole extent).
+ * A sparse file as an image that never changes. Its holes are found once, when it is opened, and never read:
+ * no block of the file gets allocated, and no page of bulk costs a seek (on tmpfs each SEEK_HOLE walks the
+ * whole extent).
  *
- * The file must not change while it is served. One that got shorter is seen by the read that ends too early (MISMATCH);
- * bytes changed in place are seen by nobody but the guest. So: give the server a file that nobody writes.
+ * The file must not change while it is served. One that got shorter is seen by the read that ends too early
+ * (MISMATCH); bytes changed in place are seen by nobody but the guest. So: give the server a file that nobody
+ * writes.
  */
 #include <errno.h>
 #include <fcntl.h>
@@ -92,12 +94,14 @@ static int set_regions(struct image *image, const uint64_t *region_pages, uint32
     uint64_t sum = 0;
 
     if (region_count == 0 || region_count > PF_LIMIT_REGIONS_MAX) {
-        sparse_explain(error, error_bytes, "an image has 1 to %u regions, not %u", PF_LIMIT_REGIONS_MAX, region_count);
+        sparse_explain(error, error_bytes, "an image has 1 to %u regions, not %u", PF_LIMIT_REGIONS_MAX,
+                       region_count);
         return -PF_REASON_BAD_REQUEST;
     }
     for (uint32_t i = 0; i < region_count; i++) {
         if (region_pages[i] == 0 || region_pages[i] > image->page_count - sum) {
-            sparse_explain(error, error_bytes, "region %u of %" PRIu64 " pages is empty, or longer than what is left", i,
+            sparse_explain(error, error_bytes,
+                           "region %u of %" PRIu64 " pages is empty, or longer than what is left", i,
                            region_pages[i]);
             return -PF_REASON_BAD_REQUEST;
         }
@@ -118,8 +122,8 @@ static int set_name(struct image *image, const char *name, char *error, size_t e
     size_t length = strlen(name);
 
     if (length == 0 || length >= sizeof(image->name)) {
-        sparse_explain(error, error_bytes, "an image's name has 1 to %u bytes, not %zu", PF_LIMIT_IMAGE_NAME_BYTES_MAX,
-                       length);
+        sparse_explain(error, error_bytes, "an image's name has 1 to %u bytes, not %zu",
+                       PF_LIMIT_IMAGE_NAME_BYTES_MAX, length);
         return -PF_REASON_BAD_REQUEST;
     }
     memcpy(image->name, name, length + 1);
@@ -136,7 +140,8 @@ static int set_file(struct image *image, int fd, const struct pageferry_image_fa
     if (rc != 0)
         return rc;
     if (facts->content_id == 0 || facts->page_count != image->page_count) {
-        sparse_explain(error, error_bytes, "the image has %" PRIu64 " pages now and had %" PRIu64 " when it was inspected",
+        sparse_explain(error, error_bytes,
+                       "the image has %" PRIu64 " pages now and had %" PRIu64 " when it was inspected",
                        image->page_count, facts->page_count);
         return -PF_REASON_BAD_REQUEST;
     }
@@ -152,8 +157,9 @@ static int set_file(struct image *image, int fd, const struct pageferry_image_fa
     return 0;
 }
 
-int image_file_open(const char *name, int fd, const struct pageferry_image_facts *facts, const uint64_t *region_pages,
-                    uint32_t region_count, struct image **out, char *error, size_t error_bytes)
+int image_file_open(const char *name, int fd, const struct pageferry_image_facts *facts,
+                    const uint64_t *region_pages, uint32_t region_count, struct image **out, char *error,
+                    size_t error_bytes)
 {
     struct image *image = calloc(1, sizeof(*image));
     int rc = 0;

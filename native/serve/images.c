@@ -6,7 +6,8 @@
 
 static bool named(const struct image *image, struct grpc_bytes name)
 {
-    return name.length > 0 && strlen(image->name) == name.length && memcmp(image->name, name.data, name.length) == 0;
+    return name.length > 0 && name.length == strlen(image->name) &&
+           memcmp(image->name, name.data, name.length) == 0;
 }
 
 int images_add(struct images *images, struct image *image)

@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * One look at a whole image file, its holes aside: how many pages hold data, and the content id that names the bytes:
- * XXH3-64 over index and bytes of every page that is not all zeros, then the number of pages. So two copies of an image
- * have one id, however their holes and zeros lie in the file.
+ * One look at a whole image file, its holes aside: how many pages hold data, and the content id that names
+ * the bytes: XXH3-64 over index and bytes of every page that is not all zeros, then the number of pages. So
+ * two copies of an image have one id, however their holes and zeros lie in the file.
  */
 #include <stdlib.h>
 #include <string.h>
@@ -13,7 +13,7 @@
 #include "image.h"
 #include "sparse.h"
 
-#define LOOK_BYTES (UINT64_C(256) * 1024) /* read at once: a multiple of a page */
+#define LOOK_PAGES UINT64_C(64) /* read at once */
 
 struct look {
     int fd;
@@ -21,7 +21,7 @@ struct look {
     struct pageferry_progress *progress; /* may be NULL */
     struct pageferry_image_facts *facts;
     XXH3_state_t *hash;
-    uint8_t *bytes; /* LOOK_BYTES */
+    uint8_t *bytes; /* LOOK_PAGES */
     char *error;
     size_t error_bytes;
 };
@@ -69,7 +69,7 @@ static int look_at_extent(struct look *look, uint64_t first, uint64_t end)
     uint64_t page = first;
 
     while (page < end) {
-        uint64_t count = end - page < LOOK_BYTES / IMAGE_PAGE_BYTES ? end - page : LOOK_BYTES / IMAGE_PAGE_BYTES;
+        uint64_t count = end - page < LOOK_PAGES ? end - page : LOOK_PAGES;
         int rc = sparse_read(look->fd, page * IMAGE_PAGE_BYTES, count * IMAGE_PAGE_BYTES, look->bytes);
         if (rc != 0)
             return look_unreadable(look, rc);
@@ -103,7 +103,8 @@ static int look_at_all(struct look *look)
 int pageferry_image_inspect(int fd, struct pageferry_progress *progress, struct pageferry_image_facts *facts,
                             char *error, size_t error_bytes)
 {
-    struct look look = {.fd = fd, .progress = progress, .facts = facts, .error = error, .error_bytes = error_bytes};
+    struct look look = {.fd = fd, .progress = progress, .facts = facts, .error = error,
+                        .error_bytes = error_bytes};
     off_t position = lseek(fd, 0, SEEK_CUR);
     int rc = sparse_check(fd, &look.page_count, error, error_bytes);
 
@@ -111,7 +112,7 @@ int pageferry_image_inspect(int fd, struct pageferry_progress *progress, struct 
     if (rc != 0)
         goto out;
     look.hash = XXH3_createState();
-    look.bytes = malloc(LOOK_BYTES);
+    look.bytes = malloc(LOOK_PAGES * IMAGE_PAGE_BYTES);
     if (look.hash == NULL || look.bytes == NULL) {
         sparse_explain(error, error_bytes, "no memory to look at the image");
         rc = -PF_REASON_NO_MEMORY;

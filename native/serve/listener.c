@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * See listener.h. epoll is level-triggered, and is told only when what is wanted of a socket changes: EPOLLOUT is on
- * while conn_write has more to say than it was allowed to or the socket would take.
+ * See listener.h. epoll is level-triggered, and is told only when what is wanted of a socket changes:
+ * EPOLLOUT is on while conn_write has more to say than it was allowed to or the socket would take.
  */
 #include "listener.h"
 
@@ -23,7 +23,7 @@
 
 #define EVENTS_MAX 64
 #define ACCEPTS_MAX 8                /* of one turn */
-#define TIMER_STEP_NS (10 * MS_NS)   /* no timer is finer: a flood of tiny deadlines costs a walk each, not more */
+#define TIMER_STEP_NS (10 * MS_NS)   /* no timer is finer: a flood of tiny deadlines costs no walk each */
 #define ACCEPT_PAUSE_NS (100 * MS_NS)
 #define KEEPALIVE_S (PF_LIMIT_HEARTBEAT_TIMEOUT_MS / 1000)
 
@@ -49,7 +49,7 @@ void serve_due(struct worker *worker, uint64_t due_ns)
         worker->due_ns = due_ns;
 }
 
-/* ----------------------------------------------------------------------------------------------------- connections */
+/* -------------------------------------------------------------------------------------------- connections */
 
 static void count_traffic(struct connection *connection)
 {
@@ -62,12 +62,25 @@ static void count_traffic(struct connection *connection)
     connection->counted = now;
 }
 
+/* The end of a call is told when its last byte is with the kernel: who waits for that may then close the
+ * server. */
+static void count_owing(struct connection *connection, bool unsent)
+{
+    uint32_t owing = connection->page_calls;
+
+    if (owing == 0 && unsent && connection->served_pages)
+        owing = 1;
+    atomic_fetch_add(&connection->worker->owing, owing - connection->owing);
+    connection->owing = owing;
+}
+
 static void close_connection(struct connection *connection)
 {
     struct worker *worker = connection->worker;
 
     count_traffic(connection);
     conn_close(connection->conn); /* closes the socket, which leaves the epoll by that */
+    count_owing(connection, false);
     if (connection->previous != NULL)
         connection->previous->next = connection->next;
     else
@@ -112,12 +125,12 @@ static void turn(struct connection *connection, uint32_t events)
         rc = conn_write(connection->conn, PF_LIMIT_WRITE_BUDGET_BYTES);
     }
     count_traffic(connection);
+    count_owing(connection, rc > 0);
     if (rc < 0 || watch(connection, rc > 0 ? EPOLLIN | EPOLLOUT : EPOLLIN) != 0)
         close_connection(connection);
 }
 
-/* A peer whose host has vanished is noticed even where nothing is owed to it. What a unix socket does not know, it
- * does not need. */
+/* A peer whose host has vanished is noticed even where nothing is owed to it. */
 static void keep_alive(int fd, const struct sockaddr_storage *peer)
 {
     int on = 1, idle_s = KEEPALIVE_S, interval_s = KEEPALIVE_S / 2;
@@ -160,7 +173,7 @@ static int open_connection(struct worker *worker, int fd)
     return 0;
 }
 
-/* ------------------------------------------------------------------------------------------------------- accepting */
+/* ---------------------------------------------------------------------------------------------- accepting */
 
 /* EPOLLEXCLUSIVE: a new connection wakes one worker. */
 static int watch_listeners(struct worker *worker, int operation)
@@ -168,13 +181,15 @@ static int watch_listeners(struct worker *worker, int operation)
     int rc = 0;
 
     for (uint32_t i = 0; i < worker->listener_count && rc == 0; i++) {
-        struct epoll_event event = {.events = EPOLLIN | EPOLLEXCLUSIVE, .data.ptr = (void *)&worker->listeners[i]};
+        struct epoll_event event = {.events = EPOLLIN | EPOLLEXCLUSIVE,
+                                    .data.ptr = (void *)&worker->listeners[i]};
         rc = epoll_ctl(worker->epoll_fd, operation, worker->listeners[i].fd, &event);
     }
     return rc;
 }
 
-/* No file descriptor, or no memory: what waits stays in the kernel, and epoll must not tell us of it all the time. */
+/* No file descriptor, or no memory: what waits stays in the kernel, and epoll must not tell us of it all
+ * the time. */
 static void pause_accepting(struct worker *worker)
 {
     if (worker->accept_due_ns != NEVER_NS || watch_listeners(worker, EPOLL_CTL_DEL) != 0)
@@ -217,7 +232,7 @@ static void accept_some(struct worker *worker, int listen_fd)
     }
 }
 
-/* ---------------------------------------------------------------------------------------------------- bell and timer */
+/* ----------------------------------------------------------------------------------------- bell and timer */
 
 static void silence(int fd)
 {
@@ -262,7 +277,7 @@ static void expire(struct worker *worker)
         serve_due(worker, due_ns);
 }
 
-/* --------------------------------------------------------------------------------------------------------- the loop */
+/* ----------------------------------------------------------------------------------------------- the loop */
 
 /* Bell and timer come last: they may close connections that have an event in the same lot. */
 static void work(struct worker *worker, const struct epoll_event *events, int count)
@@ -305,7 +320,7 @@ static void *run(void *argument)
     while (worker->connections != NULL) {
         struct connection *connection = worker->connections;
         grpc_go_away(conn_session(connection->conn));
-        conn_write(connection->conn, PF_LIMIT_WRITE_BUDGET_BYTES); /* a last word; whether it arrives is all one */
+        conn_write(connection->conn, PF_LIMIT_WRITE_BUDGET_BYTES); /* a last word, if it can be said */
         close_connection(connection);
     }
     return NULL;
@@ -347,7 +362,8 @@ static int start_thread(struct worker *worker, uint32_t number)
     return rc;
 }
 
-int listener_start(struct worker *worker, const struct watched *listeners, uint32_t listener_count, uint32_t number)
+int listener_start(struct worker *worker, const struct watched *listeners, uint32_t listener_count,
+                   uint32_t number)
 {
     int rc = -PF_REASON_NO_MEMORY;
 
@@ -356,7 +372,9 @@ int listener_start(struct worker *worker, const struct watched *listeners, uint3
     worker->due_ns = worker->accept_due_ns = NEVER_NS;
     worker->epoll_fd = epoll_create1(EPOLL_CLOEXEC);
     worker->bell = (struct watched){WATCHED_BELL, eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK)};
-    worker->timer = (struct watched){WATCHED_TIMER, timerfd_create(CLOCK_MONOTONIC, TFD_CLOEXEC | TFD_NONBLOCK)};
+    /* non-blocking: who sets it anew takes back that it has rung */
+    worker->timer.kind = WATCHED_TIMER;
+    worker->timer.fd = timerfd_create(CLOCK_MONOTONIC, TFD_CLOEXEC | TFD_NONBLOCK);
     worker->runs = malloc(PF_LIMIT_RUNS_MAX * sizeof(*worker->runs));
     if (worker->epoll_fd < 0 || worker->runs == NULL)
         goto out;

@@ -1,11 +1,11 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * PageService's four methods; their rules are in pages.proto. What a request says is checked when it comes; pages are
- * read when the answer can leave.
+ * PageService's four methods; their rules are in pages.proto. What a request says is checked when it comes;
+ * pages are read when the answer can leave.
  *
- * Limits: a request's bytes and runs (rpc/), pages asked and unanswered on one FetchPages call (WANTED_PAGES_MAX, here),
- * calls of one connection (STREAMS_MAX, rpc/). The limit of FetchPages calls is one of a session: without sessions each
- * client has connections of its own, and those are limited.
+ * Limits: a request's bytes and runs (rpc/), pages asked and unanswered on one FetchPages call
+ * (WANTED_PAGES_MAX, here), calls of one connection (STREAMS_MAX, rpc/). The limit of FetchPages calls is one
+ * of a session: without sessions each client has connections of its own, and those are limited.
  */
 #include <string.h>
 
@@ -54,7 +54,7 @@ static int ask(struct call *call, const struct run *runs, uint32_t run_count)
     return 0;
 }
 
-/* The next answer, in the call's own memory or in a batch's. Nothing was to be said of what is asked: NOTHING. */
+/* The next answer, in the call's own memory or in a batch's. NOTHING: no news of what is asked. */
 static enum grpc_pulled answer(struct call *call, struct grpc_bytes *message)
 {
     struct worker *worker = call->connection->worker;
@@ -69,8 +69,8 @@ static enum grpc_pulled answer(struct call *call, struct grpc_bytes *message)
                                  : reply_make(&call->order, &call->asks, &space, &worker->stats, &reply);
 
     if (rc != 0) {
-        call_refuse(call, (uint32_t)-rc, rc == -PF_REASON_MISMATCH ? "the image is not what it was: its file got shorter"
-                                                                   : "the pages could not be answered");
+        bool changed = rc == -PF_REASON_MISMATCH;
+        call_refuse(call, (uint32_t)-rc, changed ? "the image is not what it was: its file got shorter" : "");
         return GRPC_PULLED_LAST;
     }
     if (reply.run_count == 0 && call->begun)
@@ -91,7 +91,7 @@ static enum grpc_pulled say(struct call *call, uint64_t heartbeat, struct grpc_b
     return GRPC_PULLED_MESSAGE;
 }
 
-/* -------------------------------------------------------------------------------------------------- DescribeImage */
+/* ------------------------------------------------------------------------------------------ DescribeImage */
 
 static int describe_message(struct call *call, struct grpc_bytes message)
 {
@@ -129,7 +129,7 @@ static enum grpc_pulled describe_pull(struct call *call, struct grpc_bytes *mess
     return GRPC_PULLED_MESSAGE;
 }
 
-/* -------------------------------------------------------------------------------------------------------- GetPage */
+/* ------------------------------------------------------------------------------------------------ GetPage */
 
 static int get_page_message(struct call *call, struct grpc_bytes message)
 {
@@ -156,13 +156,22 @@ static enum grpc_pulled get_page_pull(struct call *call, struct grpc_bytes *mess
     return call->begun ? call_done(call) : answer(call, message);
 }
 
-/* ----------------------------------------------------------------------------------------------------- FetchPages */
+/* --------------------------------------------------------------------------------------------- FetchPages */
 
-/* The newest are kept: a heartbeat that nobody reads proves nothing any more. */
+static uint64_t oldest_heartbeat(struct call *call)
+{
+    uint64_t oldest = call->heartbeats[0];
+
+    call->heartbeat_count--;
+    memmove(call->heartbeats, call->heartbeats + 1, call->heartbeat_count * sizeof(oldest));
+    return oldest;
+}
+
+/* The newest are kept: a heartbeat whose echo nobody reads proves nothing any more. */
 static void note_heartbeat(struct call *call, uint64_t heartbeat)
 {
     if (call->heartbeat_count == CALL_HEARTBEATS)
-        memmove(call->heartbeats, call->heartbeats + 1, --call->heartbeat_count * sizeof(call->heartbeats[0]));
+        oldest_heartbeat(call);
     call->heartbeats[call->heartbeat_count++] = heartbeat;
 }
 
@@ -210,11 +219,8 @@ static enum grpc_pulled fetch_pull(struct call *call, struct grpc_bytes *message
         return GRPC_PULLED_NOTHING;
     if (!call->begun)
         return say(call, 0, message);
-    if (call->heartbeat_count > 0) {
-        uint64_t oldest = call->heartbeats[0];
-        memmove(call->heartbeats, call->heartbeats + 1, --call->heartbeat_count * sizeof(call->heartbeats[0]));
-        return say(call, oldest, message);
-    }
+    if (call->heartbeat_count > 0)
+        return say(call, oldest_heartbeat(call), message);
     if (call->asks.count > 0) {
         bool one = call->asks.pages == 1;
         call->order.may_repeat = true;
@@ -232,7 +238,7 @@ static enum grpc_pulled fetch_pull(struct call *call, struct grpc_bytes *message
     return GRPC_PULLED_NOTHING;
 }
 
-/* ---------------------------------------------------------------------------------------------------- StreamPages */
+/* -------------------------------------------------------------------------------------------- StreamPages */
 
 static int stream_message(struct call *call, struct grpc_bytes message)
 {
@@ -268,7 +274,7 @@ static enum grpc_pulled stream_pull(struct call *call, struct grpc_bytes *messag
     return pulled == GRPC_PULLED_NOTHING ? call_done(call) : pulled;
 }
 
-/* -------------------------------------------------------------------------------------------------------- the table */
+/* ---------------------------------------------------------------------------------------------- the table */
 
 static const struct method methods[] = {
     {PF_PATH_DESCRIBE_IMAGE, true, false, describe_message, describe_pull},

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * See reply.h. In the space: the head first, ending where the data begin; the data from page_batch_head_max(runs_max)
- * on. A page that turns out to be zeros gives its place to the next one.
+ * See reply.h. In the space: the head first, ending where the data begin; the data from
+ * page_batch_head_max(runs_max) on. A page that turns out to be zeros gives its place to the next one.
  */
 #include "reply.h"
 
@@ -25,7 +25,8 @@ size_t reply_bytes_max(uint32_t pages_max, uint32_t runs_max)
 }
 
 /* Joins the run before where it can; the caller has seen to it that there is room for one more. */
-static void add_run(struct making *making, uint64_t first_page, uint64_t page_count, uint64_t kind, uint64_t version)
+static void add_run(struct making *making, uint64_t first_page, uint64_t page_count, uint64_t kind,
+                    uint64_t version)
 {
     struct run *last = making->run_count == 0 ? NULL : &making->runs[making->run_count - 1];
 
@@ -111,7 +112,8 @@ static int add_pages(struct making *making, uint64_t page, uint64_t *end, uint64
     return read_pages(making, page, *end - page, version);
 }
 
-/* Is `page` in the batch already? Then *end is where the run that has it ends; else, where the next run begins. */
+/* Is `page` in the batch already? Then *end is where the run that has it ends; else, where the next run
+ * begins. */
 static bool has_page(const struct making *making, uint64_t page, uint64_t *end)
 {
     for (uint32_t i = 0; i < making->run_count; i++) {
@@ -157,7 +159,8 @@ static int write_message(const struct making *making, const struct reply_space *
     size_t room_bytes = (size_t)(making->data - space->bytes), head_bytes;
 
     if (batch.run_count > 0)
-        batch.digest = payload_digest(making->order->image->content_id, batch.runs, batch.run_count, batch.data);
+        batch.digest = payload_digest(making->order->image->content_id, batch.runs, batch.run_count,
+                                      batch.data);
     head_bytes = write_page_batch_head(&batch, space->bytes, room_bytes);
     if (head_bytes == 0)
         return -PF_REASON_BUG;

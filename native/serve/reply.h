@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * Pages asked -> one PageBatch: kinds, versions, bytes, digest. The bytes are read to where they are sent from, once;
- * the head is written in front of them when they are known.
+ * Pages asked -> one PageBatch: kinds, versions, bytes, digest. The bytes are read to where they are sent
+ * from, once; the head is written in front of them when they are known.
  */
 #ifndef PAGEFERRY_REPLY_H
 #define PAGEFERRY_REPLY_H
@@ -25,7 +25,8 @@ struct reply_order {
     uint32_t runs_max;
 };
 
-/* Where it is made: reply_bytes_max of memory that stays until it is sent, and runs_max runs until this returns. */
+/* Where it is made: reply_bytes_max of memory that stays until it is sent, and runs_max runs until this
+ * returns. */
 struct reply_space {
     uint8_t *bytes;
     size_t capacity_bytes;
@@ -40,8 +41,8 @@ struct reply {
 size_t reply_bytes_max(uint32_t pages_max, uint32_t runs_max);
 
 /*
- * Answers as many of the oldest asks as fit. Pages that cannot be read now travel as LATER. 0, or minus a reason: the
- * call cannot go on. run_count 0: none of the pages asked has a version above since_version.
+ * Answers as many of the oldest asks as fit. Pages that cannot be read now travel as LATER. 0, or minus a
+ * reason: the call cannot go on. run_count 0: none of the pages asked has a version above since_version.
  */
 int reply_make(const struct reply_order *order, struct asks *asks, const struct reply_space *space,
                struct stats *stats, struct reply *reply);

@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * The map of this room: what all workers share, what one of them owns, a connection, a call. A worker is a thread; each
- * connection and its calls belong to one worker for life, so nothing below `service` is ever locked.
+ * The map of this room: what all workers share, what one of them owns, a connection, a call. A worker is a
+ * thread; each connection and its calls belong to one worker for life, so nothing below `service` is ever
+ * locked.
  *
  *   server.c      pageferry.h's server half: starts and stops the workers, adds images, sums their counters
  *   listener.c    the loop of a worker: accept, a read turn, a write turn, timers
@@ -56,11 +57,12 @@ struct connection {
     struct conn_traffic counted;
     struct call *calls;
     uint32_t page_calls; /* of them, those of PageService */
+    uint32_t owing;      /* of the worker's: page_calls, or one while bytes of the last wait for the socket */
     bool served_pages;   /* there was one once */
     bool said_goodbye;   /* GOAWAY, after a drain */
 };
 
-/* A call's own buffer holds any answer but those of many pages, which borrow a larger one while they are sent. */
+/* A call's own buffer holds any answer; only those of many pages borrow a larger one until they are sent. */
 #define CALL_OWN_BYTES 5120
 #define CALL_HEARTBEATS 16
 
@@ -96,7 +98,7 @@ struct worker {
     struct service *service;
     pthread_t thread;
     struct stats stats;
-    _Atomic uint32_t page_calls; /* of PageService, open now */
+    _Atomic uint32_t owing; /* calls of PageService whose last byte has not left; read from above */
     int epoll_fd;
     struct watched bell; /* rung from above: look at the service's flags */
     struct watched timer;

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * pageferry.h's server half. The handle belongs to the calling thread; workers see the service alone: flags and a list
- * of images that only grows.
+ * pageferry.h's server half. The handle belongs to the calling thread; workers see the service alone: flags
+ * and a list of images that only grows.
  */
 #include <errno.h>
 #include <fcntl.h>
@@ -83,7 +83,8 @@ static int start_workers(struct pageferry_server *server, struct pageferry_serve
         server->workers[i].service = &server->service;
         rc = listener_start(&server->workers[i], server->listeners, server->listener_count, i);
         if (rc != 0) {
-            explain(options, "a worker thread cannot be started", "see the limits on memory, threads and files");
+            explain(options, "a worker thread cannot be started",
+                    "see the limits on memory, threads and files");
             return rc;
         }
         server->worker_count++;
@@ -154,7 +155,7 @@ uint32_t pageferry_server_open_calls(struct pageferry_server *server)
     uint32_t calls = 0;
 
     for (uint32_t i = 0; i < server->worker_count; i++)
-        calls += atomic_load(&server->workers[i].page_calls);
+        calls += atomic_load(&server->workers[i].owing);
     return calls;
 }
 

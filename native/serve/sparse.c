@@ -35,12 +35,14 @@ int sparse_check(int fd, uint64_t *page_count, char *error, size_t error_bytes)
     }
     bytes = (uint64_t)status.st_size;
     if (bytes == 0 || bytes % IMAGE_PAGE_BYTES != 0) {
-        sparse_explain(error, error_bytes, "the image has %" PRIu64 " bytes, %s: it must be the guest's RAM, whole pages",
+        sparse_explain(error, error_bytes,
+                       "the image has %" PRIu64 " bytes, %s: it must be the guest's RAM, whole pages",
                        bytes, bytes == 0 ? "none at all" : "no multiple of 4096");
         return -PF_REASON_BAD_REQUEST;
     }
     if (bytes / IMAGE_PAGE_BYTES > PF_LIMIT_IMAGE_PAGES_MAX) {
-        sparse_explain(error, error_bytes, "the image has %" PRIu64 " bytes; at most %" PRIu64 " can be served", bytes,
+        sparse_explain(error, error_bytes,
+                       "the image has %" PRIu64 " bytes; at most %" PRIu64 " can be served", bytes,
                        PF_LIMIT_IMAGE_PAGES_MAX * IMAGE_PAGE_BYTES);
         return -PF_REASON_BAD_REQUEST;
     }

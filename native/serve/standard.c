@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * The services that every gRPC program expects: grpc.health.v1, and server reflection (v1 and v1alpha, which differ in
- * name only) from the descriptors in gen/. They work while the interpreter is stopped, and are open to whoever reaches
- * the port: they say nothing that is not in proto/.
+ * The services that every gRPC program expects: grpc.health.v1, and server reflection (v1 and v1alpha, which
+ * differ in name only) from the descriptors in gen/. They work while the interpreter is stopped, and are open
+ * to whoever reaches the port: they say nothing that is not in proto/.
  */
 #include <stdlib.h>
 #include <string.h>
@@ -26,7 +26,7 @@ static struct grpc_bytes text_bytes(const char *text)
     return (struct grpc_bytes){.data = (const uint8_t *)text, .length = strlen(text)};
 }
 
-/* ---------------------------------------------------------------------------------------------------------- health */
+/* ------------------------------------------------------------------------------------------------- health */
 
 static int health_message(struct call *call, struct grpc_bytes message)
 {
@@ -78,7 +78,8 @@ static enum grpc_pulled check_pull(struct call *call, struct grpc_bytes *message
     return say_health(call, message);
 }
 
-/* The first status at once, then each change; one that came and went while the peer did not read is not told. */
+/* The first status at once, then each change; one that came and went while the peer did not read is not
+ * told. */
 static enum grpc_pulled watch_pull(struct call *call, struct grpc_bytes *message)
 {
     if (call->begun && call->status_sent == health_status(call))
@@ -86,7 +87,7 @@ static enum grpc_pulled watch_pull(struct call *call, struct grpc_bytes *message
     return say_health(call, message);
 }
 
-/* ------------------------------------------------------------------------------------------------------ reflection */
+/* --------------------------------------------------------------------------------------------- reflection */
 
 /* Each with its length in front, two bytes, the oldest first. */
 struct questions {
@@ -158,7 +159,8 @@ static void write_file(struct pb_writer *writer, const struct pf_descriptor *fil
     }
     bytes = (struct grpc_bytes){file->bytes, file->length_bytes};
     pb_write_tag(writer, PF_FIELD_SERVER_REFLECTION_RESPONSE_FILE_DESCRIPTOR_RESPONSE, PB_BYTES);
-    pb_write_varint(writer, 1 + pb_varint_bytes(bytes.length) + bytes.length); /* its one field: tag, length, bytes */
+    /* its one field: tag, length, bytes */
+    pb_write_varint(writer, 1 + pb_varint_bytes(bytes.length) + bytes.length);
     pb_write_bytes(writer, PF_FIELD_FILE_DESCRIPTOR_RESPONSE_FILE_DESCRIPTOR_PROTO, bytes);
 }
 
@@ -273,7 +275,7 @@ static enum grpc_pulled reflect_pull(struct call *call, struct grpc_bytes *messa
     return GRPC_PULLED_MESSAGE;
 }
 
-/* -------------------------------------------------------------------------------------------------------- the table */
+/* ---------------------------------------------------------------------------------------------- the table */
 
 static const struct method methods[] = {
     {PF_PATH_HEALTH_CHECK, false, false, health_message, check_pull},

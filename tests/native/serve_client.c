@@ -29,7 +29,7 @@ static void must(bool good, const char *what)
     }
 }
 
-/* ------------------------------------------------------------------------------------------------------ the image */
+/* ---------------------------------------------------------------------------------------------- the image */
 
 bool serve_holds(uint64_t page)
 {
@@ -51,12 +51,13 @@ int serve_image(uint64_t page_count)
     for (uint64_t page = 0; page < page_count; page++) {
         serve_page(page, bytes);
         if (serve_holds(page))
-            must(pwrite(fd, bytes, sizeof(bytes), (off_t)(page * IMAGE_PAGE_BYTES)) == (ssize_t)sizeof(bytes), "image");
+            must(pwrite(fd, bytes, sizeof(bytes),
+                        (off_t)(page * IMAGE_PAGE_BYTES)) == (ssize_t)sizeof(bytes), "image");
     }
     return fd;
 }
 
-/* ------------------------------------------------------------------------------------------------------- callbacks */
+/* ---------------------------------------------------------------------------------------------- callbacks */
 
 static void check_run(struct serve_call *call, const struct run *run, const uint8_t **data)
 {
@@ -84,7 +85,8 @@ static int on_message(void *owner, struct grpc_call *grpc, struct grpc_bytes mes
     const uint8_t *data;
 
     (void)owner;
-    if (read_page_batch(message, runs, PF_LIMIT_RUNS_MAX, &batch) != 0 || batch.as_of != PF_LIMIT_IMMUTABLE_VERSION) {
+    if (read_page_batch(message, runs, PF_LIMIT_RUNS_MAX, &batch) != 0 ||
+        batch.as_of != PF_LIMIT_IMMUTABLE_VERSION) {
         call->wrong += read_describe_response(message, &call->described) != 0;
         return 0;
     }
@@ -127,7 +129,7 @@ static void on_ended(void *owner, struct grpc_call *grpc, const struct grpc_stat
 
 static const struct grpc_owner callbacks = {.message = on_message, .pull = on_pull, .ended = on_ended};
 
-/* ------------------------------------------------------------------------------------------------------- connections */
+/* -------------------------------------------------------------------------------------------- connections */
 
 int serve_listen(uint16_t *port)
 {
@@ -153,11 +155,11 @@ int serve_connect(uint16_t port)
 
 void serve_open(struct serve_client *client, int fd, uint32_t window_bytes)
 {
+    uint32_t least = PF_LIMIT_CONNECTION_WINDOW_BYTES, larger = window_bytes > least ? window_bytes : least;
     struct grpc_settings settings = {
         .message_bytes_max = PF_LIMIT_BATCH_MESSAGE_BYTES_MAX,
         .stream_window_bytes = window_bytes,
-        .connection_window_bytes = window_bytes > PF_LIMIT_CONNECTION_WINDOW_BYTES ? window_bytes
-                                                                                   : PF_LIMIT_CONNECTION_WINDOW_BYTES,
+        .connection_window_bytes = larger,
         .header_bytes_max = PF_LIMIT_METADATA_BYTES_MAX,
         .authority = "test",
     };
@@ -191,7 +193,7 @@ void serve_turn(struct serve_client *const *clients, uint32_t count, int wait_ms
     }
 }
 
-/* ------------------------------------------------------------------------------------------------------------- calls */
+/* -------------------------------------------------------------------------------------------------- calls */
 
 void serve_start(struct serve_call *call, struct serve_client *client, const char *path)
 {
@@ -214,7 +216,8 @@ static struct grpc_bytes text(const char *name)
     return (struct grpc_bytes){(const uint8_t *)name, name == NULL ? 0 : strlen(name)};
 }
 
-void serve_ask(struct serve_call *call, const char *image, uint64_t first_page, uint64_t page_count, uint64_t heartbeat,
+void serve_ask(struct serve_call *call, const char *image, uint64_t first_page, uint64_t page_count,
+               uint64_t heartbeat,
                bool half_close)
 {
     struct run run = {.first_page = first_page, .page_count = page_count};

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * A page client for tests: our client role on a socket of its own, driven by one thread that waits with poll. Every batch
- * is checked as a client must; a page's bytes are what serve_page says, or zeros.
+ * A page client for tests: our client role on a socket of its own, driven by one thread that waits with poll.
+ * Every batch is checked as a client must; a page's bytes are what serve_page says, or zeros.
  */
 #ifndef SERVE_CLIENT_H
 #define SERVE_CLIENT_H
@@ -53,7 +53,8 @@ void serve_close(struct serve_client *client);
 void serve_start(struct serve_call *call, struct serve_client *client, const char *path);
 /* To be sent, as soon as it can leave. */
 void serve_say(struct serve_call *call, size_t length, bool half_close);
-void serve_ask(struct serve_call *call, const char *image, uint64_t first_page, uint64_t page_count, uint64_t heartbeat,
+void serve_ask(struct serve_call *call, const char *image, uint64_t first_page, uint64_t page_count,
+               uint64_t heartbeat,
                bool half_close);
 void serve_stream(struct serve_call *call, const char *image, uint64_t first_page, uint64_t page_count);
 void serve_get(struct serve_call *call, const char *image, uint64_t page);

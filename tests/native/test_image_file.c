@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Image files: what inspect finds, what is refused, and that holes are neither read nor filled. On a memfd (tmpfs). */
+/* Image files: what inspect finds, what is refused, and that holes are neither read nor filled. On a memfd
+ * (tmpfs). */
 #include <errno.h>
 #include <fcntl.h>
 #include <pthread.h>
@@ -79,7 +80,7 @@ static struct image *open_image(int fd)
     return image;
 }
 
-/* ------------------------------------------------------------------------------------------------------- inspect */
+/* ------------------------------------------------------------------------------------------------ inspect */
 
 /* By the contract's words, in one piece. */
 static uint64_t content_id_of(int fd)
@@ -178,7 +179,7 @@ static void test_what_is_no_image(void)
     refused(-1, "cannot be looked at");
 }
 
-/* ----------------------------------------------------------------------------------------------------- the image */
+/* ---------------------------------------------------------------------------------------------- the image */
 
 static void test_the_map_of_data(void)
 {
@@ -237,14 +238,15 @@ static void test_extents_are_rounded_outward(void)
     CHECK_EQ(sparse_next_extent(fd, 2, 4, &first, &end), 0);
     CHECK_EQ(first, 4);
     CHECK_EQ(end, 4);
-    CHECK_EQ(sparse_next_extent(fd, 1, 1, &first, &end), 0); /* the file has grown: what is beyond is not the image's */
+    CHECK_EQ(sparse_next_extent(fd, 1, 1, &first, &end), 0); /* what the file grew by is not its */
     CHECK_EQ(first, 1);
     CHECK_EQ(end, 1);
     CHECK_EQ(sparse_next_extent(-1, 0, 4, &first, &end), -EBADF);
     close(fd);
 }
 
-static void not_opened(const char *name, int fd, const struct pageferry_image_facts *facts, const uint64_t *regions,
+static void not_opened(const char *name, int fd, const struct pageferry_image_facts *facts,
+                       const uint64_t *regions,
                        uint32_t region_count, const char *words)
 {
     struct image *image = (struct image *)1;
@@ -257,7 +259,9 @@ static void not_opened(const char *name, int fd, const struct pageferry_image_fa
 
 static void test_what_is_not_opened(void)
 {
-    static const uint64_t short_of[] = {100, 99}, too_long[] = {100, 101}, with_none[] = {200, 0}, fits[] = {150, 50};
+    static const uint64_t short_of[] = {100, 99}, too_long[] = {100, 101}, with_none[] = {200,
+                                                                                          0}, fits[] = {150,
+                                                                                                        50};
     uint64_t many[PF_LIMIT_REGIONS_MAX + 1];
     char long_name[PF_LIMIT_IMAGE_NAME_BYTES_MAX + 2];
     int fd = sparse_file(), next = dup(fd);
@@ -288,7 +292,7 @@ static void test_what_is_not_opened(void)
     close(fd);
 }
 
-/* ---------------------------------------------------------------------------------------------- images, by name */
+/* ---------------------------------------------------------------------------------------- images, by name */
 
 static struct grpc_bytes text(const char *name)
 {

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * Asked runs -> batches, on an image that exists in a table: any page may be data, zeros in an extent, a hole, unreadable
- * now, or of another version. Every batch is read back as a client reads it.
+ * Asked runs -> batches, on an image that exists in a table: any page may be data, zeros in an extent, a
+ * hole, unreadable now, or of another version. Every batch is read back as a client reads it.
  */
 #include <stdlib.h>
 #include <string.h>
@@ -18,7 +18,7 @@ enum what { HOLE = 0, DATA, ZEROS, LATER, GONE, DATA_NEW };
 static uint8_t content[PAGES]; /* enum what */
 static uint64_t reads, pages_read;
 
-/* ------------------------------------------------------------------------------------------------------ the image */
+/* ---------------------------------------------------------------------------------------------- the image */
 
 static void fill(uint64_t page, uint8_t *bytes)
 {
@@ -78,9 +78,10 @@ static const struct image_ops table_ops = {
     .alike_end = table_alike_end,
     .version = table_version,
 };
-static const struct image image = {.ops = &table_ops, .content_id = 77, .page_count = PAGES, .as_of = NEW_VERSION};
+static const struct image image = {.ops = &table_ops, .content_id = 77, .page_count = PAGES,
+                                   .as_of = NEW_VERSION};
 
-/* ------------------------------------------------------------------------------------------ asking, and reading back */
+/* ------------------------------------------------------------------------------- asking, and reading back */
 
 static struct asks asks;
 static struct stats stats;
@@ -97,7 +98,8 @@ static void begin(uint32_t pages_max, uint32_t runs_max)
     memset(&stats, 0, sizeof(stats));
     asks_close(&asks);
     reads = pages_read = 0;
-    order = (struct reply_order){.image = &image, .as_of = NEW_VERSION, .pages_max = pages_max, .runs_max = runs_max};
+    order = (struct reply_order){.image = &image, .as_of = NEW_VERSION, .pages_max = pages_max,
+                                 .runs_max = runs_max};
 }
 
 static void ask(uint64_t first_page, uint64_t page_count)
@@ -109,8 +111,8 @@ static void check_page(uint64_t page, const struct run *run, const uint8_t *byte
 {
     uint8_t want[IMAGE_PAGE_BYTES];
     static const uint64_t kinds[] = {
-        [HOLE] = PF_RUN_KIND_ZERO, [DATA] = PF_RUN_KIND_DATA, [ZEROS] = PF_RUN_KIND_ZERO, [LATER] = PF_RUN_KIND_LATER,
-        [DATA_NEW] = PF_RUN_KIND_DATA,
+        [HOLE] = PF_RUN_KIND_ZERO,   [DATA] = PF_RUN_KIND_DATA,     [ZEROS] = PF_RUN_KIND_ZERO,
+        [LATER] = PF_RUN_KIND_LATER, [DATA_NEW] = PF_RUN_KIND_DATA,
     };
 
     named[page]++;
@@ -121,7 +123,8 @@ static void check_page(uint64_t page, const struct run *run, const uint8_t *byte
         CHECK(memcmp(bytes, want, sizeof(want)) == 0);
 }
 
-/* One batch. 0 or minus a reason. Its space is of exactly the size that is asked for, and checked by sanitizers. */
+/* One batch. 0 or minus a reason. Its space is of exactly the size that is asked for, and checked by
+ * sanitizers. */
 static int one_batch(void)
 {
     size_t capacity = reply_bytes_max(order.pages_max, order.runs_max);
@@ -174,7 +177,7 @@ static void is_run(uint32_t index, uint64_t first_page, uint64_t page_count, uin
     CHECK_EQ(got[index].kind, kind);
 }
 
-/* --------------------------------------------------------------------------------------------------------- the tests */
+/* ---------------------------------------------------------------------------------------------- the tests */
 
 static void test_one_page_is_one_read(void)
 {

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * The page server through pageferry.h and sockets, spoken to by our own client role. Foreign clients, errors and limits:
- * tests/wire.
+ * The page server through pageferry.h and sockets, spoken to by our own client role. Foreign clients, errors
+ * and limits: tests/wire.
  */
 #include <dirent.h>
 #include <errno.h>
@@ -35,7 +35,8 @@ static void start_server(uint32_t threads)
     options.listen_fds = &listen_fd;
     CHECK_EQ(pageferry_server_open(&options, &server), 0);
     CHECK_EQ(pageferry_image_inspect(image_fd, NULL, &facts, error, sizeof(error)), 0);
-    CHECK_EQ(pageferry_server_add_file(server, "vm", image_fd, &facts, &facts.page_count, 1, error, sizeof(error)), 0);
+    CHECK_EQ(pageferry_server_add_file(server, "vm", image_fd, &facts, &facts.page_count, 1, error,
+                                       sizeof(error)), 0);
     serve_content_id = facts.content_id;
     pageferry_server_health(server, 1);
     close(listen_fd); /* the server has its own */
@@ -69,7 +70,7 @@ static void ended_well(const struct serve_call *ended)
     CHECK_EQ(ended->wrong, 0);
 }
 
-/* ------------------------------------------------------------------------------------------------------ four methods */
+/* ------------------------------------------------------------------------------------------- four methods */
 
 static void test_describe_and_get(void)
 {
@@ -130,12 +131,12 @@ static void test_the_whole_image(void)
     stop();
 }
 
-/* ----------------------------------------------------------------------------------------------------------- fairness */
+/* ----------------------------------------------------------------------------------------------- fairness */
 
 /*
- * An urgent page must not wait for what the server could write of bulk in one go, on its connection or on another of the
- * same thread. Bulk has a window that holds the whole image here, so what bounds it is the budget of a turn alone:
- * without it all 55 batches come first.
+ * An urgent page must not wait for what the server could write of bulk in one go, on its connection or on
+ * another of the same thread. Bulk has a window that holds the whole image here, so what bounds it is the
+ * budget of a turn alone: without it all 55 batches come first.
  */
 static void asks_meanwhile(struct serve_client *const *clients, uint32_t count)
 {
@@ -202,7 +203,7 @@ static void test_a_stalled_reader_costs_one_batch(void)
     stop();
 }
 
-/* ---------------------------------------------------------------------------------------------- many, broken, gone */
+/* ------------------------------------------------------------------------------------- many, broken, gone */
 
 static void test_many_clients_and_workers(void)
 {
@@ -236,7 +237,8 @@ static void test_many_clients_and_workers(void)
 /* A name that does not end, a client that is none, one that speaks TLS: closed, and nobody else notices. */
 static void test_what_speaks_no_http2(void)
 {
-    static const char *const words[] = {"GET / HTTP/1.1\r\n\r\n", "\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03", "\0\0\0\0"};
+    static const char *const words[] = {"GET / HTTP/1.1\r\n\r\n",
+                                        "\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03", "\0\0\0\0"};
     char answer[4096];
 
     start_server(1);
@@ -274,7 +276,7 @@ static void test_a_client_that_vanishes(void)
     stop();
 }
 
-/* -------------------------------------------------------------------------------------------------- start and end */
+/* ------------------------------------------------------------------------------------------ start and end */
 
 static void test_a_drain(void)
 {
@@ -289,7 +291,7 @@ static void test_a_drain(void)
     CHECK_EQ(urgent.pages, 3000); /* what was owed */
     CHECK_EQ(urgent.status.reason, PF_REASON_GOING_AWAY);
     CHECK(SERVE_UNTIL(&client, grpc_going_away(conn_session(client.conn))));
-    CHECK_EQ(pageferry_server_open_calls(server), 0);
+    CHECK(SERVE_UNTIL(&client, pageferry_server_open_calls(server) == 0));
     serve_open(&other, serve_connect(port), WINDOW_BYTES);
     serve_start(&call, &other, PF_PATH_GET_PAGE);
     serve_get(&call, "vm", 1);
@@ -298,6 +300,28 @@ static void test_a_drain(void)
     CHECK_EQ(call.status.code, GRPC_UNAVAILABLE);
     serve_close(&other);
     stop();
+}
+
+/* A reader that lags behind: when the count is 0 all that it was owed is in the kernel, and closing takes
+ * nothing back. */
+static void test_after_a_drain_closing_loses_nothing(void)
+{
+    int fd = 0, small = 32768;
+
+    start_server(1);
+    fd = serve_connect(port);
+    CHECK_EQ(setsockopt(fd, SOL_SOCKET, SO_RCVBUF, &small, sizeof(small)), 0);
+    serve_open(&client, fd, 16 << 20);
+    serve_start(&call, &client, PF_PATH_STREAM_PAGES);
+    serve_stream(&call, "vm", 0, 0);
+    CHECK(SERVE_UNTIL(&client, call.batches > 0));
+    pageferry_server_drain(server);
+    CHECK(SERVE_UNTIL(&client, pageferry_server_open_calls(server) == 0));
+    pageferry_server_close(server);
+    CHECK(SERVE_UNTIL(&client, call.ended));
+    ended_well(&call);
+    CHECK_EQ(call.pages, PAGES);
+    serve_close(&client);
 }
 
 static int count_entries(const char *path)
@@ -335,7 +359,8 @@ static void test_nothing_is_left_behind(void)
 
 static void not_opened(const int *fds, uint32_t count, uint32_t threads, const char *words)
 {
-    struct pageferry_server_options options = {.listen_fds = fds, .listen_fd_count = count, .threads = threads};
+    struct pageferry_server_options options = {.listen_fds = fds, .listen_fd_count = count,
+                                               .threads = threads};
     struct pageferry_server *none = (struct pageferry_server *)1;
 
     CHECK_EQ(pageferry_server_open(&options, &none), -PF_REASON_BAD_REQUEST);
@@ -346,7 +371,8 @@ static void not_opened(const int *fds, uint32_t count, uint32_t threads, const c
 static void test_what_cannot_be_opened(void)
 {
     uint16_t unused;
-    int good = serve_listen(&unused), mute = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0), file = serve_image(1);
+    int good = serve_listen(&unused), mute = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC,
+                                                    0), file = serve_image(1);
     int fds = count_entries("/proc/self/fd");
 
     not_opened(NULL, 0, 1, "1 to 16");
@@ -385,6 +411,7 @@ int main(void)
     RUN(test_what_speaks_no_http2);
     RUN(test_a_client_that_vanishes);
     RUN(test_a_drain);
+    RUN(test_after_a_drain_closing_loses_nothing);
     RUN(test_nothing_is_left_behind);
     RUN(test_what_cannot_be_opened);
     RUN(test_counters_have_histograms_beside_them);

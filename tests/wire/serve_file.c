@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * A page server without Python, for tests that must not depend on it: pageferry.h's server half on a loopback port and,
- * if asked, on a unix socket.
+ * A page server without Python, for tests that must not depend on it: pageferry.h's server half on a loopback
+ * port and, if asked, on a unix socket.
  *
  *     serve_file [-t THREADS] [-u SOCKET] NAME=FILE...
  *
@@ -75,7 +75,8 @@ static int add(struct pageferry_server *server, const char *name, const char *pa
     int fd, rc = inspect(path, &facts, &fd, error);
 
     if (rc == 0) {
-        rc = pageferry_server_add_file(server, name, fd, &facts, &facts.page_count, 1, error, PAGEFERRY_TEXT_BYTES);
+        rc = pageferry_server_add_file(server, name, fd, &facts, &facts.page_count, 1, error,
+                                       PAGEFERRY_TEXT_BYTES);
         close(fd);
     }
     return rc;
@@ -98,7 +99,8 @@ static void print_facts(const char *path)
     int fd, rc = inspect(path, &facts, &fd, error);
 
     if (rc == 0) {
-        printf("ok %016" PRIx64 " %" PRIu64 " %" PRIu64 "\n", facts.content_id, facts.page_count, facts.data_pages);
+        printf("ok %016" PRIx64 " %" PRIu64 " %" PRIu64 "\n", facts.content_id, facts.page_count,
+               facts.data_pages);
         close(fd);
     } else {
         printf("%d %s\n", rc, error);
