@@ -50,6 +50,17 @@ static struct rpc_call *add_call(struct rpc_side *side, const struct rpc_script 
     return record;
 }
 
+struct rpc_call *rpc_start_on(struct rpc_side *side, const char *path)
+{
+    struct rpc_call *record = add_call(side, script_of(side, path, strlen(path)));
+    char server_path[64];
+
+    /* "/c..." is the client's script for what the server calls "/s...". */
+    snprintf(server_path, sizeof(server_path), "/s%s", path + 2);
+    record->call = grpc_start(conn_session(side->conn), server_path, record);
+    return record;
+}
+
 static int on_opened(void *owner, struct grpc_call *call, const struct grpc_headers *headers)
 {
     struct rpc_side *side = owner;
@@ -126,6 +137,8 @@ static enum grpc_pulled on_pull(void *owner, struct grpc_call *call, struct grpc
             record->sending[i] = rpc_byte(record->sent, i);
         *message = (struct grpc_bytes){record->sending, length};
         record->sent++;
+        if (script->cancel_in_pull && record->sent == 2)
+            grpc_cancel(call);
         if (script->finish_early)
             grpc_finish(call, &script->finish);
         return GRPC_PULLED_MESSAGE;
@@ -148,6 +161,10 @@ static void on_ended(void *owner, struct grpc_call *call, const struct grpc_stat
     free(record->sending); /* nothing may be read of it from here on: the sanitizer looks */
     record->sending = NULL;
     side->ended_count++;
+    if (side->restarted < record->script->restarts) {
+        side->restarted++;
+        rpc_start_on(side, record->script->path);
+    }
 }
 
 static const struct grpc_owner owner_plain = {
@@ -205,14 +222,7 @@ void rpc_open(struct rpc_pair *pair, const struct rpc_script *client, const stru
 
 struct rpc_call *rpc_start(struct rpc_pair *pair, const char *path)
 {
-    struct rpc_side *side = &pair->client;
-    struct rpc_call *record = add_call(side, script_of(side, path, strlen(path)));
-    char server_path[64];
-
-    /* "/c..." is the client's script for what the server calls "/s...". */
-    snprintf(server_path, sizeof(server_path), "/s%s", path + 2);
-    record->call = grpc_start(conn_session(side->conn), server_path, record);
-    return record;
+    return rpc_start_on(&pair->client, path);
 }
 
 static void note(struct rpc_side *side, int rc)

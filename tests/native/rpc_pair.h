@@ -27,7 +27,9 @@ struct rpc_script {
     int message_result; /* what `message` returns */
     uint32_t hesitations; /* pulls that are answered "nothing" first, and resumed from within */
     bool cancel;        /* on the first message */
+    bool cancel_in_pull; /* after the first message, with another in hand */
     bool no_memory;     /* gather says NULL */
+    uint32_t restarts;  /* client: begin such a call anew, from within ended, so many times in all */
 };
 
 struct rpc_call {
@@ -53,6 +55,7 @@ struct rpc_side {
     const struct rpc_script *scripts;
     struct rpc_call *calls;
     uint32_t call_count, ended_count;
+    uint32_t restarted;
     uint8_t *memory; /* gather's, if not NULL */
     char order[4096]; /* one letter a message received: which call of this side, from 'a' on */
     uint32_t order_count;
@@ -75,6 +78,8 @@ void rpc_open_client(struct rpc_pair *pair, int fd, const struct rpc_script *scr
                      const struct grpc_settings *settings);
 /* Its record, also when it was not started (call NULL, ended 0). */
 struct rpc_call *rpc_start(struct rpc_pair *pair, const char *path);
+/* On a side: what rpc_start does, also from within a callback. */
+struct rpc_call *rpc_start_on(struct rpc_side *side, const char *path);
 /* One write turn and one read turn of each side. Whether a byte moved. */
 bool rpc_turn(struct rpc_pair *pair);
 /* Until nothing moves; the turns it took. */
