@@ -161,7 +161,7 @@ static void on_ended(void *owner, struct grpc_call *call, const struct grpc_stat
     free(record->sending); /* nothing may be read of it from here on: the sanitizer looks */
     record->sending = NULL;
     side->ended_count++;
-    if (side->restarted < record->script->restarts) {
+    if (record->script != NULL && side->restarted < record->script->restarts) {
         side->restarted++;
         rpc_start_on(side, record->script->path);
     }
