@@ -1,0 +1,67 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The pair as a user starts it, `pageserver serve` and `faultclient run`, around a test's guest.
+
+with serve(folder, {"vm": image}) as server, client(folder, server.ready["data"]) as run:
+    with Guest(shape, handoff=run.handoff, folder=folder) as guest:
+        ...
+        assert run.outcome()["asks_outstanding"] == 0
+"""
+
+import json
+import urllib.request
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from tests.support.processes import Process, command, free_name
+
+IMAGE = "vm"
+
+
+def serve(
+    folder: Path,
+    images: Mapping[str, Path],
+    *options: str,
+    launcher: Iterable[str] | None = None,
+    listen: str = "127.0.0.1:0",
+) -> Process:
+    """`pageserver serve`, ready: `.ready` has its addresses. `launcher`: what runs in place of the script."""
+    arguments = [f"--image={name}={path}" for name, path in images.items()]
+    arguments += [f"--data-listen={listen}", "--control-listen=127.0.0.1:0", *options]
+    start = [*launcher] if launcher is not None else command("pageserver")
+    return Process([*start, "serve", *arguments], folder=folder, ready=True)
+
+
+class Client(Process):
+    """`faultclient run` for one guest; listening on `handoff` from its construction on."""
+
+    def __init__(
+        self, folder: Path, data_address: str, *options: str, launcher: Iterable[str] | None = None
+    ) -> None:
+        self.handoff = free_name(folder, "handoff").with_suffix(".sock")
+        free_name(folder, "handoff").touch()
+        self._metrics_port = 0
+        start = [*launcher] if launcher is not None else command("faultclient")
+        arguments = [f"--socket={self.handoff}", f"--data-address={data_address}", f"--image={IMAGE}"]
+        arguments += ["--control-listen=127.0.0.1:0", "--json", *options]
+        super().__init__([*start, "run", *arguments], folder=folder)
+        self.wait_log("waiting")
+
+    def outcome(self) -> dict[str, Any]:
+        """The figures of the run, once it has ended by itself and well."""
+        status = self.wait()
+        assert status == 0, f"faultclient ended with {status}\n{self.log}"
+        figures: dict[str, Any] = json.loads(self.output.splitlines()[-1])
+        return figures
+
+
+def client(folder: Path, data_address: str, *options: str, **more: Any) -> Client:
+    return Client(folder, data_address, *options, **more)
+
+
+def scraped(address: str) -> dict[str, float]:
+    """The metrics of a running process, by name with labels."""
+    with urllib.request.urlopen(f"http://{address}/metrics", timeout=10) as answer:
+        lines = answer.read().decode().splitlines()
+    pairs = (line.rpartition(" ") for line in lines if line and not line.startswith("#"))
+    return {name: float(value) for name, _, value in pairs}

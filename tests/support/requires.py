@@ -1,0 +1,26 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a test needs of the machine. A test without it skips, as tests/allowed_skips.txt allows."""
+
+import ctypes
+import os
+import platform
+from functools import cache
+
+import pytest
+
+USERFAULTFD = {"x86_64": 323, "aarch64": 282}
+
+
+@cache
+def has_userfaultfd_right() -> bool:
+    libc = ctypes.CDLL(None, use_errno=True)
+    fd = int(libc.syscall(USERFAULTFD[platform.machine()], os.O_CLOEXEC | os.O_NONBLOCK))
+    if fd >= 0:
+        os.close(fd)
+    return fd >= 0
+
+
+needs_userfaultfd = pytest.mark.skipif(
+    not has_userfaultfd_right(),
+    reason="no userfaultfd right: run as root, or set vm.unprivileged_userfaultfd=1",
+)
