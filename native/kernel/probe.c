@@ -67,7 +67,7 @@ static bool probe_userfaultfd(int device_fd, struct probe *probe)
     return fd >= 0;
 }
 
-/* --------------------------------------------------------------------------------------------------- kinds of memory */
+/* ------------------------------------------------------------------------------------------------ kinds of memory */
 
 /* A few pages of one kind of memory, registered: what the kernel says it can do there, and whether it does. */
 struct scratch {

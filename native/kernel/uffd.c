@@ -102,8 +102,9 @@ static bool beyond_end(const struct uffd *uffd, const struct rest *rest)
 {
     struct stat file;
 
-    return uffd->backing_fd >= 0 && fstat(uffd->backing_fd, &file) == 0 &&
-           rest->file_offset >= ((uint64_t)file.st_size + KERNEL_PAGE_BYTES - 1) / KERNEL_PAGE_BYTES * KERNEL_PAGE_BYTES;
+    if (uffd->backing_fd < 0 || fstat(uffd->backing_fd, &file) < 0)
+        return false;
+    return rest->file_offset >= (uint64_t)file.st_size; /* a page that the file ends in is there */
 }
 
 /* What an errno without progress means for the page at the front of `rest`. */

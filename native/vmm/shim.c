@@ -93,7 +93,7 @@ __attribute__((destructor)) static void end(void)
                  "the file of its RAM in PAGEFERRY_SHIM_RAM", program_invocation_short_name, (int)getpid(), shim.ram);
 }
 
-/* ------------------------------------------------------------------------------------------------ which calls matter */
+/* --------------------------------------------------------------------------------------------- which calls matter */
 
 static bool is_named_memfd(int fd, const char *name)
 {
@@ -156,8 +156,8 @@ static void check_mapping(const struct stat *file, size_t length_bytes, int flag
         shim_die("the VMM wants its RAM %s %s: that pulls every page before the VM runs; start it without prealloc=on "
                  "and without memory locking", shim.ram, flags & MAP_LOCKED ? "locked" : "populated");
     if (offset != 0 || length_bytes != file_bytes || file_bytes == 0 || file_bytes % RAM_PAGE_BYTES != 0)
-        shim_die("the VMM maps %zu bytes at offset %" PRId64 " of %s, which has %" PRIu64 ": it must map the whole file, "
-                 "in one piece, in pages of 4096 bytes", length_bytes, (int64_t)offset, shim.ram, file_bytes);
+        shim_die("the VMM maps %zu bytes at offset %" PRId64 " of %s, which has %" PRIu64 ": it must map the whole "
+                 "file, in one piece, in pages of 4096 bytes", length_bytes, (int64_t)offset, shim.ram, file_bytes);
 }
 
 static void *map(void *address, size_t length_bytes, int protection, int flags, int fd, off_t offset)

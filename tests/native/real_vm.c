@@ -37,7 +37,7 @@ struct order {
     int64_t argument;
 };
 
-/* ------------------------------------------------------------------------------------------------- in the VM process */
+/* ---------------------------------------------------------------------------------------------- in the VM process */
 
 /* The VM process has one mapping and one socket; its threads and its signal handler need to find them. */
 static struct {
@@ -192,7 +192,7 @@ __attribute__((noreturn)) static void be_the_vm(int control, const struct real_o
     _exit(0);
 }
 
-/* ------------------------------------------------------------------------------------------------- in the test itself */
+/* --------------------------------------------------------------------------------------------- in the test itself */
 
 static int new_backing(const struct real_options *options)
 {

@@ -86,8 +86,8 @@ void real_fill(void *bytes, uint64_t pages, uint64_t word);
 /* A tmpfs of its own that nobody mounts anywhere: a new file on it, or -errno. `option` may be NULL ("huge"). */
 int real_tmpfs_file(const char *size, const char *option, const char *value);
 
-/* From now on, and for ever in this process, ioctl(fd, request) fails with `error`: a kernel that lacks it, or one whose
- * memory is broken. */
+/* From now on, and for ever in this process, ioctl(fd, request) fails with `error`: a kernel that lacks it, or one
+ * whose memory is broken. */
 bool real_deny_ioctl(unsigned request, int error);
 /* Runs `check` in a process of its own; it returns 0 when all is well. */
 bool real_apart(int (*check)(void));

@@ -22,8 +22,6 @@
 #define PAGES 64
 #define THP "/sys/kernel/mm/transparent_hugepage"
 
-static _Alignas(4096) uint8_t bytes[PAGES * 4096];
-
 static enum fd_kind kind_of(int fd)
 {
     enum fd_kind kind = FD_KIND_OTHER;
@@ -33,7 +31,7 @@ static enum fd_kind kind_of(int fd)
     return kind;
 }
 
-/* --------------------------------------------------------------------------------------------------------- kinds of fd */
+/* ------------------------------------------------------------------------------------------------------ kinds of fd */
 
 static void test_kinds_of_fd(void)
 {
@@ -90,7 +88,7 @@ static void test_tmpfs_of_huge_pages(void)
     CHECK_EQ(kind_of_tmpfs(NULL, NULL), FD_KIND_SHARED_FILE);
 }
 
-/* ------------------------------------------------------------------------------------------------------------ mappings */
+/* --------------------------------------------------------------------------------------------------------- mappings */
 
 static struct mapping_facts look(const struct real_vm *vm, uint64_t page, uint64_t count)
 {
@@ -185,11 +183,11 @@ static void test_present_pages(void)
     for (enum real_memory memory = 0; memory < REAL_MEMORY_COUNT; memory++) {
         struct real_vm vm;
         if (start(&vm, memory, 0)) {
-            struct kernel_span cached = real_span(&vm, 0, 8), mapped = real_span(&vm, 10, 3), all = real_span(&vm, 0, 64);
+            struct kernel_span all = real_span(&vm, 0, PAGES);
             if (memory != REAL_PRIVATE)
-                CHECK_EQ(uffd_kernel_ops.populate(&vm.uffd, &cached, bytes).result, KERNEL_MAPPED);
+                CHECK_EQ(real_populate(&vm, 0, 8, 0x11).result, KERNEL_MAPPED);
             CHECK_EQ(look(&vm, 0, PAGES).present_pages, 0);
-            CHECK_EQ(uffd_kernel_ops.copy(&vm.uffd, &mapped, bytes).result, KERNEL_MAPPED);
+            CHECK_EQ(real_copy(&vm, 10, 3, 0x22).result, KERNEL_MAPPED);
             CHECK_EQ(look(&vm, 0, PAGES).present_pages, 3);
             CHECK_EQ(look(&vm, 11, 1).present_pages, 1);
             CHECK_EQ(look(&vm, 13, 8).present_pages, 0);
@@ -270,7 +268,7 @@ static void test_somebody_elses_process(void)
     real_end(&vm);
 }
 
-/* ---------------------------------------------------------------------------------------------------------- huge pages */
+/* ------------------------------------------------------------------------------------------------------- huge pages */
 
 /* In a mount namespace of its own, settings as we like them lie where the kernel's are. */
 static void set(const char *file, const char *text)

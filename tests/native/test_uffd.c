@@ -262,7 +262,8 @@ static void test_absent_after_unmap(void)
                 CHECK(real_faults(&vm, 5, 0));
                 CHECK_EQ(real_do(&vm, REAL_UNMAP, 4, 4, 0), 0);
                 CHECK(real_sleeps(&vm));
-                CHECK_OUTCOME(which < 3 ? real_call(ops[which], &vm, 5, 1) : real_copy(&vm, 5, 1, 0x55), KERNEL_ABSENT, 0);
+                CHECK_OUTCOME(which < 3 ? real_call(ops[which], &vm, 5, 1) : real_copy(&vm, 5, 1, 0x55),
+                              KERNEL_ABSENT, 0);
                 CHECK_EQ(real_answer(&vm), REAL_SIGSEGV);
             }
             real_end(&vm);
@@ -291,7 +292,7 @@ static void test_call_across_a_split_mapping(void)
     }
 }
 
-/* The VMM cuts its RAM file while a thread sleeps on what was behind the cut: it gets the SIGBUS of any other reader. */
+/* The VMM cuts its RAM file while a thread sleeps on what was behind the cut: it gets any other reader's SIGBUS. */
 static void test_file_cut_short(void)
 {
     for (int which = 0; which < 3; which++) {

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * Events and sleepers on the real kernel: what read_events gives, when a call is to come LATER, who wakes whom, and what
- * is left when a registration ends. The results of the filling calls are in test_uffd.c.
+ * Events and sleepers on the real kernel: what read_events gives, when a call is to come LATER, who wakes whom, and
+ * what is left when a registration ends. The results of the filling calls are in test_uffd.c.
  */
 #include <dirent.h>
 #include <stdlib.h>
@@ -241,7 +241,7 @@ static void test_eexist_wakes_nobody(void)
     }
 }
 
-/* A thread that waits must not sleep on when its registration ends. MINOR alone is the case where the kernel forgets it. */
+/* A thread that waits must not sleep on when its registration ends. With MINOR alone the kernel forgets it. */
 static void test_unregister_wakes(void)
 {
     static const uint64_t modes[] = {UFFDIO_REGISTER_MODE_MISSING | UFFDIO_REGISTER_MODE_MINOR,
