@@ -15,8 +15,6 @@ from typing import Any
 
 from tests.support.processes import Process, command, free_name
 
-IMAGE = "vm"
-
 
 def serve(
     folder: Path,
@@ -36,13 +34,18 @@ class Client(Process):
     """`faultclient run` for one guest; listening on `handoff` from its construction on."""
 
     def __init__(
-        self, folder: Path, data_address: str, *options: str, launcher: Iterable[str] | None = None
+        self,
+        folder: Path,
+        data_address: str,
+        *options: str,
+        image: str = "vm",
+        launcher: Iterable[str] | None = None,
     ) -> None:
         self.handoff = free_name(folder, "handoff").with_suffix(".sock")
         free_name(folder, "handoff").touch()
-        self._metrics_port = 0
         start = [*launcher] if launcher is not None else command("faultclient")
-        arguments = [f"--socket={self.handoff}", f"--data-address={data_address}", f"--image={IMAGE}"]
+        arguments = [f"--socket={self.handoff}", f"--data-address={data_address}"]
+        arguments += [f"--image={image}"]
         arguments += ["--control-listen=127.0.0.1:0", "--json", *options]
         super().__init__([*start, "run", *arguments], folder=folder)
         self.wait_log("waiting")

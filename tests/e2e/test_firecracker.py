@@ -1,0 +1,178 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A VMM that behaves as Firecracker was seen to: it restores through the pair, and its balloon is obeyed.
+
+Private anonymous memory, EVENT_REMOVE and nothing else enabled, MISSING alone, one descriptor in one message;
+two faults of the VMM's own before it answers; the handshake of each generation; regions whose order in memory
+is not their order in the image; a balloon that gives pages away by MADV_DONTNEED while its guest faults.
+"""
+
+import re
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.support.guest import PAGE_BYTES, Guest, Shape
+from tests.support.pair import Client, client, serve
+from tests.support.processes import Process
+from tests.support.ramfile import run_folder
+from tests.support.requires import needs_userfaultfd
+
+pytestmark = needs_userfaultfd
+SHAPE = Shape((4096,), seed=10)
+SPLIT = Shape((2048, 1536, 512), seed=11)  # as by the gap below 4 GiB, smaller
+EARLY = (0xDF, 0xDE)  # what the VMM itself writes while it loads
+GENERATIONS = ["1.1", "1.7", "1.12", "2.0"]
+REMOVES = 100_000
+# What a hundred thousand events may leave behind in the client; a byte an event would be seen.
+GROWTH_BYTES_MAX = 4 << 20
+
+
+@pytest.fixture(scope="module")
+def folder() -> Iterator[Path]:
+    with run_folder() as made:
+        yield made
+
+
+@pytest.fixture(scope="module")
+def server(folder: Path) -> Iterator[Process]:
+    images = {
+        "vm": SHAPE.make_image(folder / "image"),
+        "split": SPLIT.make_image(folder / "split"),
+    }
+    sizes = ",".join(str(pages * PAGE_BYTES) for pages in SPLIT.pages)
+    with serve(folder, images, f"--regions=split={sizes}") as running:
+        yield running
+
+
+def firecracker(run: Client, folder: Path, *options: str, shape: Shape = SHAPE, threads: int = 2) -> Guest:
+    early = "--early=" + ",".join(map(str, EARLY))
+    return Guest(
+        shape,
+        handoff=run.handoff,
+        folder=folder,
+        memory="private",
+        threads=threads,
+        options=["--event-remove", early, *options],
+    )
+
+
+@pytest.mark.parametrize("generation", GENERATIONS)
+def test_each_generation_of_the_handshake(server: Process, folder: Path, generation: str) -> None:
+    with (
+        client(folder, server.ready["data"]) as run,
+        firecracker(run, folder, f"--generation={generation}") as guest,
+    ):
+        guest.ready()  # its own two faults were served
+        guest.do("run", 10_000)
+        guest.do("all")
+        figures = run.outcome()
+        report = guest.do("all")
+    assert report.errors == 0, report.kinds
+    assert report.distinct == SHAPE.page_count
+    assert figures["faults_total"] > len(EARLY)
+    assert figures["faults_minor_total"] == figures["continues_total"] == 0
+    assert figures["phase"] == "RELEASED"
+
+
+@pytest.mark.parametrize("order", [[], ["--reverse"]], ids=["ascending", "descending"])
+def test_regions_lie_in_memory_in_any_order(server: Process, folder: Path, order: list[str]) -> None:
+    """The kernel shows touching regions as one; a page is looked up by its region all the same."""
+    with (
+        client(folder, server.ready["data"], image="split") as run,
+        firecracker(run, folder, *order, shape=SPLIT) as guest,
+    ):
+        guest.ready()
+        report = guest.do("all")
+        run.outcome()
+    assert report.errors == 0, report.kinds
+    assert report.distinct == SPLIT.page_count
+
+
+def test_vmm_that_ends_before_all_pages_are_here(server: Process, folder: Path) -> None:
+    """Only its socket's end is heard; there is nothing left to serve, and that is said."""
+    with client(folder, server.ready["data"], "--no-background") as run, firecracker(run, folder) as guest:
+        guest.ready()
+        guest.do("run", 200)
+        guest.kick(signal.SIGKILL)
+        assert run.wait() == 69
+        assert "NO_VMM" in run.log
+
+
+def test_vmm_of_an_older_generation_that_ends(server: Process, folder: Path) -> None:
+    """The socket was closed long ago: it is the process that is watched."""
+    with (
+        client(folder, server.ready["data"], "--no-background") as run,
+        firecracker(run, folder, "--generation=1.7") as guest,
+    ):
+        guest.ready()
+        guest.do("run", 200)
+        guest.kick(signal.SIGKILL)
+        assert run.wait() == 69
+        assert "NO_VMM" in run.log
+
+
+# ------------------------------------------------------------------------------------------------ the balloon
+
+
+def test_removed_pages_read_zero_for_ever(server: Process, folder: Path) -> None:
+    """Pages never loaded, loaded, and written, given away; then everything else arrives, and is looked at."""
+    with client(folder, server.ready["data"], "--no-background") as run, firecracker(run, folder) as guest:
+        guest.ready()
+        guest.do("run", 1000)
+        for first in range(0, SHAPE.page_count, 512):
+            guest.order("balloon", first, 256)
+        first_look = guest.do("all")
+        figures = run.outcome()
+        second_look = guest.do("run", 20_000)
+        last_look = guest.do("all")
+    assert first_look.errors == second_look.errors == last_look.errors == 0, last_look.kinds
+    assert first_look.given_away == SHAPE.page_count // 2
+    assert figures["removes_total"] == SHAPE.page_count // 512
+    assert figures["asks_total"] < SHAPE.page_count  # most of what was given away was not fetched any more
+    assert figures["asks_outstanding"] == 0
+
+
+@pytest.mark.parametrize("background", ["--background", "--no-background"])
+def test_balloon_against_faults_and_bulk(server: Process, folder: Path, background: str) -> None:
+    """Threads fault all over while the balloon takes single pages, some of them those that are waited for."""
+    with (
+        client(folder, server.ready["data"], background) as run,
+        firecracker(run, folder, threads=4) as guest,
+    ):
+        guest.ready()
+        guest.order("run", 0)
+        for first in range(0, SHAPE.page_count, 1024):
+            guest.order("flood", first, 512, 1500)
+        guest.order("stop")
+        guest.wait()
+        guest.do("all")
+        figures = run.outcome()
+        report = guest.do("all")
+    assert report.errors == 0, report.kinds
+    assert report.distinct == SHAPE.page_count
+    assert report.given_away == 6000
+    assert figures["alarms_total"] == 0
+    assert figures["asks_outstanding"] == 0
+
+
+def test_a_flood_of_removes_leaves_the_memory_bounded(server: Process, folder: Path) -> None:
+    with client(folder, server.ready["data"], "--no-background") as run, firecracker(run, folder) as guest:
+        guest.ready()
+        run.wait_log("serving")  # whatever is loaded and made once has been
+        guest.order("flood", 0, 64, 1000)
+        before = resident_bytes(run.pid)
+        guest.order("flood", 64, 1024, REMOVES, patience_s=90)
+        grown = resident_bytes(run.pid) - before
+        report = guest.do("all")
+        figures = run.outcome()
+    assert report.errors == 0, report.kinds
+    assert figures["removes_total"] == REMOVES + 1000
+    assert grown < GROWTH_BYTES_MAX
+
+
+def resident_bytes(pid: int) -> int:
+    found = re.search(r"^VmRSS:\s+(\d+) kB$", Path(f"/proc/{pid}/status").read_text(), re.MULTILINE)
+    assert found
+    return int(found[1]) * 1024
