@@ -62,8 +62,7 @@ static void count_traffic(struct connection *connection)
     connection->counted = now;
 }
 
-/* The end of a call is told when its last byte is with the kernel: who waits for that may then close the
- * server. */
+/* A call is over for those above when its last byte is with the kernel: then they may close the server. */
 static void count_owing(struct connection *connection, bool unsent)
 {
     uint32_t owing = connection->page_calls;
@@ -188,8 +187,7 @@ static int watch_listeners(struct worker *worker, int operation)
     return rc;
 }
 
-/* No file descriptor, or no memory: what waits stays in the kernel, and epoll must not tell us of it all
- * the time. */
+/* No file descriptor, or no memory: what waits stays in the kernel, and epoll must not repeat it for ever. */
 static void pause_accepting(struct worker *worker)
 {
     if (worker->accept_due_ns != NEVER_NS || watch_listeners(worker, EPOLL_CTL_DEL) != 0)

@@ -112,8 +112,7 @@ static int add_pages(struct making *making, uint64_t page, uint64_t *end, uint64
     return read_pages(making, page, *end - page, version);
 }
 
-/* Is `page` in the batch already? Then *end is where the run that has it ends; else, where the next run
- * begins. */
+/* Is `page` in the batch already? *end comes down to where its run ends; if not, to where the next begins. */
 static bool has_page(const struct making *making, uint64_t page, uint64_t *end)
 {
     for (uint32_t i = 0; i < making->run_count; i++) {

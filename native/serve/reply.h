@@ -25,8 +25,7 @@ struct reply_order {
     uint32_t runs_max;
 };
 
-/* Where it is made: reply_bytes_max of memory that stays until it is sent, and runs_max runs until this
- * returns. */
+/* Where it is made: reply_bytes_max that stay until it is sent, and runs_max runs for the making alone. */
 struct reply_space {
     uint8_t *bytes;
     size_t capacity_bytes;

@@ -78,8 +78,7 @@ static enum grpc_pulled check_pull(struct call *call, struct grpc_bytes *message
     return say_health(call, message);
 }
 
-/* The first status at once, then each change; one that came and went while the peer did not read is not
- * told. */
+/* The first status at once, then each change but such as came and went before the peer has read. */
 static enum grpc_pulled watch_pull(struct call *call, struct grpc_bytes *message)
 {
     if (call->begun && call->status_sent == health_status(call))

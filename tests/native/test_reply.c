@@ -123,8 +123,7 @@ static void check_page(uint64_t page, const struct run *run, const uint8_t *byte
         CHECK(memcmp(bytes, want, sizeof(want)) == 0);
 }
 
-/* One batch. 0 or minus a reason. Its space is of exactly the size that is asked for, and checked by
- * sanitizers. */
+/* One batch. 0 or minus a reason. Its space has exactly the size that is asked for: sanitizers look. */
 static int one_batch(void)
 {
     size_t capacity = reply_bytes_max(order.pages_max, order.runs_max);

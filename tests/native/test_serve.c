@@ -302,8 +302,7 @@ static void test_a_drain(void)
     stop();
 }
 
-/* A reader that lags behind: when the count is 0 all that it was owed is in the kernel, and closing takes
- * nothing back. */
+/* A reader that lags: when the count is 0, closing takes back nothing of what it was owed. */
 static void test_after_a_drain_closing_loses_nothing(void)
 {
     int fd = 0, small = 32768;
