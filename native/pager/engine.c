@@ -87,6 +87,11 @@ static void remove_pages(struct engine *engine, uint64_t page, uint64_t count)
         case PAGE_ACTION_POISON:
             wait_settle(engine, page);
             break;
+        case PAGE_ACTION_NOTHING:
+            break;
+        default:
+            wait_alarm(engine, page, step.action, "a removal met an action that is none of its");
+            break;
         }
         if (step.action != PAGE_ACTION_NOTHING)
             wait_note(engine, page, pages, word, PAGE_EVENT_REMOVED, (enum page_action)step.action);
@@ -128,9 +133,7 @@ static void take_fault_event(struct engine *engine, const struct kernel_event *e
     if (regions_page(engine->regions, event->start, &page)) {
         *resolved += take_fault(engine, page);
     } else {
-        stats_add(engine->stats, STATS_alarms_total, 1);
-        engine->out.report(engine->out.owner, ENGINE_REPORT_ALARM, UINT64_MAX, event->start,
-                           "a fault outside the regions of the hand-off");
+        wait_alarm(engine, UINT64_MAX, event->start, "a fault outside the regions of the hand-off");
     }
 }
 

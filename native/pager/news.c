@@ -99,14 +99,10 @@ static void refuse(struct engine *engine, uint64_t page, uint64_t count, const s
         break;
     case VERDICT_ABOVE:
         stats_add(engine->stats, STATS_stale_dropped_pages_total, count);
-        stats_add(engine->stats, STATS_alarms_total, 1);
-        engine->out.report(engine->out.owner, ENGINE_REPORT_ALARM, page, count,
-                           "the server sent a version above the highest there is");
+        wait_alarm(engine, page, count, "the server sent a version above the highest there is");
         break;
     case VERDICT_ILLEGAL:
-        stats_add(engine->stats, STATS_alarms_total, 1);
-        engine->out.report(engine->out.owner, ENGINE_REPORT_ALARM, page, count,
-                           "the server has newer bytes although the map is frozen");
+        wait_alarm(engine, page, count, "the server has newer bytes although the map is frozen");
         break;
     default:
         break;
@@ -138,6 +134,7 @@ static void act_on_page(struct engine *engine, uint64_t page, uint64_t version, 
             wait_settle(engine, page);
         break;
     default:
+        wait_alarm(engine, page, action, "news met an action that is none of its");
         break;
     }
 }

@@ -21,6 +21,12 @@ void wait_note(struct engine *engine, uint64_t page, uint64_t count, uint64_t wo
     trace_add(engine->trace, &step);
 }
 
+void wait_alarm(struct engine *engine, uint64_t page, uint64_t value, const char *text)
+{
+    stats_add(engine->stats, STATS_alarms_total, 1);
+    engine->out.report(engine->out.owner, ENGINE_REPORT_ALARM, page, value, text);
+}
+
 uint64_t wait_clock_ns(const struct engine *engine)
 {
     return engine->out.clock_ns != NULL ? engine->out.clock_ns(engine->out.owner) : engine->now_ns;
@@ -152,6 +158,9 @@ static enum placing resolve(struct engine *engine, uint64_t page, const struct p
         break;
     case PAGE_ACTION_POISON:
         status = place_poison(engine, page);
+        break;
+    default:
+        wait_alarm(engine, page, step->action, "a fault met an action that is none of its");
         break;
     }
     if (status != PLACING_LATER) /* tries that are repeated at once would fill the trace */

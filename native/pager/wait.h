@@ -19,6 +19,8 @@ static inline bool wait_armed(const struct engine *engine)
 void wait_note(struct engine *engine, uint64_t page, uint64_t count, uint64_t word, enum page_event event,
                enum page_action action);
 uint64_t wait_clock_ns(const struct engine *engine);
+/* What cannot be, was; nothing is done. */
+void wait_alarm(struct engine *engine, uint64_t page, uint64_t value, const char *text);
 
 /* Asks for a page that has just become WANTED. */
 void wait_ask(struct engine *engine, uint64_t page);

@@ -44,8 +44,9 @@ static bool was_calm(const struct world *world, const struct calm *before, uint6
     return world->sim.troubles == before->troubles && world->sim.calls[SIM_READ] == before->reads + own_reads;
 }
 
-/* A cell was entered, and left as the reference says; the table must say so too. */
-static void entered(struct world *world, uint64_t page, uint64_t word, enum page_event event, uint64_t next)
+/* A cell was entered, and left as the reference says; the table must say so too. What raises an alarm is no legal one. */
+static void entered_as(struct world *world, uint64_t page, uint64_t word, enum page_event event, uint64_t next,
+                       bool legal)
 {
     bool armed = world_armed(world);
     struct page_step step = page_step(page_state(word), event, armed);
@@ -53,6 +54,13 @@ static void entered(struct world *world, uint64_t page, uint64_t word, enum page
     world->cells[page_state(word)][event][armed]++;
     if (step.next != page_state(next))
         world_failed(world, page, "the table names another next state");
+    if ((step.action != PAGE_ACTION_ILLEGAL) != legal)
+        world_failed(world, page, "the table and the reference do not agree on what can be");
+}
+
+static void entered(struct world *world, uint64_t page, uint64_t word, enum page_event event, uint64_t next)
+{
+    entered_as(world, page, word, event, next, true);
 }
 
 static void check_word(struct world *world, uint64_t page, uint64_t must_be)
@@ -133,7 +141,8 @@ static void tell(struct world *world, enum engine_kind kind, uint64_t first, uin
         for (uint64_t i = 0; i < count; i++) {
             check_word(world, first + i, told.outcomes[i].word);
             if (told.outcomes[i].cell)
-                entered(world, first + i, words[i], events[kind], told.outcomes[i].word);
+                entered_as(world, first + i, words[i], events[kind], told.outcomes[i].word,
+                           told.outcomes[i].class != MODEL_ALARM);
         }
     }
     for (uint64_t i = 0; i < count; i++)
@@ -259,6 +268,8 @@ static void bulk(struct world *world)
     for (uint32_t i = 0; i < WORLD_ANSWERS; i++)
         used += world->answers[i].used;
     answer.due_ns = world->now_ns + below(world, 30) * 100000;
+    if (world_armed(world) && below(world, 8) == 0)
+        answer.lie = LIE_STALE; /* sent before the map was frozen */
     if (used < WORLD_ANSWERS / 4)
         post(world, &answer);
 }
