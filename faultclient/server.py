@@ -37,7 +37,8 @@ class ControlServer:
     async def __aenter__(self) -> Self:
         async with AsyncExitStack() as stack:
             pager = self._sessions[0].vm.pager  # `run` has exactly one
-            stack.enter_context(exposed(self._metrics_listen, DataPlane(pager.counters, pager.histogram)))
+            metrics = exposed(self._metrics_listen, DataPlane(pager.counters, pager.histogram))
+            await stack.enter_async_context(metrics)
             await stack.enter_async_context(self._port)
             self._stack = stack.pop_all()
         return self

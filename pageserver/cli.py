@@ -3,8 +3,7 @@
 
 import json
 import sys
-import time
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import Any
 
@@ -14,99 +13,141 @@ from pageferry import __version__
 from pageferry.limits import PAGE_BYTES
 from pageferry.service.addresses import insecure_option, local_or_agreed
 from pageferry.service.entry import run_command
-from pageferry.service.logs import configure_logging, log_options
-from pageserver.config import serve_options
-from pageserver.images import ImageFile, open_all
+from pageferry.service.logs import configure_logging, log, log_options
+from pageferry.service.ready import Ready, ready_options
+from pageserver.config import ServeOptions, serve_options, with_regions
+from pageserver.images import ImageFile, ImageSpec, open_all
 
 
 @click.group(context_settings={"auto_envvar_prefix": "PAGESERVER", "help_option_names": ["-h", "--help"]})
 @click.version_option(__version__)
 def cli() -> None:
-    """Serves the pages of saved VMs to fault clients."""
+    """Serves the pages of saved VMs to fault clients, which restore the VMs before their memory has arrived.
+
+    \b
+    Exit codes: 0 ended as asked, 64 usage, 65 data that does not fit, 69 an address is taken,
+    70 a bug of ours, 71 a right is missing, 73 no memory, 75 ended before it was ready.
+    """
 
 
 @cli.command()
 @serve_options
 @insecure_option
+@ready_options
 @log_options
 def serve(
-    images: tuple[str, ...],
-    regions: tuple[str, ...],
     insecure_network: bool,
     log_format: str,
     log_level: str,
-    **options: Any,
+    ready_file: Path | None,
+    ready_fd: int | None,
+    **given: Any,
 ) -> None:
     """Serve image files until SIGTERM.
 
-    An image is a copy of a VM's RAM file; holes and zero pages cost nothing on the wire. Each is read once
-    before it is served. SIGTERM lets open calls end; a second one does not wait.
+    An image is a copy of a VM's RAM file that nobody writes any more; holes and zero pages cost nothing on
+    the wire. Each is read once before it is served. SIGTERM lets open calls end; a second one does not wait.
 
     \b
+    One VM, to clients on this host:
       pageserver serve --image web-1=/images/web-1.ram
+
+    \b
+    Two VMs, one of them with memory below and above the 4 GiB hole, to clients on a network that is yours:
+      pageserver serve --data-listen 10.0.0.1:7850 --insecure-network \\
+          --image web-1=/images/web-1.ram \\
+          --image db-1=/images/db-1.ram --regions db-1=3G,5G
+
+    \b
+    From a script, on any free port:
+      pageserver serve --image web-1=/images/web-1.ram --data-listen 127.0.0.1:0 \\
+          --control-listen unix:/run/pageserver.sock --ready-file /run/pageserver.json
+
+    Every option can be set in the environment: PAGESERVER_SERVE_ and its name, as in
+    PAGESERVER_SERVE_DATA_LISTEN=10.0.0.1:7850.
     """
     configure_logging(log_format, log_level)
-    import uvloop
-
-    from pageserver.server import ServeOptions
-    from pageserver.server import serve as serve_until_told
-
-    for name in ("data_listen", "control_listen", "metrics_listen"):
-        if options[name] is not None:
-            options[name] = local_or_agreed(options[name], insecure_network=insecure_network)
-    opened = open_all(images, regions)
+    specs = with_regions(given.pop("image"), given.pop("regions"))
+    for name in ("data_listen", "control_listen"):
+        if not local_or_agreed(given[name], insecure_network=insecure_network).local:
+            log.warning(
+                "insecure_network", port=name, address=str(given[name]), because="there is no TLS yet"
+            )
+    options = ServeOptions(
+        ready=Ready(ready_file, ready_fd),
+        progress=sys.stderr.isatty(),
+        drain_timeout_s=given.pop("drain_timeout"),
+        **given,
+    )
+    opened = open_all(specs)
     try:
-        uvloop.run(serve_until_told(opened, ServeOptions(**options)))
+        serve_opened(opened, options)
     finally:
         for image in opened:
             image.close()
+
+
+def serve_opened(images: list[ImageFile], options: ServeOptions) -> None:
+    import uvloop
+
+    from pageserver.server import serve as serve_until_told
+
+    uvloop.run(serve_until_told(images, options))
 
 
 @cli.command()
 @click.argument("path", type=click.Path(path_type=Path))
 @click.option("--json", "as_json", is_flag=True, help="One JSON object instead of a table.")
 def inspect(path: Path, as_json: bool) -> None:
-    """Look at an image file: pages, how many of them are zeros, and the content id that clients will see."""
-    from pageserver.dataplane import Progress
-    from pageserver.dataplane import inspect as look
+    """Look at an image file: pages, how many of them hold data, and the content id that clients will see.
 
-    image = ImageFile.open(path.name, path)
-    progress = Progress()
+    The content id names the bytes: two copies have the same one, however their holes lie. All of the file
+    is read, its holes aside.
+
+    \b
+      pageserver inspect /images/web-1.ram
+      pageserver inspect --json /images/web-1.ram | jq -r .content_id
+    """
+    image = ImageFile.open(ImageSpec(path.name, path))
     try:
-        with ThreadPoolExecutor(1) as threads:
-            looking = threads.submit(look, image, progress)
-            if sys.stderr.isatty():
-                _show_progress(progress, looking.done)
-            facts = looking.result()
+        facts = look(image)
+        shown = {
+            "path": str(path),
+            "content_id": f"{facts.content_id:016x}",
+            "pages": facts.page_count,
+            "data_pages": facts.data_pages,
+            "zero_pages": facts.page_count - facts.data_pages,
+            "bytes": facts.page_count * PAGE_BYTES,
+            "disk_bytes": image.disk_bytes,
+            "regions": len(image.region_pages),
+        }
     finally:
-        progress.cancel()
         image.close()
-    shown = {
-        "path": str(path),
-        "content_id": f"{facts.content_id:016x}",
-        "pages": facts.page_count,
-        "data_pages": facts.data_pages,
-        "zero_pages": facts.page_count - facts.data_pages,
-        "bytes": facts.page_count * PAGE_BYTES,
-        "disk_bytes": path.stat().st_blocks * 512,
-    }
     if as_json:
         click.echo(json.dumps(shown))
     else:
         for name, value in shown.items():
-            click.echo(f"{name.replace('_', ' '):12} {value}")
+            click.echo(f"{name.replace('_', ' '):12}  {value}")
 
 
-def _show_progress(progress: Any, done: Any) -> None:
-    from rich.console import Console
-    from rich.progress import BarColumn, DownloadColumn, Progress, TransferSpeedColumn
+def look(image: ImageFile) -> Any:
+    """What dataplane.inspect finds, with a bar on a terminal meanwhile. Ctrl-C ends it."""
+    from pageserver.dataplane import Progress
+    from pageserver.dataplane import inspect as read
+    from pageserver.progress import ON_TERMINAL_S, bar
 
-    columns = (BarColumn(), DownloadColumn(), TransferSpeedColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task("reading", total=None)
-        while not done():
-            bar.update(task, completed=progress.done_bytes, total=progress.total_bytes or None)
-            time.sleep(0.05)
+    progress = Progress()
+    with ThreadPoolExecutor(1) as threads:
+        reading = threads.submit(read, image, progress)
+        try:
+            if sys.stderr.isatty():
+                with bar(f"reading {image.name}") as show:
+                    while wait([reading], ON_TERMINAL_S).not_done:
+                        show(progress.done_bytes, progress.total_bytes)
+            return reading.result()
+        except BaseException:
+            progress.cancel()
+            raise
 
 
 def main() -> None:

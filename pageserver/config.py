@@ -1,13 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
 """Every option of `pageserver serve`: its flag, its default, its meaning, once.
 
-Each can be given in the environment too: PAGESERVER_SERVE_ and the flag's name, as in
-PAGESERVER_SERVE_DATA_LISTEN. A flag wins.
+Each can be given in the environment too, as PAGESERVER_SERVE_ and the flag's name, for instance
+PAGESERVER_SERVE_DATA_LISTEN; several images or regions then stand in one variable with blanks between. A flag
+wins. A value that cannot be read is a usage error (exit code 64); what the system says of one that can is a
+refusal with its reason.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from functools import reduce
-from pathlib import Path
 from typing import Any, Final
 
 import click
@@ -15,36 +17,76 @@ import click
 from pageferry.limits import (
     DEFAULT_SERVER_CONTROL_ADDRESS,
     DEFAULT_SERVER_DATA_ADDRESS,
+    DEFAULT_SERVER_METRICS_ADDRESS,
     DEFAULT_SERVER_THREADS,
     DRAIN_TIMEOUT_MS,
 )
+from pageferry.reasons import PageferryError
+from pageferry.service.addresses import Address, AddressType
+from pageferry.service.ready import Ready
+from pageserver.images import ImageSpec, parse_image, parse_regions
 
 Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
+
+# What the C library takes (native/serve/server.c).
+THREADS_MAX: Final = 64
+
+
+@dataclass(frozen=True, slots=True)
+class ServeOptions:
+    """What is made of flags and environment."""
+
+    data_listen: Address
+    control_listen: Address
+    metrics_listen: Address | None
+    threads: int
+    drain_timeout_s: float
+    ready: Ready
+    progress: bool  # on a terminal, while images are read
+
+
+class Parsed(click.ParamType[Any]):
+    """An option whose value one of our functions reads: its PageferryError is a usage error."""
+
+    def __init__(self, name: str, parse: Callable[[str], Any]) -> None:
+        self.name = name
+        self._parse = parse
+
+    def convert(self, value: Any, param: click.Parameter | None, context: click.Context | None) -> Any:
+        try:
+            return self._parse(value) if isinstance(value, str) else value
+        except PageferryError as error:
+            self.fail(str(error), param, context)
+
 
 OPTIONS: Final[tuple[Decorator, ...]] = (
     click.option(
         "--image",
-        "images",
         required=True,
         multiple=True,
+        type=Parsed("image", parse_image),
         metavar="NAME=PATH",
-        help="An image file and the name that clients ask for. May be given several times.",
+        help="An image file, and the name that clients ask for. May be given several times.",
     ),
     click.option(
         "--regions",
         multiple=True,
-        metavar="NAME=SIZE,...",
-        help="Memory regions of a VM that has several, in image order: web-1=3G,1G. They add up to the file.",
+        type=Parsed("regions", parse_regions),
+        metavar="NAME=PAGES,...",
+        help="Memory regions of a VM that has several, in image order: pages, or sizes with K, M, G or T. "
+        "They add up to the file.  [default: one region]",
     ),
     click.option(
         "--data-listen",
+        type=AddressType(),
         default=DEFAULT_SERVER_DATA_ADDRESS,
         show_default=True,
         metavar="ADDRESS",
-        help="Data port, for pages: HOST:PORT (port 0: any) or unix:/PATH.",
+        help="Data port: pages, health, reflection. HOST:PORT (port 0: any) or unix:/PATH.",
     ),
     click.option(
         "--control-listen",
+        type=AddressType(),
         default=DEFAULT_SERVER_CONTROL_ADDRESS,
         show_default=True,
         metavar="ADDRESS",
@@ -52,31 +94,26 @@ OPTIONS: Final[tuple[Decorator, ...]] = (
     ),
     click.option(
         "--metrics-listen",
+        type=AddressType(),
         default=None,
-        metavar="HOST:PORT",
-        help="Prometheus metrics over HTTP.  [default: none]",
+        metavar="ADDRESS",
+        help=f"Prometheus metrics over HTTP, usually at {DEFAULT_SERVER_METRICS_ADDRESS}. They hold no guest "
+        "memory, so any address will do.  [default: none]",
     ),
     click.option(
         "--threads",
-        type=click.IntRange(1, 64),
+        type=click.IntRange(1, THREADS_MAX),
         default=DEFAULT_SERVER_THREADS,
         show_default=True,
         help="Threads that serve pages. Each connection belongs to one of them.",
     ),
     click.option(
         "--drain-timeout",
-        "drain_timeout_s",
         type=click.FloatRange(0),
         default=DRAIN_TIMEOUT_MS / 1000,
         show_default=True,
         metavar="SECONDS",
         help="How long SIGTERM waits for open calls to end.",
-    ),
-    click.option(
-        "--ready-file",
-        type=click.Path(path_type=Path),
-        default=None,
-        help="Written once all images are served: JSON with the addresses and the process number.",
     ),
 )
 
@@ -84,3 +121,20 @@ OPTIONS: Final[tuple[Decorator, ...]] = (
 def serve_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """Gives a command all of them."""
     return reduce(lambda decorated, option: option(decorated), reversed(OPTIONS), command)
+
+
+def with_regions(
+    images: Sequence[ImageSpec], regions: Sequence[tuple[str, tuple[int, ...]]]
+) -> list[ImageSpec]:
+    """--image and --regions put together. UsageError: they do not fit."""
+    names = [image.name for image in images]
+    given = [name for name, _ in regions]
+    for name in names:
+        if names.count(name) > 1:
+            raise click.UsageError(f"Two images are named {name!r}; give each a name of its own.")
+    for name in given:
+        if given.count(name) > 1:
+            raise click.UsageError(f"--regions is there twice for {name!r}; give all of its regions in one.")
+        if name not in names:
+            raise click.UsageError(f"--regions names {name!r}; give --image {name}=PATH for it.")
+    return [replace(image, region_pages=dict(regions).get(image.name, ())) for image in images]

@@ -1,10 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Names -> opened, checked image files."""
+"""Names -> opened, checked image files.
 
+An image is the copy of a VM's RAM file: whole pages, holes where the guest never wrote. What is checked here
+costs nothing; what takes a look at every byte is dataplane.inspect.
+"""
+
+import errno
 import os
 import re
 import stat
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Self
@@ -12,17 +17,75 @@ from typing import Final, Self
 from pageferry.limits import IMAGE_NAME_BYTES_MAX, IMAGE_PAGES_MAX, PAGE_BYTES, REGIONS_MAX
 from pageferry.reasons import PageferryError, Reason
 
-SIZE: Final = re.compile(r"(\d+)([KMGT]?)(?:i?B)?", re.IGNORECASE)
-SUFFIXES: Final = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
+SIZE: Final = re.compile(r"([0-9]{1,18})([KMGT]?)(?:i?B)?", re.IGNORECASE)
+SUFFIXES: Final = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
+AS_THE_VM_HAS_THEM: Final = "give them as the VM has them, in image order: web-1=3G,1G"
 
 
-def refused(message: str, remedy: str) -> PageferryError:
-    return PageferryError(Reason.BAD_REQUEST, message, remedy)
+def refused(message: str, remedy: str, reason: Reason = Reason.BAD_REQUEST) -> PageferryError:
+    return PageferryError(reason, message, remedy)
 
 
-@dataclass(slots=True)
+# ------------------------------------------------------------------------------------------ as they are named
+
+
+@dataclass(frozen=True, slots=True)
+class ImageSpec:
+    """What somebody wants served. `region_pages`: none for one region."""
+
+    name: str
+    path: Path
+    region_pages: tuple[int, ...] = ()
+
+
+def parse_image(text: str) -> ImageSpec:
+    """NAME=PATH."""
+    name, path = _split(text, "NAME=PATH")
+    if len(name.encode(errors="surrogateescape")) > IMAGE_NAME_BYTES_MAX:
+        raise refused(
+            f"the name {name!r} is longer than {IMAGE_NAME_BYTES_MAX} bytes", "choose a shorter one"
+        )
+    if not name.isprintable():
+        raise refused(f"the name {name!r} cannot be printed", "choose one that can be read in a log")
+    return ImageSpec(name, Path(path))
+
+
+def parse_regions(text: str) -> tuple[str, tuple[int, ...]]:
+    """NAME=PAGES,PAGES: pages of each region, or sizes with K, M, G or T."""
+    name, sizes = _split(text, "NAME=PAGES,PAGES")
+    regions = tuple(parse_pages(size) for size in sizes.split(","))
+    if len(regions) > REGIONS_MAX:
+        raise refused(f"{name} has {len(regions)} regions", f"at most {REGIONS_MAX} can be served")
+    return name, regions
+
+
+def parse_pages(text: str) -> int:
+    """262144, or the same as 1G."""
+    match = SIZE.fullmatch(text.strip())
+    if match is None or (match[2] == "" and match[0] != match[1]):
+        raise refused(f"{text!r} is no size", "give a number of pages, or a size with K, M, G or T")
+    number, suffix = int(match[1]), match[2].upper()
+    page_count, rest = divmod(number * SUFFIXES[suffix], PAGE_BYTES) if suffix else (number, 0)
+    if rest or page_count == 0:
+        raise refused(
+            f"a region of {text} is not one or more pages of {PAGE_BYTES} bytes", AS_THE_VM_HAS_THEM
+        )
+    return page_count
+
+
+def _split(text: str, form: str) -> tuple[str, str]:
+    name, equals, value = text.partition("=")
+    if not equals or not name or not value:
+        raise refused(f"{text!r} is not of the form {form}", f"give {form}")
+    return name, value
+
+
+# ----------------------------------------------------------------------------------------- as they are served
+
+
+@dataclass(frozen=True, slots=True)
 class ImageFile:
-    """An open image file. `region_pages` are the VM's memory regions in image order."""
+    """An open image file. `region_pages` are the VM's memory regions in image order; they add up."""
 
     name: str
     path: Path
@@ -31,95 +94,75 @@ class ImageFile:
     region_pages: tuple[int, ...]
 
     @classmethod
-    def open(cls, name: str, path: Path, region_bytes: Sequence[int] = ()) -> Self:
-        """PageferryError: it is no image, or its regions do not add up to it. `region_bytes`: none is one."""
+    def open(cls, spec: ImageSpec) -> Self:
+        """PageferryError: it is no image, or its regions do not add up to it."""
+        fd = _open(spec.path)
         try:
-            fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-        except OSError as error:
-            raise refused(
-                f"cannot open the image {path}: {error.strerror}", "name a readable file"
-            ) from error
-        try:
-            page_count = _page_count(path, os.fstat(fd))
-            regions = _regions(name, page_count, region_bytes)
+            page_count = _page_count(spec.path, os.fstat(fd))
+            regions = _regions(spec, page_count)
         except BaseException:
             os.close(fd)
             raise
-        return cls(name, path, fd, page_count, regions)
+        return cls(spec.name, spec.path, fd, page_count, regions)
+
+    @property
+    def disk_bytes(self) -> int:
+        """What it takes on the disk; holes take nothing."""
+        return os.fstat(self.fd).st_blocks * 512
 
     def close(self) -> None:
         os.close(self.fd)
 
 
-def _page_count(path: Path, facts: os.stat_result) -> int:
-    if not stat.S_ISREG(facts.st_mode):
-        raise refused(f"{path} is no regular file", "name the copy of the VM's RAM file")
-    if facts.st_size == 0 or facts.st_size % PAGE_BYTES:
-        raise refused(
-            f"{path} has {facts.st_size} bytes: an image is a whole number of pages of {PAGE_BYTES}",
-            "was it copied to its end?",
-        )
-    if facts.st_size // PAGE_BYTES > IMAGE_PAGES_MAX:
-        raise refused(f"{path} has more than {IMAGE_PAGES_MAX} pages", "serve a smaller image")
-    return facts.st_size // PAGE_BYTES
-
-
-def _regions(name: str, page_count: int, region_bytes: Sequence[int]) -> tuple[int, ...]:
-    if not region_bytes:
-        return (page_count,)
-    if len(region_bytes) > REGIONS_MAX or any(size == 0 or size % PAGE_BYTES for size in region_bytes):
-        raise refused(
-            f"the regions of {name} must be 1 to {REGIONS_MAX} sizes, each a multiple of {PAGE_BYTES}",
-            "give them as the VM has them, in image order",
-        )
-    if sum(region_bytes) != page_count * PAGE_BYTES:
-        raise refused(
-            f"the regions of {name} add up to {sum(region_bytes)} bytes, not to {page_count * PAGE_BYTES}",
-            "give them as the VM has them, in image order",
-        )
-    return tuple(size // PAGE_BYTES for size in region_bytes)
-
-
-def parse_named(text: str, what: str) -> tuple[str, str]:
-    """NAME=VALUE."""
-    name, equals, value = text.partition("=")
-    if not equals or not name or not value:
-        raise refused(f"{text!r} is no {what}", f"give NAME={what.upper()}")
-    if len(name.encode()) > IMAGE_NAME_BYTES_MAX:
-        raise refused(
-            f"the name {name!r} is longer than {IMAGE_NAME_BYTES_MAX} bytes", "choose a shorter one"
-        )
-    return name, value
-
-
-def parse_size(text: str) -> int:
-    """Bytes: 4096, 384M, 3G."""
-    match = SIZE.fullmatch(text.strip())
-    if match is None:
-        raise refused(f"{text!r} is no size", "give bytes, or a number with K, M, G or T")
-    return int(match[1]) * SUFFIXES[match[2].upper()]
-
-
-def open_all(images: Sequence[str], regions: Sequence[str]) -> list[ImageFile]:
-    """What --image and --regions name. PageferryError closes again what was opened before it."""
-    sizes: Mapping[str, list[int]] = {
-        name: [parse_size(size) for size in value.split(",")]
-        for name, value in (parse_named(text, "sizes") for text in regions)
-    }
-    named = [parse_named(text, "path") for text in images]
-    names = [name for name, _ in named]
-    for name in names:
-        if names.count(name) > 1:
-            raise refused(f"two images are named {name!r}", "give each a name of its own")
-    for name in sizes:
-        if name not in names:
-            raise refused(f"--regions names {name!r}, which is no image here", "give --image for it")
+def open_all(specs: Sequence[ImageSpec]) -> list[ImageFile]:
+    """All of them, or PageferryError and none stays open."""
     opened: list[ImageFile] = []
     try:
-        for name, path in named:
-            opened.append(ImageFile.open(name, Path(path), sizes.get(name, ())))
+        for spec in specs:
+            opened.append(ImageFile.open(spec))
     except BaseException:
         for image in opened:
             image.close()
         raise
     return opened
+
+
+def _open(path: Path) -> int:
+    try:
+        # a pipe or a device is not waited for: it is refused
+        return os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    except OSError as error:
+        message = f"cannot open the image {path}: {error.strerror}"
+        if error.errno in (errno.EACCES, errno.EPERM):
+            raise refused(message, "let this user read it", Reason.NOT_ALLOWED) from error
+        if error.errno in (errno.EMFILE, errno.ENFILE):
+            raise refused(message, "raise the limit on open files", Reason.NO_MEMORY) from error
+        raise refused(message, "name the copy of the VM's RAM file") from error
+
+
+def _page_count(path: Path, facts: os.stat_result) -> int:
+    if not stat.S_ISREG(facts.st_mode):
+        what = "a folder" if stat.S_ISDIR(facts.st_mode) else "no regular file"
+        raise refused(f"the image {path} is {what}", "name the copy of the VM's RAM file")
+    if facts.st_size == 0:
+        raise refused(f"the image {path} is empty", "name the copy of the VM's RAM file")
+    page_count, rest = divmod(facts.st_size, PAGE_BYTES)
+    if rest:
+        raise refused(
+            f"the image {path} has {facts.st_size} bytes, no multiple of {PAGE_BYTES}",
+            "was it copied to its end? An image is the whole of the VM's RAM",
+        )
+    if page_count > IMAGE_PAGES_MAX:
+        raise refused(f"the image {path} has {page_count} pages", f"at most {IMAGE_PAGES_MAX} can be served")
+    return page_count
+
+
+def _regions(spec: ImageSpec, page_count: int) -> tuple[int, ...]:
+    if not spec.region_pages:
+        return (page_count,)
+    if sum(spec.region_pages) != page_count:
+        raise refused(
+            f"the regions of {spec.name} have {sum(spec.region_pages)} pages, its image has {page_count}",
+            AS_THE_VM_HAS_THEM,
+        )
+    return spec.region_pages

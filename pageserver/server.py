@@ -1,49 +1,67 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Starts and stops the page server: the data plane is first up and last down."""
+"""Starts and stops the page server: the data plane is first up and last down.
+
+The ports are taken before images are read, so that one that is in use is known at once; health says
+NOT_SERVING until all are. On SIGTERM health says it again, no new calls are taken, open ones end with
+GOING_AWAY once what they owe is answered: a client goes on with the next server, and has lost nothing.
+"""
 
 import asyncio
-import json
-import os
 import signal
-from collections.abc import Sequence
-from contextlib import ExitStack
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from contextlib import AsyncExitStack, contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Final
 
+from pageferry.reasons import PageferryError, Reason
 from pageferry.service.addresses import Address, bound, listening
 from pageferry.service.logs import log
 from pageferry.service.metrics import DataPlane as DataPlaneMetrics
 from pageferry.service.metrics import exposed
 from pageferry.service.serving import ControlPort
+from pageserver.config import ServeOptions
 from pageserver.dataplane import DataPlane, Progress, inspect
 from pageserver.images import ImageFile
+from pageserver.progress import shown
 
-DRAIN_LOOK_S: Final = 0.05
-PROGRESS_S: Final = 2.0
+DRAIN_LOOK_S: Final = 0.02
 
 
 @dataclass(frozen=True, slots=True)
-class ServeOptions:
-    """What config.py makes of flags and environment."""
+class Ports:
+    """All that is up, with the addresses that it has become."""
 
-    data_listen: Address
-    control_listen: Address
-    metrics_listen: Address | None
-    threads: int
-    drain_timeout_s: float
-    ready_file: Path | None
+    data_plane: DataPlane
+    control: ControlPort
+    data: Address
+    metrics: Address | None
 
 
-async def look_at(image: ImageFile, data_plane: DataPlane) -> None:
+# ------------------------------------------------------------------------------------------------------ start
+
+
+async def bring_up(options: ServeOptions, stack: AsyncExitStack) -> Ports:
+    """Takes the ports, the data port first. They go down in reverse order with the stack."""
+    data_socket = stack.enter_context(listening(options.data_listen))
+    if options.data_listen.path is not None:
+        stack.callback(options.data_listen.path.unlink, missing_ok=True)
+    data_plane = stack.enter_context(DataPlane([data_socket], options.threads))
+    figures = DataPlaneMetrics(data_plane.counters, data_plane.histogram)
+    metrics = await stack.enter_async_context(exposed(options.metrics_listen, figures))
+    control = ControlPort(options.control_listen, lambda server: None, (), serving=False, grace_s=0)
+    await stack.enter_async_context(control)
+    return Ports(data_plane, control, bound(data_socket, options.data_listen), metrics)
+
+
+async def read_and_add(image: ImageFile, data_plane: DataPlane, *, on_terminal: bool) -> None:
     """Reads the image once, on another thread, and serves it. Says how far it is when that takes long."""
     progress = Progress()
     look = asyncio.create_task(asyncio.to_thread(inspect, image, progress))
+    every_s, showing = shown(image.name, on_terminal=on_terminal)
     try:
-        while not (await asyncio.wait({look}, timeout=PROGRESS_S))[0]:
-            log.info(
-                "reading", image=image.name, done_bytes=progress.done_bytes, total_bytes=progress.total_bytes
-            )
+        with showing as show:
+            while not (await asyncio.wait({look}, timeout=every_s))[0]:
+                show(progress.done_bytes, progress.total_bytes)
         facts = look.result()
     finally:
         progress.cancel()
@@ -55,80 +73,97 @@ async def look_at(image: ImageFile, data_plane: DataPlane) -> None:
         path=str(image.path),
         pages=facts.page_count,
         data_pages=facts.data_pages,
+        regions=len(image.region_pages),
         content_id=f"{facts.content_id:016x}",
     )
 
 
-def announce(options: ServeOptions, data: Address, control: Address) -> None:
-    log.info("serving", data=str(data), control=str(control), metrics=str(options.metrics_listen))
-    if options.ready_file is not None:
-        ready = {"pid": os.getpid(), "data": str(data), "control": str(control)}
-        waiting = options.ready_file.with_suffix(".new")
-        waiting.write_text(json.dumps(ready) + "\n")
-        waiting.rename(options.ready_file)  # never seen half written
+async def read_all(images: Sequence[ImageFile], data_plane: DataPlane, *, on_terminal: bool) -> None:
+    for image in images:
+        await read_and_add(image, data_plane, on_terminal=on_terminal)
 
 
-async def drain(data_plane: DataPlane, timeout_s: float) -> None:
+def announce(ports: Ports, options: ServeOptions) -> None:
+    addresses = {"data": str(ports.data), "control": str(ports.control.address)}
+    if ports.metrics is not None:
+        addresses["metrics"] = str(ports.metrics)
+    log.info("serving", **addresses)
+    options.ready.say(addresses)
+
+
+# ------------------------------------------------------------------------------------------------------- stop
+
+
+async def drain(ports: Ports, timeout_s: float) -> None:
     """Lets open calls end. Nothing is lost by one that does not: its client asks again, or elsewhere."""
-    data_plane.health(False)
-    data_plane.drain()
+    ports.data_plane.health(False)
+    await ports.control.drain()
+    ports.data_plane.drain()
+
+    def open_calls() -> int:
+        return ports.data_plane.open_calls() + ports.control.open_calls
+
     try:
         async with asyncio.timeout(timeout_s):
-            while data_plane.open_calls() > 0:
+            while open_calls() > 0:
                 await asyncio.sleep(DRAIN_LOOK_S)
     except TimeoutError:
-        log.warning("drain_cut", open_calls=data_plane.open_calls(), after_s=timeout_s)
+        log.warning("drain_cut", open_calls=open_calls(), after_s=timeout_s)
 
 
-def stop_signals() -> tuple[asyncio.Event, asyncio.Event]:
+@contextmanager
+def stop_signals() -> Iterator[tuple[asyncio.Event, asyncio.Event]]:
     """Set by the first SIGTERM or SIGINT, and by the second."""
     first, second = asyncio.Event(), asyncio.Event()
+    loop = asyncio.get_running_loop()
 
     def on_signal() -> None:
         (second if first.is_set() else first).set()
 
     for number in (signal.SIGTERM, signal.SIGINT):
-        asyncio.get_running_loop().add_signal_handler(number, on_signal)
-    return first, second
+        loop.add_signal_handler(number, on_signal)
+    try:
+        yield first, second
+    finally:
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.remove_signal_handler(number)
 
 
-async def until_either(work: asyncio.Task[None], event: asyncio.Event) -> None:
-    """Ends the work when the event comes; what the work raised is raised here."""
-    waiting = asyncio.create_task(event.wait())
-    await asyncio.wait({work, waiting}, return_when=asyncio.FIRST_COMPLETED)
-    waiting.cancel()
-    if not work.done():
-        work.cancel()
-        await asyncio.wait({work})
-    if not work.cancelled():
-        work.result()
-
-
-async def look_at_all(images: Sequence[ImageFile], data_plane: DataPlane) -> None:
-    for image in images:
-        await look_at(image, data_plane)
+async def until(event: asyncio.Event, work: Awaitable[None], cut: Callable[[], None] = lambda: None) -> None:
+    """Does the work, and gives it up when the event comes. What the work raises is raised here."""
+    task, waiting = asyncio.ensure_future(work), asyncio.create_task(event.wait())
+    try:
+        await asyncio.wait({task, waiting}, return_when=asyncio.FIRST_COMPLETED)
+        if task.done():
+            task.result()
+        else:
+            cut()
+    finally:
+        for one in (task, waiting):
+            one.cancel()
+        await asyncio.wait({task, waiting})
 
 
 async def serve(images: Sequence[ImageFile], options: ServeOptions) -> None:
-    """Until SIGTERM or SIGINT, and then until the open calls are done; a second signal cuts that short."""
-    first, second = stop_signals()
-    with ExitStack() as stack:
-        data_socket = stack.enter_context(listening(options.data_listen))
-        if options.data_listen.path is not None:
-            stack.callback(options.data_listen.path.unlink, missing_ok=True)
-        data_plane = stack.enter_context(DataPlane([data_socket], options.threads))
-        stack.enter_context(
-            exposed(options.metrics_listen, DataPlaneMetrics(data_plane.counters, data_plane.histogram))
-        )
-        async with ControlPort(options.control_listen, lambda _: None, ()) as control:
-            await control.serving(False)
-            await until_either(asyncio.create_task(look_at_all(images, data_plane)), first)
-            if not first.is_set():
-                data_plane.health(True)
-                await control.serving(True)
-                announce(options, bound(data_socket, options.data_listen), control.address)
-                await first.wait()
-            log.info("draining", open_calls=data_plane.open_calls())
-            await control.serving(False)
-            await until_either(asyncio.create_task(drain(data_plane, options.drain_timeout_s)), second)
+    """Until SIGTERM or SIGINT, and then until the open calls are done; a second signal cuts that short.
+
+    PageferryError: a port is taken, an image cannot be read, or a signal came before all were.
+    """
+    options.ready.check()
+    with stop_signals() as (first, second):
+        async with AsyncExitStack() as stack:
+            ports = await bring_up(options, stack)
+            await until(first, read_all(images, ports.data_plane, on_terminal=options.progress))
+            if first.is_set():
+                raise PageferryError(Reason.CANCELLED, "ended by a signal before all images were read")
+            ports.data_plane.health(True)
+            await ports.control.serving(True)
+            announce(ports, options)
+            await first.wait()
+            log.info("draining", open_calls=ports.data_plane.open_calls(), timeout_s=options.drain_timeout_s)
+            await until(
+                second,
+                drain(ports, options.drain_timeout_s),
+                lambda: log.warning("drain_cut", because="a second signal"),
+            )
     log.info("ended")

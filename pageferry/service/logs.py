@@ -1,35 +1,66 @@
 # SPDX-License-Identifier: Apache-2.0
 """Logs: one line, the event's name first, then key=value; or JSON with the same keys. Always on stderr.
 
-Control path only: what happens to single pages is counted (metrics) and traced in memory, never logged.
+Control path only: what happens to single pages is counted (metrics) and traced in memory, never logged. The
+same line again within a while is not written; the next one says how many were left out.
 """
 
 import logging
 import sys
-from collections.abc import Callable, MutableMapping
+import time
+from collections.abc import Callable
 from typing import Any, Final
 
 import click
 import structlog
+from structlog.typing import EventDict, WrappedLogger
 
 FORMATS: Final = ("auto", "text", "json")
 LEVELS: Final = ("debug", "info", "warning", "error")
+# A line that says the same as one of these last seconds is counted, not written.
+REPEAT_S: Final = 10.0
+REPEATS_KEPT: Final = 256
 
 log: structlog.typing.FilteringBoundLogger = structlog.get_logger()
 
 
-def _as_line(_: Any, __: str, event: MutableMapping[str, Any]) -> str:
-    """`event key=value ...`: values with blanks or quotes in them are quoted."""
+class Repeats:
+    """Drops lines that say the same as a recent one; what follows the silence says `repeated=N`."""
+
+    def __init__(self, now: Callable[[], float] = time.monotonic) -> None:
+        self._now = now
+        self._written: dict[str, tuple[float, int]] = {}  # what was said -> when, and how often again
+
+    def __call__(self, _: WrappedLogger, __: str, event: EventDict) -> EventDict:
+        said = repr(sorted((key, repr(value)) for key, value in event.items()))
+        now = self._now()
+        when, again = self._written.get(said, (now - REPEAT_S, 0))
+        if now - when < REPEAT_S:
+            self._written[said] = (when, again + 1)
+            raise structlog.DropEvent
+        self._written.pop(said, None)  # so that it is the newest
+        self._written[said] = (now, 0)
+        if len(self._written) > REPEATS_KEPT:
+            del self._written[next(iter(self._written))]
+        return {**event, "repeated": again} if again else event
+
+
+def _in_order(_: WrappedLogger, __: str, event: EventDict) -> EventDict:
+    """The event first, its level if that is worth a look, what it says, when."""
+    name, level, when = event.pop("event"), event.pop("level"), event.pop("timestamp")
+    return {"event": name, "level": level, **event, "timestamp": when}
+
+
+def _as_line(_: WrappedLogger, __: str, event: EventDict) -> str:
+    """`event key=value ...`: values with blanks or quotes in them are quoted. Never more than one line."""
     name = event.pop("event")
-    stamp = event.pop("timestamp")
-    level = event.pop("level")
-    words = [f"{key}={_quoted(value)}" for key, value in event.items()]
-    return " ".join([stamp, level.ljust(7), str(name), *words])
+    return " ".join([str(name), *(f"{key}={_quoted(value)}" for key, value in event.items())])
 
 
 def _quoted(value: Any) -> str:
     text = str(value)
-    return repr(text) if not text or any(char in text for char in ' "=\n') else text
+    plain = text and text.isprintable() and not any(char in text for char in " \"'=\\")
+    return text if plain else repr(text)
 
 
 def configure_logging(log_format: str = "auto", log_level: str = "info") -> None:
@@ -38,8 +69,10 @@ def configure_logging(log_format: str = "auto", log_level: str = "info") -> None
     structlog.configure(
         processors=[
             structlog.processors.add_log_level,
+            Repeats(),
             structlog.processors.TimeStamper(fmt="iso", utc=True),
             structlog.processors.format_exc_info,
+            _in_order,
             structlog.processors.JSONRenderer() if as_json else _as_line,
         ],
         wrapper_class=structlog.make_filtering_bound_logger(
@@ -50,6 +83,11 @@ def configure_logging(log_format: str = "auto", log_level: str = "info") -> None
     )
 
 
+def configured() -> bool:
+    """Has this process a log? A command that only prints an answer has none."""
+    return structlog.is_configured()
+
+
 def log_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """--log-format and --log-level, the same at every command that runs for long."""
     command = click.option(
@@ -57,6 +95,12 @@ def log_options(command: Callable[..., Any]) -> Callable[..., Any]:
         type=click.Choice(FORMATS),
         default="auto",
         show_default=True,
-        help="text: one line an event. json: the same keys. auto: text on a terminal.",
+        help="text: one line an event. json: the same keys. auto: text on a terminal, json elsewhere.",
     )(command)
-    return click.option("--log-level", type=click.Choice(LEVELS), default="info", show_default=True)(command)
+    return click.option(
+        "--log-level",
+        type=click.Choice(LEVELS),
+        default="info",
+        show_default=True,
+        help="The least that is written. Pages are never logged one by one: see the metrics.",
+    )(command)

@@ -1,132 +1,163 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A control port: grpc.aio with health, reflection, and the one place where exceptions become statuses."""
+"""A control port: grpc.aio, and the one place where exceptions become statuses.
 
+A service of ours raises PageferryError and knows no status code. The interceptor here turns that into code,
+text and trailers, counts calls, and ends them when the process does: from the drain on new ones are refused
+with GOING_AWAY, streams are told the same, unary calls are waited for.
+"""
+
+import asyncio
 import time
-from collections.abc import Awaitable, Callable, Sequence
-from typing import Any, Final, Self, TypeAlias, cast
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, Final, Self, TypeAlias
 
 import grpc
-from google.protobuf import descriptor_pool
-from grpc_health.v1 import health, health_pb2, health_pb2_grpc
-from grpc_reflection.v1alpha import reflection
+from grpc_health.v1 import health_pb2_grpc
 
-from pageferry.limits import CONTROL_MESSAGE_BYTES_MAX, METADATA_BYTES_MAX
-from pageferry.reasons import REASON_TRAILER, RETRY_AFTER_TRAILER, PageferryError, Reason
-from pageferry.service.addresses import Address
+from pageferry.limits import CONTROL_MESSAGE_BYTES_MAX, METADATA_BYTES_MAX, STREAMS_MAX
+from pageferry.reasons import PageferryError, Reason
+from pageferry.service.addresses import OWNER_ONLY, Address, masked, try_listening
 from pageferry.service.logs import log
-from pageferry.service.metrics import CALL_SECONDS, CALLS, CALLS_OPEN
+from pageferry.service.metrics import CALL_SECONDS, CALLS, CALLS_OPEN, SERVING
+from pageferry.service.standard import Context, Health, add_reflection, going_away, refuse
 
 OPTIONS: Final = (
     ("grpc.so_reuseport", 0),  # else a second server takes half of the calls without a word
     ("grpc.max_receive_message_length", CONTROL_MESSAGE_BYTES_MAX),
     ("grpc.max_metadata_size", METADATA_BYTES_MAX),
+    ("grpc.absolute_max_metadata_size", METADATA_BYTES_MAX),
+    ("grpc.max_concurrent_streams", STREAMS_MAX),
     ("grpc.http2.min_ping_interval_without_data_ms", 5000),
 )
+# Tools for people and orchestrators, not calls that somebody could lose.
+STANDARD: Final = "/grpc."
+# For a stream that has been told to go, until what it says has been sent.
+LAST_WORDS_S: Final = 1.0
 
 Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"
 Continuation: TypeAlias = "Callable[[grpc.HandlerCallDetails], Awaitable[Handler | None]]"
-Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
 
 
-async def refuse(context: Context, error: PageferryError) -> None:
-    """Ends the call with the status and the trailers of a reason."""
-    trailers = [(REASON_TRAILER, error.reason.name)]
-    if error.retry_after_ms is not None:
-        trailers.append((RETRY_AFTER_TRAILER, str(error.retry_after_ms)))
-    code = next(code for code in grpc.StatusCode if code.value[0] == error.row.code)
-    await context.abort(code, str(error), tuple(trailers))
+# ----------------------------------------------------------------------------------------------- every call
 
 
-class Translator(grpc.aio.ServerInterceptor):
-    """PageferryError is a status with its reason; anything else is BUG, and the log has the traceback."""
+class Calls(grpc.aio.ServerInterceptor):
+    """Every call of our own services: counted, its exception translated, ended when the process drains."""
+
+    def __init__(self) -> None:
+        self.draining = False
+        self.open = 0
+        self._none_open = asyncio.Event()
+        self._none_open.set()
+        self._streams: set[asyncio.Task[Any]] = set()
+        self._told: set[asyncio.Task[Any]] = set()
+
+    def drain(self) -> None:
+        """No new calls. Streams end with GOING_AWAY at once; unary calls go on."""
+        self.draining = True
+        for task in self._streams - self._told:
+            self._told.add(task)
+            task.cancel()
+
+    async def wait_none_open(self, timeout_s: float) -> bool:
+        try:
+            async with asyncio.timeout(timeout_s):
+                await self._none_open.wait()
+        except TimeoutError:
+            return False
+        return True
 
     async def intercept_service(
         self, continuation: Continuation, details: grpc.HandlerCallDetails
     ) -> "Handler | None":
         handler = await continuation(details)
-        if handler is None or handler.request_streaming:
-            return handler  # health and reflection: none of our own calls streams requests
         method = str(details.method)
-        if handler.response_streaming:
-            return grpc.unary_stream_rpc_method_handler(
-                self._stream(method, handler.unary_stream),
-                handler.request_deserializer,
-                handler.response_serializer,
-            )
-        return grpc.unary_unary_rpc_method_handler(
-            self._unary(method, handler.unary_unary),
-            handler.request_deserializer,
-            handler.response_serializer,
-        )
+        if handler is None or method.startswith(STANDARD):
+            return handler
+        asked = "stream" if handler.request_streaming else "unary"
+        answered = "stream" if handler.response_streaming else "unary"
+        call = getattr(handler, f"{asked}_{answered}")
+        translated = self._stream(method, call) if handler.response_streaming else self._unary(method, call)
+        make = getattr(grpc, f"{asked}_{answered}_rpc_method_handler")
+        made: Handler = make(translated, handler.request_deserializer, handler.response_serializer)
+        return made
 
     def _unary(self, method: str, call: Any) -> Any:
         async def translated(request: Any, context: Context) -> Any:
-            with _Counted(method):
+            with self._counted(method) as ended:
                 try:
+                    self._refuse_if_draining()
                     return await call(request, context)
-                except PageferryError as error:
-                    await refuse(context, error)
-                except (grpc.aio.AbortError, grpc.aio.BaseError):
-                    raise
                 except Exception as error:  # noqa: BLE001  # the last place that can say it
-                    await self._bug(method, context, error)
+                    await self._end(context, method, ended, error)
 
         return translated
 
     def _stream(self, method: str, call: Any) -> Any:
-        async def translated(request: Any, context: Context) -> Any:
-            with _Counted(method):
+        async def translated(request: Any, context: Context) -> AsyncIterator[Any]:
+            with self._counted(method) as ended, self._stoppable() as task:
                 try:
+                    self._refuse_if_draining()
                     async for answer in call(request, context):
                         yield answer
-                except PageferryError as error:
-                    await refuse(context, error)
-                except (grpc.aio.AbortError, grpc.aio.BaseError):
-                    raise
+                except asyncio.CancelledError:
+                    if task not in self._told:
+                        raise  # the caller has gone
+                    task.uncancel()
+                    await self._end(context, method, ended, going_away())
                 except Exception as error:  # noqa: BLE001
-                    await self._bug(method, context, error)
+                    await self._end(context, method, ended, error)
 
         return translated
 
-    async def _bug(self, method: str, context: Context, error: Exception) -> None:
-        log.error("call_failed", method=method, exc_info=error)
-        await refuse(context, PageferryError(Reason.BUG, f"{type(error).__name__} in {method}"))
+    def _refuse_if_draining(self) -> None:
+        if self.draining:
+            raise going_away()
 
+    async def _end(self, context: Context, method: str, ended: list[str], error: Exception) -> None:
+        if isinstance(error, grpc.aio.AbortError):
+            raise error  # a status is on its way already
+        if not isinstance(error, PageferryError):
+            log.error("call_failed", method=method, exc_info=error)
+            error = PageferryError(Reason.BUG, f"{type(error).__name__} in {method}", "see the log")
+        ended[:] = [error.reason.name]
+        await refuse(context, error)
 
-class _Counted:
-    """Counts a call, and how long it took."""
-
-    def __init__(self, method: str) -> None:
-        self._method = method
-
-    def __enter__(self) -> None:
-        CALLS.labels(self._method).inc()
+    @contextmanager
+    def _counted(self, method: str) -> Iterator[list[str]]:
+        """What the call ended with goes into the list; it says OK if nothing does, CANCELLED if it was."""
+        ended = ["OK"]
+        began = time.monotonic()
+        self.open += 1
+        self._none_open.clear()
         CALLS_OPEN.inc()
-        self._began = time.monotonic()
-
-    def __exit__(self, *_: object) -> None:
-        CALLS_OPEN.dec()
-        CALL_SECONDS.labels(self._method).observe(time.monotonic() - self._began)
-
-
-class MethodPool:
-    """Reflection's descriptors, found by a method's name too: ghz asks for those, and protobuf's own pool
-    does not know them (ghz#419, grpc#34743)."""
-
-    def __init__(self) -> None:
-        self._pool: Any = descriptor_pool.Default()  # type: ignore[no-untyped-call]
-
-    def FindFileContainingSymbol(self, symbol: str) -> Any:
         try:
-            return self._pool.FindFileContainingSymbol(symbol)
-        except KeyError:
-            service, _, method = symbol.rpartition(".")
-            if method not in self._pool.FindServiceByName(service).methods_by_name:
-                raise
-            return self._pool.FindFileContainingSymbol(service)
+            yield ended
+        except BaseException:
+            ended[:] = [Reason.CANCELLED.name] if ended == ["OK"] else ended
+            raise
+        finally:
+            self.open -= 1
+            if self.open == 0:
+                self._none_open.set()
+            CALLS_OPEN.dec()
+            CALLS.labels(method, ended[0]).inc()
+            CALL_SECONDS.labels(method).observe(time.monotonic() - began)
 
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._pool, name)
+    @contextmanager
+    def _stoppable(self) -> Iterator[asyncio.Task[Any]]:
+        task = asyncio.current_task()
+        assert task is not None
+        self._streams.add(task)
+        try:
+            yield task
+        finally:
+            self._streams.discard(task)
+            self._told.discard(task)
+
+
+# --------------------------------------------------------------------------------------------------- the port
 
 
 class ControlPort:
@@ -138,39 +169,58 @@ class ControlPort:
         add: Callable[[grpc.aio.Server], None],
         names: Sequence[str],
         *,
+        serving: bool = True,
         grace_s: float = 5.0,
     ) -> None:
-        self._asked = address
+        """`serving`: what health says at first. `grace_s`: how long its end waits for calls in work."""
+        self.address = address  # with its port, once it is up
+        self._serving_at_first = serving
         self._grace_s = grace_s
-        self._health = health.aio.HealthServicer()
-        self._names = ("", *names)
-        self._server = grpc.aio.server(interceptors=(Translator(),), options=OPTIONS)
+        self._health = Health(names)
+        self._calls = Calls()
+        self._server = grpc.aio.server(
+            interceptors=(self._calls,), options=OPTIONS, maximum_concurrent_rpcs=STREAMS_MAX
+        )
         add(self._server)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
-        reflection.enable_server_reflection(
-            (*names, health.SERVICE_NAME, reflection.SERVICE_NAME), self._server, pool=cast(Any, MethodPool())
-        )
-        self.address = address
+        add_reflection(self._server, names)
 
     async def __aenter__(self) -> Self:
+        """PageferryError: it cannot listen there."""
+        try_listening(self.address)  # grpc says less of what is wrong, and takes a live unix socket away
         try:
-            port = self._server.add_insecure_port(str(self._asked))
+            with masked(OWNER_ONLY):
+                port = self._server.add_insecure_port(str(self.address))
         except RuntimeError as error:
             raise PageferryError(
-                Reason.GOING_AWAY, f"cannot listen on {self._asked}", "is it in use? name another"
+                Reason.GOING_AWAY, f"cannot listen on {self.address}", "choose another address"
             ) from error
-        if self._asked.path is None:
-            self.address = Address(self._asked.host, port)
+        if self.address.path is None:
+            self.address = Address(self.address.host, port)
         await self._server.start()
-        await self.serving(True)
+        await self.serving(self._serving_at_first)
         return self
 
     async def serving(self, now: bool) -> None:
         """What health says of every service here."""
-        status = health_pb2.HealthCheckResponse.SERVING if now else health_pb2.HealthCheckResponse.NOT_SERVING
-        for name in self._names:
-            await self._health.set(name, status)
+        SERVING.set(now)
+        await self._health.set(now)
+
+    @property
+    def open_calls(self) -> int:
+        """Calls of the port's own services, health and reflection aside."""
+        return self._calls.open
+
+    async def drain(self) -> None:
+        """NOT_SERVING, no new calls; streams end with GOING_AWAY, unary calls go on."""
+        await self.serving(False)
+        self._calls.drain()
 
     async def __aexit__(self, *_: object) -> None:
+        """Calls may end by themselves for a while, then streams are told to, then all are cut."""
         await self.serving(False)
-        await self._server.stop(self._grace_s)
+        if not await self._calls.wait_none_open(self._grace_s):
+            await self.drain()
+            await self._calls.wait_none_open(LAST_WORDS_S)
+        await self._health.end()
+        await self._server.stop(LAST_WORDS_S)
