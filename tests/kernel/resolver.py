@@ -17,11 +17,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
-PAGE_BYTES = 4096
+from tests.kernel.vmm import PAGE_BYTES, PATIENCE_S
+
 MAGIC = 0x50664D31
 FRAME = struct.Struct("=IIQQQ")
 ACCEPTED, DISCARD, DISCARDED, COMPLETE = 1, 2, 3, 4
-PATIENCE_S = 20.0
 
 UFFDIO_COPY = 0xC028AA03
 UFFD_EVENT_PAGEFAULT = 0x12

@@ -1,132 +1,21 @@
 # SPDX-License-Identifier: Apache-2.0
 """The shim, preloaded into a small VMM: what it hands over, what it guards, which VMMs it ends."""
 
-import ctypes
 import os
-import platform
 import re
-import shutil
 import subprocess
-import tempfile
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
 from pageferry.limits import SHIM_ACCEPT_MS
-from tests.kernel.resolver import (
-    ACCEPTED,
-    COMPLETE,
-    DISCARD,
-    DISCARDED,
-    PAGE_BYTES,
-    PATIENCE_S,
-    Frame,
-    Resolver,
-    listen,
-)
+from tests.kernel.resolver import ACCEPTED, COMPLETE, DISCARD, DISCARDED, Frame, Resolver, listen
+from tests.kernel.vmm import PAGE_BYTES, PAGES, Starter, Vmm
 
 ROOT = Path(__file__).resolve().parents[2]
-PAGES = 16
-USERFAULTFD = {"x86_64": 323, "aarch64": 282}
 NOBODY = 65534
-
-
-def new_userfaultfd() -> int:
-    libc = ctypes.CDLL(None, use_errno=True)
-    return int(libc.syscall(USERFAULTFD[platform.machine()], os.O_CLOEXEC | os.O_NONBLOCK))
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _right() -> None:
-    fd = new_userfaultfd()
-    if fd < 0:
-        pytest.skip("no userfaultfd right: run as root, or set vm.unprivileged_userfaultfd=1")
-    os.close(fd)
-
-
-@pytest.fixture(scope="module")
-def programs() -> Iterator[Path]:
-    """A folder with the shim and the small VMM that every user can read."""
-    make = ["make", "--silent", "--no-print-directory", "-C", "native", "shim"]
-    subprocess.run(make, cwd=ROOT, check=True)
-    with tempfile.TemporaryDirectory(prefix="pageferry-") as name:
-        folder = Path(name)
-        folder.chmod(0o755)
-        shutil.copy(ROOT / "native/build/pageferry-shim.so", folder / "shim.so")
-        source = Path(__file__).with_name("small_vmm.c")
-        flags = ["-std=gnu17", "-Wall", "-Wextra", "-Werror", "-D_GNU_SOURCE", "-O1"]
-        subprocess.run(["gcc", *flags, source, "-o", folder / "small_vmm"], check=True)
-        yield folder
-
-
-@pytest.fixture
-def ram() -> Iterator[Path]:
-    """A RAM file on tmpfs, all holes."""
-    path = Path(f"/dev/shm/pageferry-test-{os.getpid()}.ram")
-    path.touch()
-    os.truncate(path, PAGES * PAGE_BYTES)
-    yield path
-    path.unlink()
-
-
-class Vmm:
-    """The small VMM under the shim. `expect` reads what a step printed."""
-
-    def __init__(self, process: subprocess.Popen[str]) -> None:
-        self.process = process
-
-    def expect(self, line: str) -> None:
-        assert self.process.stdout is not None
-        assert self.process.stdout.readline().rstrip("\n") == line
-
-    def go_on(self) -> None:
-        assert self.process.stdin is not None
-        self.process.stdin.write("\n")
-        self.process.stdin.flush()
-
-    def end(self) -> tuple[int, str]:
-        """Exit status, and what it said on stderr."""
-        _, said = self.process.communicate(timeout=PATIENCE_S)
-        return self.process.returncode, said
-
-
-Starter = Callable[..., AbstractContextManager[Vmm]]
-
-
-@pytest.fixture
-def start(programs: Path, ram: Path, tmp_path: Path) -> Starter:
-    """Starts the VMM on the RAM file: start(*steps), start(memory=..., settings=...)."""
-
-    @contextmanager
-    def started(
-        *steps: str,
-        memory: tuple[str, ...] = (),
-        settings: dict[str, str] | None = None,
-        user: int | None = None,
-        pass_fds: tuple[int, ...] = (),
-    ) -> Iterator[Vmm]:
-        chosen = {"PAGEFERRY_SHIM_RAM": str(ram), "PAGEFERRY_SHIM_SOCKET": str(tmp_path / "uffd.sock")}
-        chosen |= settings or {}
-        given = {name: value for name, value in chosen.items() if value}
-        process = subprocess.Popen(
-            [programs / "small_vmm", *(memory or ("file", str(ram))), *steps],
-            env={"LD_PRELOAD": str(programs / "shim.so")} | given,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            user=user,
-            pass_fds=pass_fds,
-        )
-        try:
-            yield Vmm(process)
-        finally:
-            process.kill()
-            process.communicate()
-
-    return started
 
 
 @contextmanager
