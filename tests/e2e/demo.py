@@ -1,0 +1,273 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`make demo`: a real Linux guest resumes while its memory is still on another host.
+
+Boots a guest under QEMU, saves it, and restores it twice through `pageserver serve` and `faultclient run`,
+between two network namespaces joined by a 1 Gbit/s link. The first restore proves that the memory really is
+remote: the page server is stopped before the guest may run, and the guest stands still until it goes on. The
+second one is measured.
+
+What is claimed is shown by somebody else: the guest verifies every page it reads and counts its errors, the
+kernel counts bytes and blocks. Exit code 1, and the reason, on any failure. The last line is `demo: {...}`
+with the figures.
+
+    python -m tests.e2e.demo [--machine pc|microvm] [--smp N]       QEMU=... names another QEMU
+"""
+
+import argparse
+import json
+import signal
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import grpc
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from tests.support.console import ConsoleError, Heartbeat, missing_beats
+from tests.support.lazy import LazyRestore
+from tests.support.netns import HostPair, NamespaceError, host_pair
+from tests.support.processes import ProcessError
+from tests.support.qemu import Qemu, QemuError
+from tests.support.ramfile import run_folder
+from tests.support.shape import GuestShape, SavedGuest
+from tests.support.witness import reaches, same_namespace
+
+LINK_MBIT: Final = 1000
+STOPPED_S: Final = 3.0
+AFTER_S: Final = 5.0
+WIRE_OVERHEAD_MAX: Final = 1.1
+PAGES_PER_MIB: Final = 256
+POLL_S: Final = 0.05
+
+
+class DemoError(Exception):
+    """A promise did not hold."""
+
+
+def must(holds: bool, promise: str) -> None:
+    if not holds:
+        raise DemoError(promise)
+
+
+@dataclass
+class Figures:
+    """The closing line; the names are fixed."""
+
+    resumed_ms: float = 0.0  # from the start of QEMU to `cont` having returned
+    first_heartbeat_ms: float = 0.0  # from `cont` to the guest's first sign of life
+    faults: int = 0
+    bulk_pages: int = 0
+    fault_p50_us: float = 0.0
+    fault_p99_us: float = 0.0
+    bytes_fetched: int = 0
+    bytes_wire: int = 0
+    guest_errors: int = 0
+
+    def line(self) -> str:
+        rounded = {
+            name: round(value, 1) if isinstance(value, float) else value for name, value in vars(self).items()
+        }
+        return f"demo: {json.dumps(rounded)}"
+
+
+class Show:
+    """Live progress on a terminal; elsewhere a line a step."""
+
+    def __init__(self) -> None:
+        self.console = Console(stderr=False)
+
+    def step(self, text: str) -> None:
+        self.console.print(f"[bold]{text}[/bold]" if self.console.is_terminal else text, highlight=False)
+
+    @contextmanager
+    def pages(self, total: int) -> Iterator[tuple[Progress, TaskID]]:
+        columns = (
+            TextColumn("  {task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("pages, {task.fields[faults]} faults, heartbeat {task.fields[beat]}"),
+            TimeElapsedColumn(),
+        )
+        with Progress(*columns, console=self.console) as progress:
+            yield progress, progress.add_task("arriving", total=total, faults=0, beat="-")
+
+
+def save_guest(shape: GuestShape, folder: Path) -> SavedGuest:
+    """Boots, beats, is saved. The image gets a folder of its own, which the destination will not see."""
+    images = folder / "images"
+    images.mkdir()
+    with Qemu(shape, folder / "source.ram", folder / "source") as source:
+        source.console.wait_beats(25)
+        saved = source.save(images / "guest.image")
+        must(source.console.beats[-1].errors == 0, "the guest found errors before it was saved")
+    (folder / "source.ram").unlink()
+    return saved
+
+
+def prove_remote(saved: SavedGuest, hosts: HostPair, folder: Path) -> None:
+    """Without its page server the guest does not run; with it, it does."""
+    with LazyRestore(saved, hosts, folder) as restore:
+        must(not reaches(restore.guest.pid, saved.image), "the destination's QEMU can open the image")
+        must(not reaches(restore.client.pid, saved.image), "the fault client can open the image")
+        for kind in ("net", "mnt"):
+            alike = same_namespace(restore.guest.pid, restore.server.pid, kind)
+            must(not alike, f"source and destination share a {kind} namespace")
+        restore.guest.load(saved.state)
+        restore.server.kick(signal.SIGSTOP)
+        try:
+            restore.guest.resume()
+            time.sleep(STOPPED_S)
+            must(not restore.guest.console.beats, "the guest ran although its page server was stopped")
+        finally:
+            restore.server.kick(signal.SIGCONT)
+        (beat,) = restore.guest.console.wait_beats(1)[:1]
+        must(beat.errors == 0, "the guest found errors after its page server went on")
+
+
+def watch(restore: LazyRestore, show: Show) -> None:
+    """Shows pages arriving until the fault client has ended."""
+    session = restore.session()
+    with show.pages(session.pages_total) as (progress, task):
+        while restore.client.running:
+            try:
+                session = restore.session()
+            except (grpc.RpcError, ProcessError):  # between two looks it may have ended: outcome() tells
+                break
+            beats = restore.guest.console.beats
+            progress.update(
+                task,
+                completed=session.pages_settled,
+                faults=session.faults,
+                beat=str(beats[-1].number) if beats else "-",
+            )
+            time.sleep(POLL_S)
+        progress.update(task, completed=session.pages_total)
+
+
+def restore_measured(saved: SavedGuest, hosts: HostPair, folder: Path, show: Show) -> Figures:
+    figures = Figures()
+    with LazyRestore(saved, hosts, folder) as restore:
+        guest = restore.guest
+        must(restore.blocks_at_start == 0, "the RAM file held blocks when the VMM was started")
+        guest.load(saved.state)
+        called_ns = time.monotonic_ns()
+        guest.resume()
+        figures.resumed_ms = (time.monotonic_ns() - restore.started_ns) / 1e6
+        guest.say("epoch\n")
+        watch(restore, show)
+        outcome = restore.client.outcome()
+        figures.bytes_wire = restore.received_bytes() - restore.received_before
+        must(outcome["asks_outstanding"] == 0, "pages were asked and never answered")
+        restore.server.close()  # killed: nothing may depend on it any more
+        show.step(f"  page server killed; the guest goes on verifying for {AFTER_S:g} s")
+        last = verify_after(guest, guest.console.beats[-1])
+        figures.first_heartbeat_ms = (guest.console.beats[0].arrived_ns - called_ns) / 1e6
+        figures.guest_errors = last.errors
+        must(
+            last.errors == 0, f"the guest found {last.errors} errors:\n" + "\n".join(guest.console.errors[:8])
+        )
+        missed = missing_beats(guest.console.beats, after=saved.last_beat)
+        must(not missed, f"heartbeats are missing: {missed[:5]}")
+        half = saved.shape.memory_mib * PAGES_PER_MIB // 2
+        must(
+            last.distinct >= half,
+            f"the guest has verified {last.distinct} pages, which is not half of its RAM",
+        )
+    figures.faults = outcome["faults_total"]
+    figures.bulk_pages = outcome["bulk_pages_total"]
+    figures.bytes_fetched = outcome["fetched_bytes_total"]
+    figures.fault_p50_us = outcome["fault_p50_us"]
+    figures.fault_p99_us = outcome["fault_p99_us"]
+    judge(figures)
+    return figures
+
+
+def verify_after(guest: Qemu, before: Heartbeat) -> Heartbeat:
+    """The guest goes on by itself, and looks at its pages again."""
+    until_ns = time.monotonic_ns() + int(AFTER_S * 1e9)
+    last = guest.console.wait_beat(
+        lambda beat: beat.arrived_ns >= until_ns, "heartbeats without a page server"
+    )
+    must(last.verified > before.verified, "the guest verified nothing after the page server's end")
+    return last
+
+
+def judge(figures: Figures) -> None:
+    must(figures.faults > 0, "there was no fault: the memory was not remote")
+    must(figures.bulk_pages > 0, "no page came in bulk")
+    fetched, wire = figures.bytes_fetched, figures.bytes_wire
+    must(
+        fetched <= wire <= WIRE_OVERHEAD_MAX * fetched,
+        f"{fetched} bytes of pages were fetched, but the kernel counted {wire} bytes in",
+    )
+
+
+def as_table(figures: Figures, saved: SavedGuest) -> Table:
+    table = Table("what", "figure", title="lazy restore", title_justify="left")
+    shape = saved.shape
+    table.add_row(
+        "guest", f"{shape.qemu_machine}, {shape.smp} vCPU, {shape.memory_mib} MiB, QEMU {saved.qemu_version}"
+    )
+    table.add_row("link", f"{LINK_MBIT} Mbit/s")
+    table.add_row("QEMU's start to running guest", f"{figures.resumed_ms:.0f} ms")
+    table.add_row("then to its first heartbeat", f"{figures.first_heartbeat_ms:.0f} ms")
+    table.add_row("page faults", f"{figures.faults}")
+    table.add_row(
+        "of those fetched: p50, p99", f"{figures.fault_p50_us:.0f} us, {figures.fault_p99_us:.0f} us"
+    )
+    table.add_row("pages in bulk", f"{figures.bulk_pages}")
+    table.add_row("page bytes fetched", f"{figures.bytes_fetched:,}")
+    table.add_row("bytes in, by the kernel", f"{figures.bytes_wire:,}")
+    table.add_row("errors that the guest found", f"{figures.guest_errors}")
+    return table
+
+
+def demo(shape: GuestShape) -> Figures:
+    show = Show()
+    with run_folder() as folder:
+        show.step(f"1  booting a guest ({shape.qemu_machine}, {shape.smp} vCPU) and saving it")
+        saved = save_guest(shape, folder)
+        with host_pair(hide=[saved.image.parent], rate_mbit=LINK_MBIT) as hosts:
+            show.step(
+                f"2  restoring it with its page server stopped: it must stand still for {STOPPED_S:g} s"
+            )
+            prove_remote(saved, hosts, folder / "proof")
+            show.step("3  restoring it")
+            figures = restore_measured(saved, hosts, folder / "restore", show)
+        show.console.print(as_table(figures, saved))
+    return figures
+
+
+def arguments() -> GuestShape:
+    parser = argparse.ArgumentParser(description="A real guest resumes before its memory has arrived.")
+    parser.add_argument(
+        "--machine", default="pc", help="pc, microvm, or a versioned machine type (default: pc)"
+    )
+    parser.add_argument("--smp", type=int, default=1, help="vCPUs; microvm has one (default: 1)")
+    given = parser.parse_args()
+    try:
+        return GuestShape(machine=given.machine, smp=given.smp)
+    except ValueError as error:
+        parser.error(str(error))
+
+
+def main() -> int:
+    shape = arguments()
+    try:
+        figures = demo(shape)
+    except (DemoError, QemuError, ConsoleError, ProcessError, NamespaceError, AssertionError) as error:
+        notes = "\n".join(getattr(error, "__notes__", []))
+        print(f"demo failed: {error}\n{notes}", file=sys.stderr)
+        return 1
+    print(figures.line())
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
