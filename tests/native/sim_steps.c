@@ -1,165 +1,29 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * The steps of sim_steps.h. Whatever the engine is told is checked against the reference at once, when nothing stood
- * in its way. A step may be left in the middle of an engine call, when the worker is killed there: what the world
- * notes is noted before the call, or read off the table after it.
+ * The steps of sim_steps.h. A step may be left in the middle of an engine call, when the worker is killed there: what
+ * the world notes is noted before the call, or read off the table after it.
  */
 #include "sim_steps.h"
 
-#include <string.h>
-
-uint64_t steps_content(uint64_t page, uint64_t version)
-{
-    uint64_t state = page * UINT64_C(0x100000001b3) ^ version << 17, token = sim_random(&state);
-
-    return token % 4 == 0 ? 0 : token;
-}
+#include "sim_told.h"
 
 static uint64_t below(struct world *world, uint64_t limit)
 {
     return sim_below(&world->random, limit);
 }
 
-static struct model_world model_of(const struct world *world)
-{
-    return (struct model_world){
-        .armed = world_armed(world),
-        .private_memory = world->private_memory,
-        .frozen_version = world->engine.frozen_version,
-    };
-}
-
-/* Whether something stood in the way of an engine call, or another was made inside it. */
-struct calm {
-    uint64_t troubles, reads;
-};
-
-static struct calm calm_before(const struct world *world)
-{
-    return (struct calm){.troubles = world->sim.troubles, .reads = world->sim.calls[SIM_READ]};
-}
-
-static bool was_calm(const struct world *world, const struct calm *before, uint64_t own_reads)
-{
-    return world->sim.troubles == before->troubles && world->sim.calls[SIM_READ] == before->reads + own_reads;
-}
-
-/* A cell was entered, and left as the reference says; the table must say so too. What raises an alarm is no legal one. */
-static void entered_as(struct world *world, uint64_t page, uint64_t word, enum page_event event, uint64_t next,
-                       bool legal)
-{
-    bool armed = world_armed(world);
-    struct page_step step = page_step(page_state(word), event, armed);
-
-    world->cells[page_state(word)][event][armed]++;
-    if (step.next != page_state(next))
-        world_failed(world, page, "the table names another next state");
-    if ((step.action != PAGE_ACTION_ILLEGAL) != legal)
-        world_failed(world, page, "the table and the reference do not agree on what can be");
-}
-
-static void entered(struct world *world, uint64_t page, uint64_t word, enum page_event event, uint64_t next)
-{
-    entered_as(world, page, word, event, next, true);
-}
-
-static void check_word(struct world *world, uint64_t page, uint64_t must_be)
-{
-    if (table_word(&world->table, page) != must_be)
-        world_failed(world, page, "the step left another word than it must");
-}
-
-/* ------------------------------------------------------------------------------------------------------------ news */
-
-void steps_note_lost(struct world *world, uint64_t page)
-{
-    struct world_page *facts = &world->pages[page];
-
-    if (page_state(table_word(&world->table, page)) != PAGE_POISONED || facts->lost)
-        return;
-    facts->lost = true;
-    facts->lost_mapped = world->sim.pages[page].pte == SIM_PTE_MAPPED; /* nothing of ours can take that away */
-    if (facts->lost_mapped && !world->private_memory && !world->crashes && world->sim.full_permille == 0)
-        world_failed(world, page, "poisoned, and still mapped");
-}
-
-struct told {
-    uint64_t first, count, version;
-    enum engine_kind kind;
-    uint64_t taken, dropped, stale;
-    struct model_outcome outcomes[WORLD_PAGES];
-};
-
-static const enum page_event events[] = {
-    [ENGINE_DATA] = PAGE_EVENT_DATA,
-    [ENGINE_ZEROS] = PAGE_EVENT_ZEROS,
-    [ENGINE_POISON] = PAGE_EVENT_LOST,
-    [ENGINE_FLOOR] = PAGE_EVENT_FLOOR,
-};
-
-static void foretell(struct world *world, struct told *told)
-{
-    struct model_world model = model_of(world);
-
-    world->alarm_expected = false;
-    for (uint64_t i = 0; i < told->count; i++) {
-        uint64_t word = table_word(&world->table, told->first + i);
-        told->outcomes[i] = model_news(&model, word, told->kind, told->version);
-        told->taken += told->outcomes[i].class == MODEL_TAKEN;
-        told->dropped += told->outcomes[i].class == MODEL_DROPPED;
-        told->stale += told->outcomes[i].class == MODEL_STALE;
-        if (told->outcomes[i].class == MODEL_ALARM && told->kind != ENGINE_FLOOR)
-            told->stale++; /* a version above all is refused, too */
-        world->alarm_expected |= told->outcomes[i].class == MODEL_ALARM;
-    }
-}
-
-static void tell(struct world *world, enum engine_kind kind, uint64_t first, uint64_t count, uint64_t version)
-{
-    struct engine_news news = {.kind = kind, .first_page = first, .page_count = count, .version = version};
-    struct told told = {.first = first, .count = count, .version = version, .kind = kind};
-    struct calm before = calm_before(world);
-    uint64_t dropped = stats_get(&world->stats, STATS_dropped_pages_total);
-    uint64_t stale = stats_get(&world->stats, STATS_stale_dropped_pages_total), words[WORLD_PAGES], taken;
-
-    foretell(world, &told);
-    for (uint64_t i = 0; i < count; i++) {
-        words[i] = table_word(&world->table, first + i);
-        sim_stamp(world->bytes + i * PAGE_BYTES, steps_content(first + i, version));
-        if (page_state(words[i]) == PAGE_WANTED)
-            world->pages[first + i].again = true; /* unless it is taken now, it must be asked again */
-    }
-    news.bytes = kind == ENGINE_DATA ? world->bytes : NULL;
-    world->alarm_seen = false;
-    taken = engine_news(&world->engine, &news, world->now_ns);
-    if (was_calm(world, &before, 0) && !world->dead) {
-        if (taken != told.taken || stats_get(&world->stats, STATS_dropped_pages_total) - dropped != told.dropped ||
-            stats_get(&world->stats, STATS_stale_dropped_pages_total) - stale != told.stale)
-            world_failed(world, first, "news is taken, dropped or refused that must not be");
-        if (world->alarm_seen != world->alarm_expected)
-            world_failed(world, first, "an alarm is missing");
-        for (uint64_t i = 0; i < count; i++) {
-            check_word(world, first + i, told.outcomes[i].word);
-            if (told.outcomes[i].cell)
-                entered_as(world, first + i, words[i], events[kind], told.outcomes[i].word,
-                           told.outcomes[i].class != MODEL_ALARM);
-        }
-    }
-    for (uint64_t i = 0; i < count; i++)
-        steps_note_lost(world, first + i);
-    for (uint64_t i = 0; i < count; i++) /* asked in the middle of it, and then its bytes could not be kept either */
-        if (page_state(words[i]) == PAGE_MISSING && page_state(table_word(&world->table, first + i)) == PAGE_WANTED)
-            world->pages[first + i].again = true;
-    world->alarm_expected = false;
-}
-
 static uint64_t version_for(const struct world *world, uint64_t page, enum world_lie lie)
 {
     const struct world_page *facts = &world->pages[page];
+    uint64_t version = facts->version;
 
-    return lie == LIE_STALE ? facts->version_before
-           : lie == LIE_ABOVE ? world->round + 1 + page % 3
-                              : facts->version;
+    if (lie == LIE_STALE)
+        version = facts->version_before;
+    else if (lie == LIE_OTHER)
+        version = world->round;
+    else if (lie == LIE_ABOVE)
+        version = world->round + 1 + page % 3;
+    return version;
 }
 
 /* What the server says of these pages: runs of one kind and version each. An answer that was under way when a page
@@ -173,7 +37,7 @@ static void tell_pages(struct world *world, uint64_t first, uint64_t count, enum
         uint64_t version = version_for(world, page, lie), pages = 0;
         enum engine_kind kind = 0;
         while (page + pages < end && version_for(world, page + pages, lie) == version) {
-            bool zero = steps_content(page + pages, version) == 0 && !zeros_as_bytes;
+            bool zero = told_content(page + pages, version) == 0 && !zeros_as_bytes;
             enum engine_kind next = world->pages[page + pages].server_lost && !before_loss ? ENGINE_POISON
                                     : zero ? ENGINE_ZEROS
                                            : ENGINE_DATA;
@@ -182,7 +46,7 @@ static void tell_pages(struct world *world, uint64_t first, uint64_t count, enum
             kind = next;
             pages++;
         }
-        tell(world, kind, page, pages, version);
+        told_news(world, kind, page, pages, version);
         page += pages;
     }
 }
@@ -217,7 +81,7 @@ void steps_server_asked(struct world *world, uint64_t page)
     if (dice < 8)
         answer.later = true;
     else if (dice < 12 && may_lie(world, page))
-        answer.lie = LIE_STALE;
+        answer.lie = dice % 2 == 0 ? LIE_STALE : LIE_OTHER;
     else if (dice < 13 && may_lie(world, page))
         answer.lie = LIE_ABOVE;
     else if (dice < 20)
@@ -225,7 +89,7 @@ void steps_server_asked(struct world *world, uint64_t page)
     post(world, &answer);
     if (dice >= 20 && dice < 25)
         post(world, &answer); /* twice */
-    if (answer.lie == LIE_ABOVE || answer.lie == LIE_STALE) {
+    if (answer.lie != LIE_NONE) {
         answer.lie = LIE_NONE; /* and the truth after it, perhaps before it is asked again */
         answer.due_ns += below(world, 100) * 1000000;
         post(world, &answer);
@@ -304,7 +168,7 @@ static void lose_page(struct world *world)
         return;
     world->pages[page].server_lost = true;
     if (below(world, 2) == 0)
-        tell(world, ENGINE_POISON, page, 1, world->pages[page].version);
+        told_news(world, ENGINE_POISON, page, 1, world->pages[page].version);
 }
 
 /* ---------------------------------------------------------------------------------------------------- before arming */
@@ -323,7 +187,7 @@ static void change_source(struct world *world)
         world->pages[page].version_before = world->pages[page].version;
         world->pages[page].version = world->round;
         if (below(world, 2) == 0)
-            tell(world, ENGINE_FLOOR, page, 1, world->round);
+            told_news(world, ENGINE_FLOOR, page, 1, world->round);
     }
 }
 
@@ -335,7 +199,7 @@ static void precopy(struct world *world)
     if (dice == 0)
         tell_pages(world, first, count, LIE_STALE); /* a late answer */
     else if (dice == 1)
-        tell(world, ENGINE_FLOOR, first, 1, world->pages[first].version);
+        told_news(world, ENGINE_FLOOR, first, 1, world->pages[first].version);
     else
         tell_pages(world, first, count, LIE_NONE);
 }
@@ -349,9 +213,9 @@ static void arm(struct world *world)
                world->sim.removals[i].stage == SIM_REMOVAL_COMPLETED)
             sim_removal_step(&world->sim, i);
     for (uint64_t page = 0; world->live && page < WORLD_PAGES; page++)
-        tell(world, ENGINE_FLOOR, page, 1, world->pages[page].version);
+        told_news(world, ENGINE_FLOOR, page, 1, world->pages[page].version);
     for (uint64_t page = 0; page < WORLD_PAGES; page++) {
-        world->pages[page].expected = steps_content(page, world->pages[page].version);
+        world->pages[page].expected = told_content(page, world->pages[page].version);
         world->pages[page].drops = 0;
     }
     for (uint32_t i = 0; i < SIM_REMOVALS; i++) /* but may have announced something */
@@ -478,27 +342,6 @@ static void report_discard(struct world *world)
     world->drops[i] = drop;
 }
 
-static void tell_removed(struct world *world, uint64_t first, uint64_t count)
-{
-    struct model_world model = model_of(world);
-    struct calm before = calm_before(world);
-    uint64_t words[WORLD_PAGES], poison_calls = world->sim.calls[SIM_POISON], poisoned = 0;
-
-    for (uint64_t i = 0; i < count; i++)
-        words[i] = table_word(&world->table, first + i);
-    engine_removed(&world->engine, first, count);
-    if (!was_calm(world, &before, 0))
-        return;
-    for (uint64_t i = 0; i < count; i++) {
-        uint64_t next = model_removed(&model, words[i]);
-        check_word(world, first + i, next);
-        entered(world, first + i, words[i], PAGE_EVENT_REMOVED, next);
-        poisoned += model.armed && page_state(words[i]) == PAGE_POISONED;
-    }
-    if (world->sim.calls[SIM_POISON] - poison_calls != poisoned)
-        world_failed(world, first, "a poisoned page that is removed is poisoned again");
-}
-
 static void discard_goes_on(struct world *world, uint32_t index)
 {
     struct world_drop *drop = &world->drops[index];
@@ -507,7 +350,7 @@ static void discard_goes_on(struct world *world, uint32_t index)
     if (!drop->used)
         return;
     if (!drop->reported) {
-        tell_removed(world, drop->first_page, drop->page_count);
+        told_removed(world, drop->first_page, drop->page_count);
         drop->reported = true;
     } else if (below(world, 2) == 0 || world->healing) {
         for (uint64_t page = drop->first_page; page < drop->first_page + drop->page_count; page++) {
@@ -543,7 +386,7 @@ static void vmm(struct world *world)
     } else if (dice < 2) {
         madvise_something(world, false);
     } else if (!world_armed(world)) {
-        tell_removed(world, page, 1); /* changes nothing, and nothing is dropped */
+        told_removed(world, page, 1); /* changes nothing, and nothing is dropped */
     } else if (dice < 5) {
         report_discard(world);
     } else if (dice < 6) {
@@ -552,72 +395,6 @@ static void vmm(struct world *world)
         sim_drop_mapping(&world->sim, page);
     } else if (page_state(table_word(&world->table, page)) == PAGE_OWNED) {
         sim_map_silently(&world->sim, page);
-    }
-}
-
-/* ---------------------------------------------------------------------------------------------------- engine's turns */
-
-/* The reference goes through the batch as the engine must: removals first. */
-static void foretell_batch(struct world *world, uint64_t *words, uint64_t *poisoned)
-{
-    struct model_world model = model_of(world);
-    const struct kernel_event *batch = world->sim.newest_batch;
-    uint64_t page, first, count;
-
-    for (int i = 0; i < world->sim.newest_batch_count; i++) {
-        uint64_t start = batch[i].start;
-        if (batch[i].kind != KERNEL_EVENT_REMOVE || !world->private_memory)
-            continue;
-        while ((count = regions_pages(&world->regions, &start, batch[i].end, &first)) > 0)
-            for (page = first; page < first + count; page++) {
-                uint64_t next = model_removed(&model, words[page]);
-                *poisoned += model.armed && page_state(words[page]) == PAGE_POISONED;
-                entered(world, page, words[page], PAGE_EVENT_REMOVED, next);
-                words[page] = next;
-            }
-    }
-    for (int i = 0; i < world->sim.newest_batch_count; i++)
-        if (batch[i].kind == KERNEL_EVENT_FAULT && regions_page(&world->regions, batch[i].start, &page)) {
-            uint64_t next = model_fault(&model, words[page]);
-            *poisoned += model.armed && page_state(words[page]) == PAGE_POISONED;
-            entered(world, page, words[page], PAGE_EVENT_FAULT, next);
-            words[page] = next;
-        }
-}
-
-static void turn(struct world *world)
-{
-    struct calm before = calm_before(world);
-    uint64_t words[WORLD_PAGES], poison_calls = world->sim.calls[SIM_POISON], poisoned = 0;
-
-    for (uint64_t page = 0; page < WORLD_PAGES; page++)
-        words[page] = table_word(&world->table, page);
-    engine_turn(&world->engine, world->now_ns);
-    if (!was_calm(world, &before, 1))
-        return;
-    foretell_batch(world, words, &poisoned);
-    for (uint64_t page = 0; page < WORLD_PAGES; page++)
-        check_word(world, page, words[page]);
-    if (world->sim.calls[SIM_POISON] - poison_calls != poisoned)
-        world_failed(world, WORLD_PAGES, "a poisoned page is marked again, each time");
-}
-
-static void sweep(struct world *world, uint64_t first, uint64_t count)
-{
-    struct model_world model = model_of(world);
-    struct calm before = calm_before(world);
-    uint64_t words[WORLD_PAGES];
-
-    for (uint64_t page = 0; page < WORLD_PAGES; page++)
-        words[page] = table_word(&world->table, page);
-    engine_sweep(&world->engine, first, count);
-    if (!was_calm(world, &before, 0))
-        return;
-    for (uint64_t page = 0; page < WORLD_PAGES; page++) {
-        uint64_t next = page - first < count ? model_swept(&model, words[page]) : words[page];
-        check_word(world, page, next);
-        if (page - first < count && page_state(words[page]) == PAGE_CACHED && model.armed)
-            entered(world, page, words[page], PAGE_EVENT_SWEEP, next);
     }
 }
 
@@ -650,7 +427,7 @@ static void step_unarmed(struct world *world)
     else if (dice < 60)
         run_thread(world, (uint32_t)below(world, SIM_THREADS), true);
     else if (dice < 75)
-        turn(world);
+        told_turn(world);
     else if (dice < 80)
         vmm(world);
     else if (dice < 86)
@@ -676,7 +453,7 @@ static void step_armed(struct world *world)
     if (dice < 360)
         run_thread(world, (uint32_t)below(world, SIM_THREADS), true);
     else if (dice < 520)
-        turn(world);
+        told_turn(world);
     else if (dice < 600)
         engine_tick(&world->engine, world->now_ns);
     else if (dice < 760)
@@ -690,13 +467,13 @@ static void step_armed(struct world *world)
     else if (dice < 960)
         discard_goes_on(world, (uint32_t)below(world, WORLD_DROPS));
     else if (dice < 965)
-        sweep(world, below(world, WORLD_PAGES), 1 + below(world, 24));
+        told_sweep(world, below(world, WORLD_PAGES), 1 + below(world, 24));
     else if (dice < 985)
         trouble(world);
     else if (dice < 989)
         lose_page(world);
     else if (dice < 990)
-        tell(world, ENGINE_FLOOR, below(world, WORLD_PAGES), 1, world->round); /* cannot be: an alarm */
+        told_news(world, ENGINE_FLOOR, below(world, WORLD_PAGES), 1, world->round); /* cannot be: an alarm */
     else if (dice < 993)
         lose_link(world, true); /* a batch with a wrong digest, too: all is asked again, nothing is down */
     else
@@ -723,7 +500,7 @@ void steps_heal(struct world *world)
             deliver(world, &world->answers[i]);
         }
     while (sim_unread(&world->sim) > 0)
-        turn(world);
+        told_turn(world);
     engine_tick(&world->engine, world->now_ns);
     for (uint32_t i = 0; i < SIM_REMOVALS; i++)
         removal_goes_on(world, i);
@@ -734,5 +511,5 @@ void steps_heal(struct world *world)
     for (uint64_t page = 0; page < WORLD_PAGES; page++)
         if (page_state(table_word(&world->table, page)) == PAGE_MISSING)
             tell_pages(world, page, 1, LIE_NONE);
-    sweep(world, 0, WORLD_PAGES);
+    told_sweep(world, 0, WORLD_PAGES);
 }

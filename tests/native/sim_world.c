@@ -7,6 +7,7 @@
 #include <string.h>
 
 #include "sim_steps.h"
+#include "sim_told.h"
 
 /* Pages and addresses in different orders, with a gap, and two regions that touch. */
 static const struct region layout[] = {
@@ -200,7 +201,7 @@ static void check_movement(struct world *world, uint64_t page, uint64_t before, 
         world_failed(world, page, "WANTED or OWNED before arming");
     if (is == PAGE_POISONED && !facts->server_lost)
         world_failed(world, page, "poisoned, and the server has it");
-    steps_note_lost(world, page);
+    told_note_lost(world, page);
     if (page_held(after))
         world_failed(world, page, "held back");
     if (facts->asked && is != PAGE_WANTED) {
@@ -228,7 +229,7 @@ static void check_content(struct world *world, uint64_t page)
     case PAGE_CACHED:
         if (memory->pte != SIM_PTE_NONE)
             world_failed(world, page, "CACHED, and mapped");
-        if (memory->present && memory->token != steps_content(page, page_version(word)))
+        if (memory->present && memory->token != told_content(page, page_version(word)))
             world_failed(world, page, "CACHED, and these are not its bytes");
         if (!memory->present && (!world_armed(world) || facts->expected != 0))
             world_failed(world, page, "CACHED, and nothing is there");
@@ -238,7 +239,7 @@ static void check_content(struct world *world, uint64_t page)
             world_failed(world, page, "ZERO, and something is there");
         if (memory->present) /* by a worker before this one, and the guest has written there since */
             break;
-        if (world_armed(world) ? facts->expected != 0 && facts->drops == 0 : steps_content(page, page_version(word)) != 0)
+        if (world_armed(world) ? facts->expected != 0 && facts->drops == 0 : told_content(page, page_version(word)) != 0)
             world_failed(world, page, "ZERO, and it is none");
         break;
     case PAGE_OWNED:

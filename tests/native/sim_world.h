@@ -29,7 +29,7 @@ struct world_page {
     bool asked, again;                /* an ask is out; it may be made again */
 };
 
-enum world_lie { LIE_NONE = 0, LIE_STALE, LIE_ABOVE };
+enum world_lie { LIE_NONE = 0, LIE_STALE, LIE_OTHER, LIE_ABOVE }; /* OTHER: a version that another page has */
 
 struct world_answer {
     bool used, urgent, later; /* later: the server cannot read the page now */

@@ -1,0 +1,232 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* Calls of the engine, held against the reference: see sim_told.h. */
+#include "sim_told.h"
+
+uint64_t told_content(uint64_t page, uint64_t version)
+{
+    uint64_t state = page * UINT64_C(0x100000001b3) ^ version << 17, token = sim_random(&state);
+
+    return token % 4 == 0 ? 0 : token;
+}
+
+static struct model_world model_of(const struct world *world)
+{
+    return (struct model_world){
+        .armed = world_armed(world),
+        .private_memory = world->private_memory,
+        .frozen_version = world->engine.frozen_version,
+    };
+}
+
+/* Whether something stood in the way of an engine call, or another was made inside it. */
+struct calm {
+    uint64_t troubles, reads;
+};
+
+static struct calm calm_before(const struct world *world)
+{
+    return (struct calm){.troubles = world->sim.troubles, .reads = world->sim.calls[SIM_READ]};
+}
+
+static bool was_calm(const struct world *world, const struct calm *before, uint64_t own_reads)
+{
+    return world->sim.troubles == before->troubles && world->sim.calls[SIM_READ] == before->reads + own_reads;
+}
+
+/* A cell was entered, and left as the reference says; the table must say so too. What raises an alarm is no legal one. */
+static void entered_as(struct world *world, uint64_t page, uint64_t word, enum page_event event, uint64_t next,
+                       bool legal)
+{
+    bool armed = world_armed(world);
+    struct page_step step = page_step(page_state(word), event, armed);
+
+    world->cells[page_state(word)][event][armed]++;
+    if (step.next != page_state(next))
+        world_failed(world, page, "the table names another next state");
+    if ((step.action != PAGE_ACTION_ILLEGAL) != legal)
+        world_failed(world, page, "the table and the reference do not agree on what can be");
+}
+
+static void entered(struct world *world, uint64_t page, uint64_t word, enum page_event event, uint64_t next)
+{
+    entered_as(world, page, word, event, next, true);
+}
+
+static void check_word(struct world *world, uint64_t page, uint64_t must_be)
+{
+    if (table_word(&world->table, page) != must_be)
+        world_failed(world, page, "the step left another word than it must");
+}
+
+/* ------------------------------------------------------------------------------------------------------------ news */
+
+void told_note_lost(struct world *world, uint64_t page)
+{
+    struct world_page *facts = &world->pages[page];
+
+    if (page_state(table_word(&world->table, page)) != PAGE_POISONED || facts->lost)
+        return;
+    facts->lost = true;
+    facts->lost_mapped = world->sim.pages[page].pte == SIM_PTE_MAPPED; /* nothing of ours can take that away */
+    if (facts->lost_mapped && !world->private_memory && !world->crashes && world->sim.full_permille == 0)
+        world_failed(world, page, "poisoned, and still mapped");
+}
+
+struct told {
+    uint64_t first, count, version;
+    enum engine_kind kind;
+    uint64_t taken, dropped, stale;
+    struct model_outcome outcomes[WORLD_PAGES];
+};
+
+static const enum page_event events[] = {
+    [ENGINE_DATA] = PAGE_EVENT_DATA,
+    [ENGINE_ZEROS] = PAGE_EVENT_ZEROS,
+    [ENGINE_POISON] = PAGE_EVENT_LOST,
+    [ENGINE_FLOOR] = PAGE_EVENT_FLOOR,
+};
+
+static void foretell(struct world *world, struct told *told)
+{
+    struct model_world model = model_of(world);
+
+    world->alarm_expected = false;
+    for (uint64_t i = 0; i < told->count; i++) {
+        uint64_t word = table_word(&world->table, told->first + i);
+        told->outcomes[i] = model_news(&model, word, told->kind, told->version);
+        told->taken += told->outcomes[i].class == MODEL_TAKEN;
+        told->dropped += told->outcomes[i].class == MODEL_DROPPED;
+        told->stale += told->outcomes[i].class == MODEL_STALE;
+        if (told->outcomes[i].class == MODEL_ALARM && told->kind != ENGINE_FLOOR)
+            told->stale++; /* a version above all is refused, too */
+        world->alarm_expected |= told->outcomes[i].class == MODEL_ALARM;
+    }
+}
+
+void told_news(struct world *world, enum engine_kind kind, uint64_t first, uint64_t count, uint64_t version)
+{
+    struct engine_news news = {.kind = kind, .first_page = first, .page_count = count, .version = version};
+    struct told told = {.first = first, .count = count, .version = version, .kind = kind};
+    struct calm before = calm_before(world);
+    uint64_t dropped = stats_get(&world->stats, STATS_dropped_pages_total);
+    uint64_t stale = stats_get(&world->stats, STATS_stale_dropped_pages_total), words[WORLD_PAGES], taken;
+
+    foretell(world, &told);
+    for (uint64_t i = 0; i < count; i++) {
+        words[i] = table_word(&world->table, first + i);
+        sim_stamp(world->bytes + i * PAGE_BYTES, told_content(first + i, version));
+        if (page_state(words[i]) == PAGE_WANTED)
+            world->pages[first + i].again = true; /* unless it is taken now, it must be asked again */
+    }
+    news.bytes = kind == ENGINE_DATA ? world->bytes : NULL;
+    world->alarm_seen = false;
+    taken = engine_news(&world->engine, &news, world->now_ns);
+    if (was_calm(world, &before, 0) && !world->dead) {
+        if (taken != told.taken || stats_get(&world->stats, STATS_dropped_pages_total) - dropped != told.dropped ||
+            stats_get(&world->stats, STATS_stale_dropped_pages_total) - stale != told.stale)
+            world_failed(world, first, "news is taken, dropped or refused that must not be");
+        if (world->alarm_seen != world->alarm_expected)
+            world_failed(world, first, "an alarm is missing");
+        for (uint64_t i = 0; i < count; i++) {
+            check_word(world, first + i, told.outcomes[i].word);
+            if (told.outcomes[i].cell)
+                entered_as(world, first + i, words[i], events[kind], told.outcomes[i].word,
+                           told.outcomes[i].class != MODEL_ALARM);
+        }
+    }
+    for (uint64_t i = 0; i < count; i++)
+        told_note_lost(world, first + i);
+    for (uint64_t i = 0; i < count; i++) /* asked in the middle of it, and then its bytes could not be kept either */
+        if (page_state(words[i]) == PAGE_MISSING && page_state(table_word(&world->table, first + i)) == PAGE_WANTED)
+            world->pages[first + i].again = true;
+    world->alarm_expected = false;
+}
+
+/* -------------------------------------------------------------------------------------------------------- removals */
+
+void told_removed(struct world *world, uint64_t first, uint64_t count)
+{
+    struct model_world model = model_of(world);
+    struct calm before = calm_before(world);
+    uint64_t words[WORLD_PAGES], poison_calls = world->sim.calls[SIM_POISON], poisoned = 0;
+
+    for (uint64_t i = 0; i < count; i++)
+        words[i] = table_word(&world->table, first + i);
+    engine_removed(&world->engine, first, count);
+    if (!was_calm(world, &before, 0))
+        return;
+    for (uint64_t i = 0; i < count; i++) {
+        uint64_t next = model_removed(&model, words[i]);
+        check_word(world, first + i, next);
+        entered(world, first + i, words[i], PAGE_EVENT_REMOVED, next);
+        poisoned += model.armed && page_state(words[i]) == PAGE_POISONED;
+    }
+    if (world->sim.calls[SIM_POISON] - poison_calls != poisoned)
+        world_failed(world, first, "a poisoned page that is removed is poisoned again");
+}
+
+/* ---------------------------------------------------------------------------------------------------- engine's turns */
+
+/* The reference goes through the batch as the engine must: removals first. */
+static void foretell_batch(struct world *world, uint64_t *words, uint64_t *poisoned)
+{
+    struct model_world model = model_of(world);
+    const struct kernel_event *batch = world->sim.newest_batch;
+    uint64_t page, first, count;
+
+    for (int i = 0; i < world->sim.newest_batch_count; i++) {
+        uint64_t start = batch[i].start;
+        if (batch[i].kind != KERNEL_EVENT_REMOVE || !world->private_memory)
+            continue;
+        while ((count = regions_pages(&world->regions, &start, batch[i].end, &first)) > 0)
+            for (page = first; page < first + count; page++) {
+                uint64_t next = model_removed(&model, words[page]);
+                *poisoned += model.armed && page_state(words[page]) == PAGE_POISONED;
+                entered(world, page, words[page], PAGE_EVENT_REMOVED, next);
+                words[page] = next;
+            }
+    }
+    for (int i = 0; i < world->sim.newest_batch_count; i++)
+        if (batch[i].kind == KERNEL_EVENT_FAULT && regions_page(&world->regions, batch[i].start, &page)) {
+            uint64_t next = model_fault(&model, words[page]);
+            *poisoned += model.armed && page_state(words[page]) == PAGE_POISONED;
+            entered(world, page, words[page], PAGE_EVENT_FAULT, next);
+            words[page] = next;
+        }
+}
+
+void told_turn(struct world *world)
+{
+    struct calm before = calm_before(world);
+    uint64_t words[WORLD_PAGES], poison_calls = world->sim.calls[SIM_POISON], poisoned = 0;
+
+    for (uint64_t page = 0; page < WORLD_PAGES; page++)
+        words[page] = table_word(&world->table, page);
+    engine_turn(&world->engine, world->now_ns);
+    if (!was_calm(world, &before, 1))
+        return;
+    foretell_batch(world, words, &poisoned);
+    for (uint64_t page = 0; page < WORLD_PAGES; page++)
+        check_word(world, page, words[page]);
+    if (world->sim.calls[SIM_POISON] - poison_calls != poisoned)
+        world_failed(world, WORLD_PAGES, "a poisoned page is marked again, each time");
+}
+
+void told_sweep(struct world *world, uint64_t first, uint64_t count)
+{
+    struct model_world model = model_of(world);
+    struct calm before = calm_before(world);
+    uint64_t words[WORLD_PAGES];
+
+    for (uint64_t page = 0; page < WORLD_PAGES; page++)
+        words[page] = table_word(&world->table, page);
+    engine_sweep(&world->engine, first, count);
+    if (!was_calm(world, &before, 0))
+        return;
+    for (uint64_t page = 0; page < WORLD_PAGES; page++) {
+        uint64_t next = page - first < count ? model_swept(&model, words[page]) : words[page];
+        check_word(world, page, next);
+        if (page - first < count && page_state(words[page]) == PAGE_CACHED && model.armed)
+            entered(world, page, words[page], PAGE_EVENT_SWEEP, next);
+    }
+}

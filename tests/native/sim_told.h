@@ -1,0 +1,20 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * Every call that a world makes of the engine, held against the reference (sim_model.h): when nothing stood in its
+ * way, each word is what the reference says, and so are the counters, the alarms and the page machine's own table.
+ */
+#ifndef PAGEFERRY_SIM_TOLD_H
+#define PAGEFERRY_SIM_TOLD_H
+
+#include "sim_world.h"
+
+/* The token of a page at a version: 0 is a page of zeros. */
+uint64_t told_content(uint64_t page, uint64_t version);
+void told_news(struct world *world, enum engine_kind kind, uint64_t first, uint64_t count, uint64_t version);
+void told_removed(struct world *world, uint64_t first, uint64_t count);
+void told_turn(struct world *world);
+void told_sweep(struct world *world, uint64_t first, uint64_t count);
+/* If the word says POISONED, the guest may not read the page any more. */
+void told_note_lost(struct world *world, uint64_t page);
+
+#endif

@@ -1,0 +1,437 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * How pages get into memory: each result of each kernel call, by name, and the order of writing, claiming and mapping
+ * when a worker is killed between them and another takes over.
+ */
+#include <setjmp.h>
+
+#include "check.h"
+#include "engine_bed.h"
+
+/* ---------------------------------------------------------------------------------------------- results of the kernel */
+
+static void already_from_continue_means_mapped_and_wakes(void)
+{
+    bed_begin_armed(false);
+    bed_news(ENGINE_DATA, 1, 1, V1);
+    sim_drop_mapping(&bed.sim, 1);
+    bed.sim.threads[0] = (struct sim_thread){.sleeps = true, .page = 1};
+    sim_map_silently(&bed.sim, 1); /* nobody was woken */
+    CHECK(bed.sim.threads[0].sleeps);
+    engine_turn(&bed.engine, bed.now_ns);
+    CHECK(!bed.sim.threads[0].sleeps);
+    CHECK_EQ(bed_counter(STATS_already_total), 1);
+    CHECK_EQ(bed_reads(1), bed_token_of_page(1, V1));
+}
+
+static void a_minor_fault_on_a_finished_page_is_continued(void)
+{
+    bed_begin_armed(false);
+    bed_news(ENGINE_DATA, 1, 1, V1);
+    sim_drop_mapping(&bed.sim, 1);
+    bed_fault(0, 1);
+    CHECK_EQ(bed_reads(1), bed_token_of_page(1, V1));
+    CHECK_EQ(bed_counter(STATS_faults_minor_total), 1);
+    CHECK_EQ(bed.ask_count, 0);
+}
+
+static void cached_fault_is_claimed_then_mapped(void)
+{
+    bed_begin(false);
+    bed_news(ENGINE_DATA, 1, 1, V1);
+    engine_arm(&bed.engine);
+    bed_fault(0, 1);
+    CHECK_EQ(bed_word(1), page_word(PAGE_OWNED, false, V1));
+    CHECK_EQ(bed.sim.calls[SIM_MAP], 1);
+    CHECK_EQ(bed_reads(1), bed_token_of_page(1, V1));
+    CHECK_EQ(bed_counter(STATS_faults_resolved_total), 1);
+}
+
+static void a_hole_behind_a_claim_was_discarded_and_reads_zero(void)
+{
+    bed_begin(false);
+    bed_news(ENGINE_DATA, 1, 2, V1);
+    engine_arm(&bed.engine);
+    sim_discard(&bed.sim, 1);
+    bed_fault(0, 1); /* CACHED */
+    CHECK_EQ(bed_reads(1), 0);
+    bed_fault(0, 2);
+    sim_discard(&bed.sim, 2);
+    bed_fault(0, 2); /* OWNED */
+    CHECK_EQ(bed_reads(2), 0);
+    CHECK_EQ(bed_counter(STATS_absent_total), 2);
+    CHECK_EQ(bed.ask_count, 0);
+}
+
+static void a_hole_that_is_filled_meanwhile_is_mapped(void)
+{
+    bed_begin_armed(false);
+    bed_news(ENGINE_DATA, 1, 1, V1);
+    sim_drop_mapping(&bed.sim, 1);
+    bed_force(SIM_MAP, KERNEL_ABSENT, 0, 1); /* and ZEROPAGE finds the bytes */
+    bed_fault(0, 1);
+    CHECK_EQ(bed_reads(1), bed_token_of_page(1, V1));
+    sim_drop_mapping(&bed.sim, 1);
+    bed_force(SIM_MAP, KERNEL_ABSENT, 0, 100); /* it never agrees: woken, to fault again */
+    bed_fault(0, 1);
+    CHECK(!bed.sim.threads[0].sleeps);
+    bed_force(SIM_MAP, KERNEL_ABSENT, 0, 0);
+    bed_fault(0, 1);
+    CHECK_EQ(bed_reads(1), bed_token_of_page(1, V1));
+}
+
+static void something_where_nobody_wrote_is_held_back(void)
+{
+    bed_begin_armed(false);
+    sim_foreign(&bed.sim, 5, 99);
+    bed_fault(0, 5);
+    CHECK_EQ(bed_news(ENGINE_DATA, 4, 3, V1), 2);
+    CHECK_EQ(bed_state(4), PAGE_OWNED);
+    CHECK_EQ(bed_state(6), PAGE_OWNED);
+    CHECK_EQ(bed_state(5), PAGE_WANTED);
+    CHECK(page_held(bed_word(5)));
+    CHECK_EQ(bed.reports[ENGINE_REPORT_ALARM], 1);
+    CHECK_EQ(bed.report_page, 5);
+    bed.ask_count = 0;
+    engine_asks_lost(&bed.engine); /* nothing is done to it any more */
+    bed_fault(1, 5);
+    CHECK_EQ(bed.ask_count, 0);
+    CHECK_EQ(bed_news(ENGINE_DATA, 5, 1, V1), 0);
+    CHECK_EQ(bed_news(ENGINE_ZEROS, 5, 1, V1), 0);
+    CHECK_EQ(bed.reports[ENGINE_REPORT_ALARM], 1);
+    CHECK_EQ(bed.sim.pages[5].pte, SIM_PTE_NONE);
+    for (uint64_t page = 0; page < PAGES; page++)
+        bed_news(ENGINE_ZEROS, page, 1, V1);
+    CHECK(!engine_settled(&bed.engine));
+    engine_removed(&bed.engine, 5, 1); /* but the VMM may throw it away */
+    CHECK_EQ(bed_word(5), page_word(PAGE_OWNED, false, 0));
+    CHECK_EQ(bed_reads(5), 0);
+    CHECK(engine_settled(&bed.engine));
+}
+
+static void zeropage_on_something_punches_and_tries_once_more(void)
+{
+    bed_begin_armed(false);
+    bed_news(ENGINE_ZEROS, 5, 1, V1);
+    sim_foreign(&bed.sim, 5, 99);
+    bed_fault(0, 5);
+    CHECK_EQ(bed.sim.calls[SIM_PUNCH], 1);
+    CHECK_EQ(bed_word(5), page_word(PAGE_OWNED, false, V1));
+    CHECK_EQ(bed_reads(5), 0);
+}
+
+static void a_page_that_fills_up_again_and_again_is_held_back(void)
+{
+    bed_begin_armed(false);
+    bed_news(ENGINE_ZEROS, 5, 1, V1);
+    bed_force(SIM_ZERO, KERNEL_ALREADY, 0, 10);
+    bed_fault(0, 5);
+    CHECK(page_held(bed_word(5)));
+    CHECK_EQ(bed.reports[ENGINE_REPORT_ALARM], 1);
+    CHECK(!engine_settled(&bed.engine));
+}
+
+static void partial_progress_goes_on_where_it_stopped(void)
+{
+    bed_begin_armed(false);
+    bed_force(SIM_COPY, KERNEL_LATER, 3, 1);
+    CHECK_EQ(bed_news(ENGINE_DATA, 0, 8, V1), 8);
+    CHECK_EQ(bed_counter(STATS_later_total), 1);
+    for (uint64_t page = 0; page < 8; page++)
+        CHECK_EQ(bed_reads(page), bed_token_of_page(page, V1));
+}
+
+static void later_in_news_reads_events_first(void)
+{
+    uint64_t end = bed_layout[0].address + 2 * PAGE_BYTES;
+
+    bed_begin_armed(true);
+    bed_fault(0, 1);
+    bed_fault(1, 2);
+    sim_remove(&bed.sim, bed_layout[0].address, end, true); /* pages 0 and 1 go, unread */
+    CHECK_EQ(bed_news(ENGINE_DATA, 0, 3, V1), 0);       /* the VMM is still about it: nothing can be placed */
+    CHECK_EQ(bed_state(0), PAGE_ZERO);                  /* but the removal is known, and for ever */
+    CHECK_EQ(bed_state(1), PAGE_ZERO);
+    CHECK_EQ(bed_state(2), PAGE_WANTED);
+    CHECK(engine_next_ns(&bed.engine) <= bed.now_ns + MS); /* tried again soon, by a timer */
+    sim_removal_step(&bed.sim, 0);
+    sim_removal_step(&bed.sim, 0);
+    bed.ask_count = 0;
+    bed_later(MS);
+    CHECK_EQ(bed.ask_count, 1); /* its bytes could not be kept */
+    CHECK_EQ(bed.asks[0], 2);
+    CHECK_EQ(bed_reads(1), 0);
+    CHECK_EQ(bed_news(ENGINE_DATA, 0, 3, V1), 1);
+    CHECK_EQ(bed_reads(2), bed_token_of_page(2, V1));
+    CHECK_EQ(bed_state(0), PAGE_ZERO);
+}
+
+static void later_in_a_batch_is_parked_and_tried_soon(void)
+{
+    bed_begin(false);
+    bed_news(ENGINE_DATA, 1, 1, V1);
+    engine_arm(&bed.engine);
+    bed_force(SIM_MAP, KERNEL_LATER, 0, 1);
+    bed_fault(0, 1);
+    CHECK(bed.sim.threads[0].sleeps);
+    CHECK_EQ(bed_state(1), PAGE_OWNED);
+    CHECK_EQ(engine_next_ns(&bed.engine), bed.now_ns);
+    bed_fault(1, 1); /* another thread resolves it for both */
+    CHECK_EQ(bed_counter(STATS_faults_again_total), 1);
+    CHECK(!bed.sim.threads[0].sleeps);
+    engine_tick(&bed.engine, bed.now_ns);
+    CHECK_EQ(engine_next_ns(&bed.engine), UINT64_MAX);
+}
+
+static void no_memory_is_said_once_and_tried_with_patience(void)
+{
+    uint64_t wait_ns;
+
+    bed_begin_armed(false);
+    bed_news(ENGINE_ZEROS, 1, 1, V1);
+    bed.sim.full = true;
+    bed_fault(0, 1);
+    CHECK_EQ(bed.reports[ENGINE_REPORT_FULL], 1);
+    CHECK_EQ(engine_next_ns(&bed.engine), bed.now_ns + ENGINE_FULL_WAIT_MIN_NS);
+    bed_fault(1, 2);
+    CHECK_EQ(bed_news(ENGINE_DATA, 2, 4, V1), 0); /* WANTED: asked again; the others are not taken */
+    CHECK_EQ(bed.reports[ENGINE_REPORT_FULL], 1);
+    for (wait_ns = ENGINE_FULL_WAIT_MIN_NS; wait_ns < 5 * ENGINE_FULL_WAIT_MAX_NS; wait_ns *= 2)
+        bed_later(wait_ns);
+    CHECK(engine_next_ns(&bed.engine) <= bed.now_ns + ENGINE_FULL_WAIT_MAX_NS);
+    CHECK(bed.sim.threads[0].sleeps);
+    CHECK_EQ(bed.reports[ENGINE_REPORT_FULL], 1);
+    bed.sim.full = false;
+    bed_later(ENGINE_FULL_WAIT_MAX_NS);
+    CHECK_EQ(bed.reports[ENGINE_REPORT_FULL_OVER], 1);
+    CHECK_EQ(bed_reads(1), 0);
+    CHECK(bed_counter(STATS_full_total) > 2);
+    CHECK(bed_counter(STATS_asks_again_total) > 0);
+}
+
+static void a_vmm_that_is_gone_is_said_once(void)
+{
+    bed_begin_armed(false);
+    bed_news(ENGINE_ZEROS, 1, 1, V1);
+    bed_fault(0, 2);
+    sim_touch(&bed.sim, 1, 1, false, &bed.report_value);
+    bed_force(SIM_ZERO, KERNEL_GONE, 0, 1);
+    engine_turn(&bed.engine, bed.now_ns);
+    CHECK_EQ(bed.reports[ENGINE_REPORT_GONE], 1);
+    bed.sim.gone = true;
+    CHECK_EQ(bed_news(ENGINE_DATA, 2, 1, V1), 0);
+    CHECK_EQ(engine_turn(&bed.engine, bed.now_ns), 0);
+    engine_removed(&bed.engine, 0, PAGES);
+    engine_sweep(&bed.engine, 0, PAGES);
+    bed_later(MS);
+    engine_arm(&bed.engine);
+    CHECK_EQ(engine_next_ns(&bed.engine), UINT64_MAX);
+    CHECK_EQ(bed.reports[ENGINE_REPORT_GONE], 1);
+}
+
+static void a_copy_without_a_mapping(void)
+{
+    bed_begin_armed(true); /* private: a balloon took the page, it is done */
+    bed_fault(0, 1);
+    bed_force(SIM_COPY, KERNEL_ABSENT, 0, 2);
+    CHECK_EQ(bed_news(ENGINE_DATA, 1, 2, V1), 2); /* the first try named both: each by itself then */
+    CHECK_EQ(bed_state(1), PAGE_OWNED);
+    CHECK(!bed.sim.threads[0].sleeps);
+    CHECK_EQ(bed_reads(2), bed_token_of_page(2, V1));
+    CHECK_EQ(bed.reports[ENGINE_REPORT_ALARM], 0);
+    bed_begin_armed(false); /* shared: nothing of ours takes mappings away */
+    bed_force(SIM_COPY, KERNEL_ABSENT, 0, 2);
+    CHECK_EQ(bed_news(ENGINE_DATA, 1, 2, V1), 1);
+    CHECK(page_held(bed_word(1)));
+    CHECK_EQ(bed.reports[ENGINE_REPORT_ALARM], 1);
+    CHECK_EQ(bed_reads(2), bed_token_of_page(2, V1));
+}
+
+static void a_zeropage_without_a_mapping_has_nothing_to_lose(void)
+{
+    bed_begin_armed(false);
+    bed_news(ENGINE_ZEROS, 1, 1, V1);
+    bed_force(SIM_ZERO, KERNEL_ABSENT, 0, 1);
+    bed_fault(0, 1);
+    CHECK_EQ(bed_word(1), page_word(PAGE_OWNED, false, V1));
+    CHECK(!bed.sim.threads[0].sleeps);
+}
+
+static void what_the_kernel_refuses_is_held_back(void)
+{
+    bed_begin(false);
+    sim_foreign(&bed.sim, 9, 99);
+    engine_mark_stale(&bed.engine, 9, 1);
+    bed_force(SIM_POPULATE, KERNEL_REFUSED, 1, 1);
+    CHECK_EQ(bed_news(ENGINE_DATA, 0, 3, V1), 2);
+    CHECK(page_held(bed_word(1)));
+    CHECK_EQ(bed_state(2), PAGE_CACHED);
+    engine_arm(&bed.engine);
+    bed_force(SIM_COPY, KERNEL_REFUSED, 0, 1);
+    CHECK_EQ(bed_news(ENGINE_DATA, 4, 2, V1), 1);
+    CHECK(page_held(bed_word(4)));
+    bed_force(SIM_MAP, KERNEL_REFUSED, 0, 1);
+    bed_fault(0, 2);
+    CHECK(page_held(bed_word(2)));
+    CHECK(bed.sim.threads[0].sleeps);
+    CHECK_EQ(engine_next_ns(&bed.engine), UINT64_MAX);
+    bed_news(ENGINE_ZEROS, 6, 1, V1);
+    bed_force(SIM_ZERO, KERNEL_REFUSED, 0, 1);
+    bed_fault(1, 6);
+    CHECK(page_held(bed_word(6)));
+    bed_force(SIM_POISON, KERNEL_REFUSED, 0, 1);
+    CHECK_EQ(bed_news(ENGINE_POISON, 7, 1, V1), 1);
+    CHECK(page_held(bed_word(7)));
+    bed_force(SIM_PUNCH, KERNEL_REFUSED, 0, 1);
+    CHECK_EQ(bed_news(ENGINE_ZEROS, 9, 1, V1), 0);
+    CHECK(page_held(bed_word(9)));
+    CHECK_EQ(bed_state(9), PAGE_MISSING);
+    CHECK_EQ(bed.reports[ENGINE_REPORT_ALARM], 6);
+    CHECK_EQ(bed.engine.held_count, 6);
+}
+
+/* --------------------------------------------------------------------------------------------------------- takeover */
+
+static jmp_buf killed;
+static enum sim_call kill_call;
+static uint32_t kill_countdown;
+
+static void kill_here(void *owner, enum sim_call call)
+{
+    (void)owner;
+    if (call == kill_call && kill_countdown > 0 && --kill_countdown == 0)
+        longjmp(killed, 1);
+}
+
+static void a_successor_of_a_copy_does_not_overwrite(void)
+{
+    bed_begin_armed(false);
+    bed_fault(0, 1);
+    bed.sim.after = kill_here;
+    kill_call = SIM_COPY;
+    kill_countdown = 1;
+    if (setjmp(killed) == 0) {
+        bed_news(ENGINE_DATA, 1, 1, V1);
+        CHECK(!"killed");
+    }
+    CHECK_EQ(bed_state(1), PAGE_WANTED);       /* placed, and not claimed */
+    bed.sim.pages[1].token = 4242;             /* the guest runs, and writes */
+    sim_drop_mapping(&bed.sim, 1);
+    bed_succeed(false);
+    CHECK_EQ(bed.ask_count, 1);
+    CHECK_EQ(bed_news(ENGINE_DATA, 1, 1, V1), 1);
+    CHECK_EQ(bed_word(1), page_word(PAGE_OWNED, false, V1));
+    CHECK_EQ(bed_reads(1), 4242);
+    CHECK_EQ(bed.reports[ENGINE_REPORT_ALARM], 0);
+}
+
+static void a_successor_of_a_write_writes_again(void)
+{
+    bed_begin(false);
+    sim_foreign(&bed.sim, 1, 99);
+    engine_mark_stale(&bed.engine, 1, 1);
+    engine_arm(&bed.engine);
+    bed_fault(0, 1);
+    bed.sim.after = kill_here;
+    kill_call = SIM_POPULATE;
+    kill_countdown = 1;
+    if (setjmp(killed) == 0)
+        bed_news(ENGINE_DATA, 1, 1, V1);
+    CHECK_EQ(bed_word(1), page_word(PAGE_WANTED, true, 0));
+    bed.sim.pages[1].token = SIM_TORN;
+    bed_succeed(false);
+    CHECK_EQ(bed.ask_count, 1);
+    CHECK_EQ(bed_news(ENGINE_DATA, 1, 1, V1), 1);
+    CHECK_EQ(bed_reads(1), bed_token_of_page(1, V1));
+}
+
+static void a_successor_of_zeropage_does_not_punch(void)
+{
+    bed_begin_armed(false);
+    bed_news(ENGINE_ZEROS, 1, 1, V1);
+    sim_touch(&bed.sim, 0, 1, true, &bed.report_value);
+    bed.sim.after = kill_here;
+    kill_call = SIM_ZERO;
+    kill_countdown = 1;
+    if (setjmp(killed) == 0)
+        engine_turn(&bed.engine, bed.now_ns);
+    CHECK_EQ(bed_state(1), PAGE_ZERO);
+    bed.sim.pages[1].token = 4242;
+    sim_drop_mapping(&bed.sim, 1);
+    bed_succeed(false);
+    bed_fault(0, 1);
+    CHECK_EQ(bed.sim.calls[SIM_PUNCH], 0);
+    CHECK_EQ(bed_word(1), page_word(PAGE_OWNED, false, V1));
+    CHECK_EQ(bed_reads(1), 4242);
+}
+
+static void a_successor_replays_the_batch_and_wakes_everyone(void)
+{
+    bed_begin_armed(true);
+    bed_fault(0, 9);
+    sim_touch(&bed.sim, 1, 3, false, &bed.report_value);
+    sim_remove(&bed.sim, bed_layout[0].address, bed_layout[0].address + 2 * PAGE_BYTES, true);
+    bed.sim.after = kill_here;
+    kill_call = SIM_READ; /* read from the kernel, and nothing done about it */
+    kill_countdown = 1;
+    if (setjmp(killed) == 0)
+        engine_turn(&bed.engine, bed.now_ns);
+    CHECK_EQ(bed_state(0), PAGE_MISSING);
+    bed_succeed(true);
+    CHECK_EQ(bed_state(0), PAGE_ZERO);
+    CHECK_EQ(bed_state(1), PAGE_ZERO);
+    CHECK_EQ(bed_state(3), PAGE_WANTED);
+    CHECK_EQ(bed.ask_count, 2); /* 9 again, 3 for the first time, each once */
+    CHECK(!bed.sim.threads[0].sleeps);
+    CHECK(!bed.sim.threads[1].sleeps);
+    CHECK_EQ(atomic_load(&bed.table.header->batch_count), 0);
+}
+
+static void a_successor_marks_nothing_stale(void)
+{
+    bed_begin(false);
+    sim_foreign(&bed.sim, 1, 99);
+    bed_succeed(false);
+    engine_mark_stale(&bed.engine, 0, PAGES);
+    CHECK(!page_stale(bed_word(1)));
+}
+
+static void held_pages_stay_held_after_a_takeover(void)
+{
+    bed_begin_armed(false);
+    sim_foreign(&bed.sim, 5, 99);
+    bed_news(ENGINE_DATA, 5, 1, V1);
+    CHECK(page_held(bed_word(5)));
+    bed_succeed(false);
+    CHECK_EQ(bed.engine.held_count, 1);
+    CHECK_EQ(bed_news(ENGINE_DATA, 5, 1, V1), 0);
+    CHECK_EQ(bed.sim.pages[5].pte, SIM_PTE_NONE);
+}
+
+int main(void)
+{
+    RUN(already_from_continue_means_mapped_and_wakes);
+    RUN(a_minor_fault_on_a_finished_page_is_continued);
+    RUN(cached_fault_is_claimed_then_mapped);
+    RUN(a_hole_behind_a_claim_was_discarded_and_reads_zero);
+    RUN(a_hole_that_is_filled_meanwhile_is_mapped);
+    RUN(something_where_nobody_wrote_is_held_back);
+    RUN(zeropage_on_something_punches_and_tries_once_more);
+    RUN(a_page_that_fills_up_again_and_again_is_held_back);
+    RUN(partial_progress_goes_on_where_it_stopped);
+    RUN(later_in_news_reads_events_first);
+    RUN(later_in_a_batch_is_parked_and_tried_soon);
+    RUN(no_memory_is_said_once_and_tried_with_patience);
+    RUN(a_vmm_that_is_gone_is_said_once);
+    RUN(a_copy_without_a_mapping);
+    RUN(a_zeropage_without_a_mapping_has_nothing_to_lose);
+    RUN(what_the_kernel_refuses_is_held_back);
+    RUN(a_successor_of_a_copy_does_not_overwrite);
+    RUN(a_successor_of_a_write_writes_again);
+    RUN(a_successor_of_zeropage_does_not_punch);
+    RUN(a_successor_replays_the_batch_and_wakes_everyone);
+    RUN(a_successor_marks_nothing_stale);
+    RUN(held_pages_stay_held_after_a_takeover);
+    bed_end();
+    return check_done();
+}

@@ -1,0 +1,204 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* What is taken away, lost, and mapped ahead: removals on both kinds of memory, poison, and the sweep. */
+#include "check.h"
+#include "engine_bed.h"
+
+/* -------------------------------------------------------------------------------------------------------- removals */
+
+static void a_removal_on_private_memory_is_zero_for_ever(void)
+{
+    bed_begin_armed(true);
+    bed_fault(0, 2);
+    bed_news(ENGINE_DATA, 3, 1, V1);
+    bed_news(ENGINE_POISON, 4, 1, V1);
+    sim_remove(&bed.sim, bed_layout[0].address - 8 * PAGE_BYTES, bed_layout[0].address + 5 * PAGE_BYTES, true);
+    engine_turn(&bed.engine, bed.now_ns); /* the kernel still holds everything up: ZEROPAGE says LATER */
+    CHECK_EQ(bed_state(1), PAGE_ZERO);
+    CHECK_EQ(bed_state(2), PAGE_ZERO);
+    CHECK_EQ(bed_state(3), PAGE_OWNED);
+    CHECK_EQ(bed_state(4), PAGE_POISONED);
+    CHECK_EQ(bed_counter(STATS_removes_total), 1);
+    CHECK_EQ(bed_counter(STATS_removed_pages_total), 5);
+    sim_removal_step(&bed.sim, 0);
+    bed_later(MS);
+    CHECK_EQ(bed_state(2), PAGE_OWNED);
+    CHECK_EQ(bed_reads(2), 0);
+    sim_removal_step(&bed.sim, 0); /* the mappings go only now */
+    bed_fault(0, 2);
+    bed_fault(1, 3);
+    bed_fault(2, 4);
+    CHECK_EQ(bed_reads(2), 0);
+    CHECK_EQ(bed_reads(3), 0);
+    CHECK_EQ(bed.sim.pages[4].pte, SIM_PTE_POISON);
+    CHECK_EQ(bed_news(ENGINE_DATA, 0, 5, V1), 0);
+    CHECK_EQ(bed_state(1), PAGE_ZERO);
+    CHECK_EQ(bed_counter(STATS_dropped_pages_total), 5);
+}
+
+static void a_fault_is_read_before_the_removal_that_explains_it(void)
+{
+    uint64_t token;
+
+    bed_begin_armed(true);
+    sim_remove(&bed.sim, bed_layout[0].address, bed_layout[0].address + PAGE_BYTES, true);
+    sim_touch(&bed.sim, 0, 0, false, &token);
+    CHECK_EQ(engine_turn(&bed.engine, bed.now_ns), 2); /* one batch, the fault first */
+    CHECK_EQ(bed.sim.newest_batch[0].kind, KERNEL_EVENT_FAULT);
+    CHECK_EQ(bed.ask_count, 0); /* but worked on last */
+    sim_removal_step(&bed.sim, 0);
+    sim_removal_step(&bed.sim, 0);
+    bed_later(MS);
+    CHECK_EQ(bed_reads(0), 0);
+}
+
+static void a_remove_event_on_shared_memory_changes_no_word(void)
+{
+    bed_begin(false);
+    bed_news(ENGINE_DATA, 1, 1, V1);
+    engine_arm(&bed.engine);
+    bed_fault(0, 2);
+    sim_remove(&bed.sim, bed_layout[0].address, bed_layout[0].address + 4 * PAGE_BYTES, false);
+    engine_turn(&bed.engine, bed.now_ns);
+    CHECK_EQ(bed_state(0), PAGE_MISSING);
+    CHECK_EQ(bed_state(1), PAGE_CACHED);
+    CHECK_EQ(bed_state(2), PAGE_WANTED);
+    CHECK_EQ(bed.sim.calls[SIM_PUNCH], 0);
+}
+
+static void a_reported_discard_is_zero_for_ever(void)
+{
+    bed_begin(false);
+    sim_foreign(&bed.sim, 0, 99);
+    engine_mark_stale(&bed.engine, 0, 1);
+    bed_news(ENGINE_DATA, 2, 2, V1);
+    bed_news(ENGINE_ZEROS, 5, 1, V1);
+    engine_arm(&bed.engine);
+    bed_fault(0, 3); /* OWNED */
+    bed_fault(1, 4); /* WANTED */
+    bed_news(ENGINE_POISON, 6, 1, V1);
+    engine_removed(&bed.engine, 0, 7);
+    CHECK_EQ(bed_word(0), page_word(PAGE_ZERO, false, 0));
+    CHECK_EQ(bed_word(1), page_word(PAGE_ZERO, false, 0));
+    CHECK_EQ(bed_word(2), page_word(PAGE_ZERO, false, V1));
+    CHECK_EQ(bed_state(3), PAGE_OWNED);
+    CHECK_EQ(bed_state(4), PAGE_OWNED);
+    CHECK_EQ(bed_state(5), PAGE_ZERO);
+    CHECK_EQ(bed_state(6), PAGE_POISONED);
+    CHECK(!bed.sim.pages[0].present);
+    CHECK(!bed.sim.pages[2].present);
+    CHECK_EQ(bed_reads(4), 0);
+    CHECK_EQ(bed_reads(3), bed_token_of_page(3, V1)); /* the VMM's own drop takes that one */
+    CHECK_EQ(bed_news(ENGINE_DATA, 0, 7, V1), 0);
+}
+
+static void a_discard_is_claimed_even_when_the_punch_fails(void)
+{
+    bed_begin(false);
+    bed_news(ENGINE_DATA, 2, 2, V1);
+    bed_news(ENGINE_ZEROS, 0, 2, V1);
+    bed_news(ENGINE_ZEROS, 4, PAGES, V1);
+    engine_arm(&bed.engine);
+    bed_force(SIM_PUNCH, KERNEL_FULL, 0, 2);
+    engine_removed(&bed.engine, 2, 2);
+    CHECK_EQ(bed_word(2), page_word(PAGE_ZERO, true, V1));
+    CHECK(!engine_settled(&bed.engine)); /* the cache still has the bytes */
+    CHECK(engine_next_ns(&bed.engine) <= bed.now_ns);
+    bed_later(1);
+    CHECK(!engine_settled(&bed.engine));
+    bed_later(ENGINE_FULL_WAIT_MIN_NS);
+    CHECK_EQ(bed_word(2), page_word(PAGE_ZERO, false, V1));
+    CHECK(engine_settled(&bed.engine));
+    CHECK_EQ(engine_next_ns(&bed.engine), UINT64_MAX);
+}
+
+/* ---------------------------------------------------------------------------------------------------------- poison */
+
+static void poison_drops_the_bytes_and_stays(void)
+{
+    bed_begin(false);
+    bed_news(ENGINE_DATA, 0, 2, V1);
+    bed_news(ENGINE_ZEROS, 2, 1, V1);
+    engine_arm(&bed.engine);
+    bed_fault(0, 1); /* OWNED */
+    bed_fault(1, 3); /* WANTED */
+    CHECK_EQ(bed_news(ENGINE_POISON, 0, 5, V1), 5);
+    for (uint64_t page = 0; page < 5; page++) {
+        CHECK_EQ(bed_word(page), page_word(PAGE_POISONED, false, V1));
+        CHECK_EQ(bed.sim.pages[page].pte, SIM_PTE_POISON);
+        CHECK(!bed.sim.pages[page].present);
+    }
+    CHECK(!bed.sim.threads[1].sleeps);
+    CHECK_EQ(bed.reports[ENGINE_REPORT_POISONED], 5);
+    CHECK_EQ(bed_counter(STATS_poisoned_pages_total), 5);
+    CHECK_EQ(bed_news(ENGINE_DATA, 0, 5, V1), 0);
+    CHECK_EQ(bed_news(ENGINE_ZEROS, 0, 5, V1), 0);
+    CHECK_EQ(bed_news(ENGINE_POISON, 0, 5, V1), 0);
+    bed.sim.pages[0].pte = SIM_PTE_NONE; /* a DONTNEED of the VMM has cleared the marker */
+    bed_fault(0, 0);
+    CHECK_EQ(bed.sim.pages[0].pte, SIM_PTE_POISON);
+    bed.sim.threads[0] = (struct sim_thread){.sleeps = true, .page = 0};
+    engine_turn(&bed.engine, bed.now_ns); /* the marker is there: woken */
+    CHECK(!bed.sim.threads[0].sleeps);
+}
+
+static void poison_of_a_mapped_page_is_said(void)
+{
+    bed_begin_armed(true);
+    bed_news(ENGINE_DATA, 0, 1, V1);
+    CHECK_EQ(bed_news(ENGINE_POISON, 0, 1, V1), 1);
+    CHECK_EQ(bed.report_value, 1);
+    CHECK_EQ(bed_state(0), PAGE_POISONED);
+    CHECK_EQ(bed_news(ENGINE_POISON, 1, 1, V1), 1);
+    CHECK_EQ(bed.report_value, 0);
+}
+
+/* ----------------------------------------------------------------------------------------------------------- sweep */
+
+static void a_sweep_maps_runs_around_what_is_mapped_and_discarded(void)
+{
+    bed_begin(false);
+    bed_news(ENGINE_DATA, 0, PAGES, V1);
+    engine_arm(&bed.engine);
+    bed_fault(0, 3);
+    sim_discard(&bed.sim, 5);
+    CHECK_EQ(engine_sweep(&bed.engine, 0, 8), 7);
+    CHECK_EQ(bed_state(8), PAGE_CACHED);
+    CHECK_EQ(bed_reads(5), 0);
+    CHECK_EQ(bed_reads(7), bed_token_of_page(7, V1));
+    bed.sim.calls[SIM_MAP] = 0;
+    CHECK_EQ(engine_sweep(&bed.engine, 8, PAGES), PAGES - 8);
+    CHECK_EQ(bed.sim.calls[SIM_MAP], 2); /* one a region */
+    CHECK_EQ(bed_counter(STATS_swept_pages_total), PAGES - 1);
+    CHECK(engine_settled(&bed.engine));
+    CHECK_EQ(engine_sweep(&bed.engine, 0, PAGES), 0);
+}
+
+static void a_sweep_that_is_stopped_leaves_the_rest_to_faults(void)
+{
+    bed_begin(false);
+    bed_news(ENGINE_DATA, 0, 8, V1);
+    engine_arm(&bed.engine);
+    bed.sim.threads[0] = (struct sim_thread){.sleeps = true, .event_read = true, .page = 6};
+    sim_remove(&bed.sim, bed_layout[1].address, bed_layout[1].address + PAGE_BYTES, false); /* read, and not completed */
+    CHECK_EQ(engine_sweep(&bed.engine, 0, 8), 0);
+    CHECK_EQ(bed_state(6), PAGE_OWNED);
+    CHECK(!bed.sim.threads[0].sleeps); /* whoever sleeps there comes again */
+    sim_removal_step(&bed.sim, 0);
+    bed_fault(0, 6);
+    CHECK_EQ(bed_reads(6), bed_token_of_page(6, V1));
+}
+
+int main(void)
+{
+    RUN(a_removal_on_private_memory_is_zero_for_ever);
+    RUN(a_fault_is_read_before_the_removal_that_explains_it);
+    RUN(a_remove_event_on_shared_memory_changes_no_word);
+    RUN(a_reported_discard_is_zero_for_ever);
+    RUN(a_discard_is_claimed_even_when_the_punch_fails);
+    RUN(poison_drops_the_bytes_and_stays);
+    RUN(poison_of_a_mapped_page_is_said);
+    RUN(a_sweep_maps_runs_around_what_is_mapped_and_discarded);
+    RUN(a_sweep_that_is_stopped_leaves_the_rest_to_faults);
+    bed_end();
+    return check_done();
+}
