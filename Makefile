@@ -2,13 +2,13 @@
 # Thin: each line calls the room that does the work.
 #   make demo      a real guest resumes before its memory has arrived
 #   make test      every suite;   make check   the inner loop, under two minutes
-#   make bench     ours against plain C, interleaved
+#   make bench     ours against plain C, interleaved;   make nightly   all of these, and C under sanitizers
 # All of them set up what they need first: system packages, .venv, the C library. What is there already is kept.
 
 PYTHON ?= python3
 VENV := .venv/bin
 
-.PHONY: demo test check bench lint generate native venv packages ghz lock clean
+.PHONY: demo test check bench nightly lint generate native venv packages ghz lock clean
 .NOTPARALLEL:
 
 demo: native
@@ -22,6 +22,11 @@ check: native
 
 bench: native
 	$(VENV)/python bench/run.py
+
+nightly: demo test
+	$(MAKE) --no-print-directory -C native asan
+	$(MAKE) --no-print-directory -C native tsan
+	$(MAKE) --no-print-directory bench
 
 lint: venv
 	$(VENV)/ruff check --quiet
