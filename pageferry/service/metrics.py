@@ -18,7 +18,7 @@ from typing import Final
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info, ProcessCollector
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
-from prometheus_client.exposition import choose_encoder
+from prometheus_client.exposition import generate_latest
 from prometheus_client.registry import Collector
 
 from pageferry import __version__
@@ -101,24 +101,23 @@ class DataPlane(Collector):
 
 # ------------------------------------------------------------------------------------------------------ HTTP
 
+TEXT_FORMAT: Final = "text/plain; version=0.0.4; charset=utf-8"
 REQUEST_BYTES_MAX: Final = 8192
 REQUEST_S: Final = 5.0
 REQUESTS_OPEN_MAX: Final = 16
 
 
 def answer(head: bytes) -> bytes:
-    """The whole answer to a request's head."""
-    line, *fields = head.decode("latin-1").split("\r\n")
-    method, _, target = line.partition(" ")
-    accept = ",".join(field.partition(":")[2] for field in fields if field.lower().startswith("accept:"))
+    """The whole answer to a request's head. Always in the text format: in OpenMetrics the counter
+    `connections_total` and the gauge `connections` would be one family."""
+    method, _, target = head.decode("latin-1").partition("\r\n")[0].partition(" ")
     status, content_type, body = HTTPStatus.OK, "text/plain; charset=utf-8", b""
     if method not in ("GET", "HEAD"):
         status = HTTPStatus.METHOD_NOT_ALLOWED
     elif target.partition(" ")[0].partition("?")[0] != "/metrics":
         status, body = HTTPStatus.NOT_FOUND, b"metrics are at /metrics\n"
     else:
-        encode, content_type = choose_encoder(accept.strip())
-        body = encode(REGISTRY)
+        content_type, body = TEXT_FORMAT, generate_latest(REGISTRY)
     header = (
         f"HTTP/1.1 {status.value} {status.phrase}\r\nContent-Type: {content_type}\r\n"
         f"Content-Length: {len(body)}\r\nAllow: GET, HEAD\r\nConnection: close\r\n\r\n"
