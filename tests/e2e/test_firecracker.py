@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.guest import PAGE_BYTES, Guest, Shape
+from tests.support.guest import Guest, Shape
 from tests.support.pair import Client, client, serve
 from tests.support.processes import Process
 from tests.support.ramfile import run_folder
@@ -41,7 +41,7 @@ def server(folder: Path) -> Iterator[Process]:
         "vm": SHAPE.make_image(folder / "image"),
         "split": SPLIT.make_image(folder / "split"),
     }
-    sizes = ",".join(str(pages * PAGE_BYTES) for pages in SPLIT.pages)
+    sizes = ",".join(map(str, SPLIT.pages))
     with serve(folder, images, f"--regions=split={sizes}") as running:
         yield running
 

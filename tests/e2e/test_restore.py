@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.guest import PAGE_BYTES, Guest, Shape
-from tests.support.pair import Client, client, serve
+from tests.support.pair import Client, client, serve, waiting_threads
 from tests.support.processes import Process
 from tests.support.proxy import Proxy
 from tests.support.ramfile import run_folder
@@ -150,12 +150,6 @@ def test_a_page_that_eight_threads_want_is_asked_once(server: Process, shared: P
     assert figures["asks_total"] == SHAPE.page_count
     assert figures["asks_again_total"] == 0
     assert figures["fetched_bytes_total"] == figures["urgent_pages_total"] * PAGE_BYTES
-
-
-def waiting_threads(pid: int) -> int:
-    """Threads that wait for a page: the kernel says where each one sleeps."""
-    tasks = Path(f"/proc/{pid}/task").iterdir()
-    return sum("userfault" in (task / "wchan").read_text() for task in tasks)
 
 
 # ----------------------------------------------------------------------------------------- a server that dies

@@ -8,7 +8,6 @@ with serve(folder, {"vm": image}) as server, client(folder, server.ready["data"]
 """
 
 import json
-import urllib.request
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -22,12 +21,13 @@ def serve(
     *options: str,
     launcher: Iterable[str] | None = None,
     listen: str = "127.0.0.1:0",
+    env: Mapping[str, str] | None = None,
 ) -> Process:
     """`pageserver serve`, ready: `.ready` has its addresses. `launcher`: what runs in place of the script."""
     arguments = [f"--image={name}={path}" for name, path in images.items()]
     arguments += [f"--data-listen={listen}", "--control-listen=127.0.0.1:0", *options]
     start = [*launcher] if launcher is not None else command("pageserver")
-    return Process([*start, "serve", *arguments], folder=folder, ready=True)
+    return Process([*start, "serve", *arguments], folder=folder, ready=True, env=env)
 
 
 class Client(Process):
@@ -40,6 +40,7 @@ class Client(Process):
         *options: str,
         image: str = "vm",
         launcher: Iterable[str] | None = None,
+        env: Mapping[str, str] | None = None,
     ) -> None:
         self.handoff = free_name(folder, "handoff").with_suffix(".sock")
         free_name(folder, "handoff").touch()
@@ -47,7 +48,7 @@ class Client(Process):
         arguments = [f"--socket={self.handoff}", f"--data-address={data_address}"]
         arguments += [f"--image={image}"]
         arguments += ["--control-listen=127.0.0.1:0", "--json", *options]
-        super().__init__([*start, "run", *arguments], folder=folder)
+        super().__init__([*start, "run", *arguments], folder=folder, env=env)
         self.wait_log("waiting")
 
     def outcome(self) -> dict[str, Any]:
@@ -62,9 +63,7 @@ def client(folder: Path, data_address: str, *options: str, **more: Any) -> Clien
     return Client(folder, data_address, *options, **more)
 
 
-def scraped(address: str) -> dict[str, float]:
-    """The metrics of a running process, by name with labels."""
-    with urllib.request.urlopen(f"http://{address}/metrics", timeout=10) as answer:
-        lines = answer.read().decode().splitlines()
-    pairs = (line.rpartition(" ") for line in lines if line and not line.startswith("#"))
-    return {name: float(value) for name, _, value in pairs}
+def waiting_threads(pid: int) -> int:
+    """Threads of a guest that wait for a page: the kernel says where each one sleeps."""
+    tasks = Path(f"/proc/{pid}/task").iterdir()
+    return sum("userfault" in (task / "wchan").read_text() for task in tasks)

@@ -5,7 +5,8 @@
         client(folder, proxy.address)
         proxy.flip_pages(1)      one bit of the page bytes in the next batch that has any
         proxy.allow(1 << 20)     so many more bytes towards the client, then nothing moves
-        proxy.hold()             nothing moves either way, the connections stay: a half-open link
+        proxy.hold()             nothing moves either way until release(), and no byte is lost
+        proxy.strand()           nothing ever moves on the present connections, and they stay: half-open links
         proxy.reset()            RST to both ends;   proxy.cut()   FIN
         proxy.target = "..."     where the next connection leads
 
@@ -146,6 +147,7 @@ class Proxy:
         self._allowance: int | None = None  # bytes towards the client; None: any
         self._dry = threading.Event()
         self._writers: set[asyncio.StreamWriter] = set()
+        self._stranded: set[asyncio.StreamWriter] = set()
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="proxy")
         self._thread.start()
@@ -180,6 +182,8 @@ class Proxy:
             async with asyncio.TaskGroup() as both:
                 both.create_task(self._up(reader, to_server))
                 both.create_task(self._down(there, writer))
+        except asyncio.CancelledError:
+            pass  # by close(); asyncio would report it as an error of this task, which ends here anyway
         finally:
             self._lose(writer)
             self._lose(to_server)
@@ -192,8 +196,7 @@ class Proxy:
         try:
             while data := await reader.read(READ_BYTES):
                 await self._open.wait()
-                writer.write(data)
-                await writer.drain()
+                await self._pass(writer, data)
                 self.counts.up_bytes += len(data)
         except ConnectionError:
             pass  # one end is gone: then so is the other
@@ -211,12 +214,17 @@ class Proxy:
                         return
                     passed = data[: self._allowance]
                     self._spend(len(passed))
-                    writer.write(passed)
-                    await writer.drain()
+                    await self._pass(writer, passed)
                     data = data[len(passed) :]
         except ConnectionError:
             pass
         writer.close()
+
+    async def _pass(self, writer: asyncio.StreamWriter, data: bytes) -> None:
+        if writer in self._stranded:
+            await asyncio.get_running_loop().create_future()  # for ever
+        writer.write(data)
+        await writer.drain()
 
     def _spend(self, count: int) -> None:
         self.counts.down_bytes += count
@@ -260,6 +268,9 @@ class Proxy:
     def hold(self) -> None:
         self._call(self._open.clear)
 
+    def strand(self) -> None:
+        self._call(lambda: self._stranded.update(self._writers))
+
     def release(self) -> None:
         """Everything moves again."""
 
@@ -273,7 +284,8 @@ class Proxy:
         def change() -> None:
             for writer in list(self._writers):
                 end: socket.socket = writer.get_extra_info("socket")
-                end.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RST_ON_CLOSE)
+                if end.fileno() >= 0:
+                    end.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RST_ON_CLOSE)
                 writer.transport.abort()
 
         self._call(change)
