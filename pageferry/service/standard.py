@@ -76,12 +76,14 @@ class Health(health_pb2_grpc.HealthServicer):
         self, request: health_pb2.HealthCheckRequest, context: Context
     ) -> AsyncIterator[health_pb2.HealthCheckResponse]:
         told = None
-        while not self._over or told != self._status(request.service):
+        while True:
             async with self._news:
-                while not self._over and told == self._status(request.service):
+                while told == (status := self._status(request.service)) and not self._over:
                     await self._news.wait()
-            told = self._status(request.service)
-            yield health_pb2.HealthCheckResponse(status=told)
+            if told == status:
+                break
+            told = status
+            yield health_pb2.HealthCheckResponse(status=status)
         await refuse(context, going_away())
 
 
