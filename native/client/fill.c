@@ -87,13 +87,15 @@ static bool faults_come(const struct fill *fill, uint64_t now_ns)
 
 bool fill_plan(struct fill *fill, uint64_t now_ns)
 {
-    uint64_t pages_max = faults_come(fill, now_ns) ? PF_LIMIT_BULK_RANGE_PAGES : PF_LIMIT_BULK_RANGE_IDLE_PAGES;
+    bool gently = faults_come(fill, now_ns);
+    uint64_t pages_max = gently ? PF_LIMIT_BULK_RANGE_PAGES : PF_LIMIT_BULK_RANGE_IDLE_PAGES;
+    uint32_t flights_max = gently ? PF_LIMIT_BULK_RANGES_AMID_FAULTS : PF_LIMIT_BULK_RANGES_IN_FLIGHT;
     struct plan_range range;
     bool exhausted = false;
 
     if (now_ns < fill->due_ns || fill->engine->counts[PAGE_MISSING] == 0)
         return false;
-    while (fill->plan.flight_count < PF_LIMIT_BULK_RANGES_IN_FLIGHT) {
+    while (fill->plan.flight_count < flights_max) {
         if (!plan_next(&fill->plan, pages_max, PLAN_LOOK_PAGES, &range, &exhausted))
             break;
         if (!port_ask(fill->port, &range)) {
