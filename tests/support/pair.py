@@ -1,10 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """The pair as a user starts it, `pageserver serve` and `faultclient run`, around a test's guest.
 
-with serve(folder, {"vm": image}) as server, client(folder, server.ready["data"]) as run:
-    with Guest(shape, handoff=run.handoff, folder=folder) as guest:
-        ...
-        assert run.outcome()["asks_outstanding"] == 0
+    with serve(folder, {"vm": image}) as server, client(folder, server.ready["data"]) as run:
+        with Guest(shape, handoff=run.handoff, folder=folder) as guest:
+            ...
+            assert run.outcome()["asks_outstanding"] == 0
+
+`launcher` is what runs in place of the console script; further options go to Process.
 """
 
 import json
@@ -19,15 +21,15 @@ def serve(
     folder: Path,
     images: Mapping[str, Path],
     *options: str,
-    launcher: Iterable[str] | None = None,
     listen: str = "127.0.0.1:0",
-    env: Mapping[str, str] | None = None,
+    launcher: Iterable[str] | None = None,
+    **more: Any,
 ) -> Process:
-    """`pageserver serve`, ready: `.ready` has its addresses. `launcher`: what runs in place of the script."""
+    """`pageserver serve`, ready: `.ready` has its addresses."""
     arguments = [f"--image={name}={path}" for name, path in images.items()]
     arguments += [f"--data-listen={listen}", "--control-listen=127.0.0.1:0", *options]
     start = [*launcher] if launcher is not None else command("pageserver")
-    return Process([*start, "serve", *arguments], folder=folder, ready=True, env=env)
+    return Process([*start, "serve", *arguments], folder=folder, ready=True, **more)
 
 
 class Client(Process):
@@ -40,16 +42,22 @@ class Client(Process):
         *options: str,
         image: str = "vm",
         launcher: Iterable[str] | None = None,
-        env: Mapping[str, str] | None = None,
+        **more: Any,
     ) -> None:
-        self.handoff = free_name(folder, "handoff").with_suffix(".sock")
-        free_name(folder, "handoff").touch()
+        reserved = free_name(folder, "handoff")
+        reserved.touch()
+        self.handoff = reserved.with_suffix(".sock")
+        self._announced = reserved.with_suffix(".ready")
         start = [*launcher] if launcher is not None else command("faultclient")
-        arguments = [f"--socket={self.handoff}", f"--data-address={data_address}"]
-        arguments += [f"--image={image}"]
-        arguments += ["--control-listen=127.0.0.1:0", "--json", *options]
-        super().__init__([*start, "run", *arguments], folder=folder, env=env)
+        arguments = [f"--socket={self.handoff}", f"--data-address={data_address}", f"--image={image}"]
+        arguments += ["--control-listen=127.0.0.1:0", f"--ready-file={self._announced}", "--json"]
+        super().__init__([*start, "run", *arguments, *options], folder=folder, **more)
         self.wait_log("waiting")
+
+    def control_address(self) -> str:
+        """Of its control port, once that is there: the last thing to come up."""
+        self.wait_until(self._announced.exists, "the ready file")
+        return str(json.loads(self._announced.read_text())["control"])
 
     def outcome(self) -> dict[str, Any]:
         """The figures of the run, once it has ended by itself and well."""
