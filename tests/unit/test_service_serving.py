@@ -81,22 +81,22 @@ class Client:
         self.channel = channel
         self.health: Any = health_pb2_grpc.HealthStub(channel)
         form = (StringValue.SerializeToString, StringValue.FromString)
-        self._unary = channel.unary_unary(f"/{TINY}/Unary", *form)
-        self._stream = channel.unary_stream(f"/{TINY}/Stream", *form)
-        self._collect = channel.stream_unary(f"/{TINY}/Collect", *form)
-        self._echo = channel.stream_stream(f"/{TINY}/Echo", *form)
+        self.call_unary = channel.unary_unary(f"/{TINY}/Unary", *form)
+        self.call_stream = channel.unary_stream(f"/{TINY}/Stream", *form)
+        self.call_collect = channel.stream_unary(f"/{TINY}/Collect", *form)
+        self.call_echo = channel.stream_stream(f"/{TINY}/Echo", *form)
 
     async def unary(self, what: str) -> list[str]:
-        return [(await self._unary(StringValue(value=what))).value]
+        return [(await self.call_unary(StringValue(value=what))).value]
 
     async def stream(self, what: str) -> list[str]:
-        return [answer.value async for answer in self._stream(StringValue(value=what))]
+        return [answer.value async for answer in self.call_stream(StringValue(value=what))]
 
     async def collect(self, what: str) -> list[str]:
-        return [(await self._collect(iter([StringValue(value=what)]))).value]
+        return [(await self.call_collect(iter([StringValue(value=what)]))).value]
 
     async def echo(self, what: str) -> list[str]:
-        return [answer.value async for answer in self._echo(iter([StringValue(value=what)]))]
+        return [answer.value async for answer in self.call_echo(iter([StringValue(value=what)]))]
 
     def watch(self, service: str = "") -> Any:
         return self.health.Watch(health_pb2.HealthCheckRequest(service=service))
@@ -213,11 +213,12 @@ def test_a_message_that_is_too_long() -> None:
 @pytest.mark.parametrize("shape", ["unary", "stream"])
 def test_a_caller_that_goes_leaves_nothing_open(shape: str) -> None:
     async def gone(port: ControlPort, tiny: Tiny, client: Client) -> None:
-        call = asyncio.create_task(getattr(client, shape)("wait"))
+        call = getattr(client, f"call_{shape}")(StringValue(value="wait"))
         await tiny.begun.wait()
         assert port.open_calls == 1
         call.cancel()
         await becomes(lambda: port.open_calls == 0)
+        assert ended_calls(shape, "CANCELLED") > 0
 
     with_port(gone)
 
