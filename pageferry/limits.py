@@ -153,7 +153,7 @@ BULK_RANGES_IN_FLIGHT: Final = 8
 
 # And while faults come: an urgent page waits behind what is under way. One range at a time leaves the link
 # free between two of them, which paces bulk by itself (1 Gbit/s: median fault 0.1 ms, with eight 1.0 ms).
-BULK_RANGES_AMID_FAULTS: Final = 1
+BULK_RANGES_GENTLE_MAX: Final = 1
 
 # Faults count as "coming" until none has come for this long.
 BULK_QUIET_MS: Final = 20

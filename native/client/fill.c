@@ -89,7 +89,7 @@ bool fill_plan(struct fill *fill, uint64_t now_ns)
 {
     bool gently = faults_come(fill, now_ns);
     uint64_t pages_max = gently ? PF_LIMIT_BULK_RANGE_PAGES : PF_LIMIT_BULK_RANGE_IDLE_PAGES;
-    uint32_t flights_max = gently ? PF_LIMIT_BULK_RANGES_AMID_FAULTS : PF_LIMIT_BULK_RANGES_IN_FLIGHT;
+    uint32_t flights_max = gently ? PF_LIMIT_BULK_RANGES_GENTLE_MAX : PF_LIMIT_BULK_RANGES_IN_FLIGHT;
     struct plan_range range;
     bool exhausted = false;
 

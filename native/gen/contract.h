@@ -280,7 +280,7 @@ enum pf_reason {
  * link free between two of them, which paces bulk by itself (1 Gbit/s: median fault 0.1 ms, with eight 1.0
  * ms).
  */
-#define PF_LIMIT_BULK_RANGES_AMID_FAULTS 1
+#define PF_LIMIT_BULK_RANGES_GENTLE_MAX 1
 
 /* Faults count as "coming" until none has come for this long. */
 #define PF_LIMIT_BULK_QUIET_MS 20
