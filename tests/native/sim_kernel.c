@@ -286,6 +286,8 @@ static enum kernel_result populate_page(struct sim_kernel *sim, uint64_t page, c
                                (!is_state(sim, page, PAGE_MISSING) && !is_state(sim, page, PAGE_WANTED))))
         failed(sim, page, "a page is written that is not marked stale, or claimed");
     facts->present = true;
+    facts->token = SIM_TORN; /* for as long as the write takes */
+    hook(sim, sim->before, SIM_POPULATE);
     facts->token = token_of(bytes);
     return KERNEL_MAPPED;
 }
@@ -425,6 +427,8 @@ static struct kernel_outcome run_call(struct sim_kernel *sim, enum sim_call call
     if (sim->gone)
         outcome.result = KERNEL_GONE;
     for (uint64_t i = 0; i < count && outcome.result == KERNEL_MAPPED; i++) {
+        if (i > 0)
+            hook(sim, sim->before, call); /* a signal ends a call between two pages, too */
         outcome.result = stopped(sim, call, i);
         if (outcome.result == KERNEL_MAPPED)
             outcome.result = page_calls[call](sim, page + i, bytes == NULL ? NULL : bytes + i * PAGE_BYTES);

@@ -11,7 +11,8 @@
  * With a table set, each call of the engine is also audited against the word of its page: stale before a write to the
  * cache, whole before claimed, claimed before CONTINUE, never a write or a punch where the guest may have been.
  *
- * `before` and `after` run around every call; a test that wants to kill the worker there leaves by longjmp.
+ * `before` and `after` run around every call, `before` also between two of its pages and in the middle of a write to
+ * the cache; a test that wants to kill the worker there leaves by longjmp.
  */
 #ifndef PAGEFERRY_SIM_KERNEL_H
 #define PAGEFERRY_SIM_KERNEL_H
