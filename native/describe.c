@@ -77,12 +77,13 @@ static void print_machine(void)
 {
     print_made_by("native/pager/page.h");
     printf("\n# The page machine\n\n"
-           "What happens to one page of guest memory at the fault client. Each page is one 64-bit word in a table that\n"
-           "outlives the process: a state, a version, and two bits. *stale*: the page cache may hold something that is\n"
-           "not this page. *held*: what cannot be was found there, and nothing is done to the page any more.\n\n"
-           "An entry reads *action -> next state*; without an arrow the state stays, `-` is no step at all. Which news\n"
-           "is accepted is decided before: its version must be no older than the floor and newer than what is held\n"
-           "before arming, and the one of the frozen map afterwards.\n");
+           "What happens to one page of guest memory at the fault client. Each page is one 64-bit word in a table\n"
+           "that outlives the process: a state, a version, and two bits. *stale*: the page cache may hold something\n"
+           "that is not this page. *held*: what cannot be was found there, and nothing is done to the page any more.\n"
+           "\n"
+           "An entry reads *action -> next state*; without an arrow the state stays, `-` is no step at all. Which\n"
+           "news is accepted is decided before: its version must be no older than the floor and newer than what is\n"
+           "held before arming, and the one of the frozen map afterwards.\n");
     print_words("state", state_name, state_help, PAGE_STATE_COUNT);
     print_words("event", event_name, event_help, PAGE_EVENT_COUNT);
     print_words("action", action_name, action_help, PAGE_ACTION_COUNT);

@@ -62,6 +62,13 @@ static void remove_waited(struct engine *engine, uint64_t page)
     wait_settle(engine, page);
 }
 
+static bool cleared_alike(const struct engine *engine, uint64_t word, uint64_t next)
+{
+    struct page_step step = page_step(page_state(next), PAGE_EVENT_REMOVED, wait_armed(engine));
+
+    return step.action == PAGE_ACTION_CLEAR && place_in_doubt(next) == place_in_doubt(word);
+}
+
 /* The pages read zero from now on, whatever becomes of the calls: the claim needs no bytes. */
 static void remove_pages(struct engine *engine, uint64_t page, uint64_t count)
 {
@@ -73,12 +80,9 @@ static void remove_pages(struct engine *engine, uint64_t page, uint64_t count)
         switch (step.action) {
         case PAGE_ACTION_CLEAR:
             pages = place_cut(engine, page, end - page);
-            for (uint64_t i = 1; i < pages; i++) {
-                uint64_t next = table_word(engine->table, page + i);
-                if (page_step(page_state(next), PAGE_EVENT_REMOVED, true).action != PAGE_ACTION_CLEAR ||
-                    place_in_doubt(next) != place_in_doubt(word))
+            for (uint64_t i = 1; i < pages; i++)
+                if (!cleared_alike(engine, word, table_word(engine->table, page + i)))
                     pages = i;
-            }
             place_removed(engine, page, pages);
             break;
         case PAGE_ACTION_MAP_ZERO:
@@ -130,11 +134,21 @@ static void take_fault_event(struct engine *engine, const struct kernel_event *e
 
     stats_add(engine->stats, STATS_faults_total, 1);
     stats_add(engine->stats, STATS_faults_minor_total, (event->flags & KERNEL_FAULT_MINOR) != 0);
-    if (regions_page(engine->regions, event->start, &page)) {
+    if (regions_page(engine->regions, event->start, &page))
         *resolved += take_fault(engine, page);
-    } else {
+    else
         wait_alarm(engine, UINT64_MAX, event->start, "a fault outside the regions of the hand-off");
-    }
+}
+
+/* The batch is done with. Its kinds go first, its count last: whoever finds it half emptied, or finds the next one half
+ * read, sees no event that is not one. */
+static void empty_batch(struct table_header *header, uint32_t count)
+{
+    for (uint32_t i = 0; i < count; i++)
+        header->batch[i].kind = 0;
+    atomic_signal_fence(memory_order_seq_cst);
+    memset(header->batch, 0, count * sizeof(header->batch[0]));
+    atomic_store_explicit(&header->batch_count, 0, memory_order_release);
 }
 
 /* The batch in the table, removals first: a fault may have been read before the removal that explains it. */
@@ -154,8 +168,7 @@ static void work_on_batch(struct engine *engine, uint32_t count)
         if (batch[i].kind == KERNEL_EVENT_FAULT)
             take_fault_event(engine, &batch[i], &resolved);
     engine->in_turn = false;
-    atomic_store_explicit(&engine->table->header->batch_count, 0, memory_order_release);
-    memset(batch, 0, count * sizeof(*batch)); /* an area that is only half filled when we die names nothing else */
+    empty_batch(engine->table->header, count);
     if (resolved > 0) {
         stats_add(engine->stats, STATS_faults_resolved_total, resolved);
         taken_ns = wait_clock_ns(engine) - engine->read_ns;
@@ -201,6 +214,7 @@ static void take_over(struct engine *engine)
 
     engine_asks_lost(engine);
     work_on_batch(engine, count < TABLE_BATCH_EVENTS ? count : TABLE_BATCH_EVENTS);
+    empty_batch(engine->table->header, TABLE_BATCH_EVENTS);
     wake_all(engine);
 }
 

@@ -11,7 +11,8 @@
 #define STEP_ARMED(state, event, action_, next_) \
     [PAGE_##state][PAGE_EVENT_##event][1] = \
         {.action = PAGE_ACTION_##action_, .next = PAGE_##next_, .legal = PAGE_ACTION_##action_ != PAGE_ACTION_ILLEGAL},
-#define STEP_ANY(state, event, action, next) STEP_UNARMED(state, event, action, next) STEP_ARMED(state, event, action, next)
+#define STEP_ANY(state, event, action, next) \
+    STEP_UNARMED(state, event, action, next) STEP_ARMED(state, event, action, next)
 #define STEP(state, event, armed, action, next) STEP_##armed(state, event, action, next)
 
 static const struct page_step page_steps[PAGE_STATE_COUNT][PAGE_EVENT_COUNT][2] = {PAGE_STEPS(STEP)};

@@ -27,7 +27,8 @@ struct table_header {
     uint64_t content_id;              /* of the image, 0 until described */
     _Atomic uint32_t armed;
     _Atomic uint32_t takeovers;       /* workers that took this table over from another */
-    _Atomic uint32_t batch_count;     /* events of the last batch; 0: none is being worked on */
+    _Atomic uint32_t batch_count;     /* events of the last batch; 0: none is being worked on; while one is read, all
+                                         places count, and those of kind 0 are no events */
     uint32_t reserved;
     struct kernel_event batch[TABLE_BATCH_EVENTS];
 };

@@ -5,7 +5,7 @@
 #define LATER_TRIES 32
 
 void wait_note(struct engine *engine, uint64_t page, uint64_t count, uint64_t word, enum page_event event,
-                 enum page_action action)
+               enum page_action action)
 {
     struct trace_step step = {
         .now_ns = engine->now_ns,

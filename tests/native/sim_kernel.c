@@ -234,6 +234,9 @@ static int sim_read_events(void *kernel, struct kernel_event *events, int capaci
     hook(sim, sim->before, SIM_READ);
     if (sim->table != NULL && atomic_load(&sim->table->header->batch_count) < (uint32_t)capacity)
         failed(sim, 0, "events are read while the table does not say that a batch is there");
+    for (int i = 0; sim->table != NULL && i < capacity; i++)
+        if (events[i].kind != 0)
+            failed(sim, 0, "an old event lies where the next batch is read");
     if (!sim->gone) {
         if (sim->random % 3 == 0 && capacity > 1) /* a batch may end anywhere */
             most = 1 + (int)sim_below(&sim->random, 3);

@@ -33,7 +33,7 @@ static bool was_calm(const struct world *world, const struct calm *before, uint6
     return world->sim.troubles == before->troubles && world->sim.calls[SIM_READ] == before->reads + own_reads;
 }
 
-/* A cell was entered, and left as the reference says; the table must say so too. What raises an alarm is no legal one. */
+/* A cell was entered, and left as the reference says; the table must say so too. An alarm is never legal. */
 static void entered_as(struct world *world, uint64_t page, uint64_t word, enum page_event event, uint64_t next,
                        bool legal)
 {
@@ -165,7 +165,7 @@ void told_removed(struct world *world, uint64_t first, uint64_t count)
         world_failed(world, first, "a poisoned page that is removed is poisoned again");
 }
 
-/* ---------------------------------------------------------------------------------------------------- engine's turns */
+/* --------------------------------------------------------------------------------------------------- engine's turns */
 
 /* The reference goes through the batch as the engine must: removals first. */
 static void foretell_batch(struct world *world, uint64_t *words, uint64_t *poisoned)

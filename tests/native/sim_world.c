@@ -239,7 +239,9 @@ static void check_content(struct world *world, uint64_t page)
             world_failed(world, page, "ZERO, and something is there");
         if (memory->present) /* by a worker before this one, and the guest has written there since */
             break;
-        if (world_armed(world) ? facts->expected != 0 && facts->drops == 0 : told_content(page, page_version(word)) != 0)
+        if (world_armed(world) && facts->expected != 0 && facts->drops == 0)
+            world_failed(world, page, "ZERO, and the guest must read something else");
+        if (!world_armed(world) && told_content(page, page_version(word)) != 0)
             world_failed(world, page, "ZERO, and it is none");
         break;
     case PAGE_OWNED:

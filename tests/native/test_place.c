@@ -8,7 +8,7 @@
 #include "check.h"
 #include "engine_bed.h"
 
-/* ---------------------------------------------------------------------------------------------- results of the kernel */
+/* ------------------------------------------------------------------------------------------ results of the kernel */
 
 static void already_from_continue_means_mapped_and_wakes(void)
 {

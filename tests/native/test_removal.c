@@ -179,7 +179,7 @@ static void a_sweep_that_is_stopped_leaves_the_rest_to_faults(void)
     bed_news(ENGINE_DATA, 0, 8, V1);
     engine_arm(&bed.engine);
     bed.sim.threads[0] = (struct sim_thread){.sleeps = true, .event_read = true, .page = 6};
-    sim_remove(&bed.sim, bed_layout[1].address, bed_layout[1].address + PAGE_BYTES, false); /* read, and not completed */
+    sim_remove(&bed.sim, bed_layout[1].address, bed_layout[1].address + PAGE_BYTES, false); /* and not completed */
     CHECK_EQ(engine_sweep(&bed.engine, 0, 8), 0);
     CHECK_EQ(bed_state(6), PAGE_OWNED);
     CHECK(!bed.sim.threads[0].sleeps); /* whoever sleeps there comes again */
