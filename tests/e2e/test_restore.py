@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.build import ROOT
 from tests.support.guest import PAGE_BYTES, Guest, Shape
 from tests.support.pair import Client, client, serve, waiting_threads
 from tests.support.processes import Process
@@ -24,6 +25,7 @@ pytestmark = needs_userfaultfd
 SHAPE = Shape((4096,))
 MEMORIES = ["memfd", "tmpfs", "private"]
 KILLS = 5
+SHIM = ROOT / "native/build/pageferry-shim.so"
 
 
 @pytest.fixture(scope="module")
@@ -108,6 +110,31 @@ def test_the_file_holds_nothing_before_and_no_hole_is_filled(
             assert figures["faults_total"] == 0
             assert figures["bulk_pages_total"] == stored == len(SHAPE.data_pages(image))
             assert guest.do("all").errors == 0
+
+
+def test_vmm_that_knows_nothing_of_it(server: Process, shared: Path) -> None:
+    """It maps its RAM file, no more: the shim makes the userfaultfd, and reports what it gives away."""
+    ram = shared / "shim.ram"
+    with client(shared, server.ready["data"], "--no-background") as run:
+        settings = {
+            "LD_PRELOAD": str(SHIM),
+            "PAGEFERRY_SHIM_RAM": str(ram),
+            "PAGEFERRY_SHIM_SOCKET": str(run.handoff),
+        }
+        with Guest(SHAPE, folder=shared, memory=f"file:{ram}", options=["--bare"], env=settings) as guest:
+            guest.ready().do("run", 2000)
+            for first in range(0, SHAPE.page_count, 512):
+                assert guest.order("punch", first, 128)["errno"] == 0
+            guest.do("run", 2000)
+            guest.do("all")
+            figures = run.outcome()
+            assert guest.order("punch", 0, 1)["errno"] == 0  # nobody needs to hear of it any more
+            report = guest.do("all")
+    assert report.errors == 0, report.kinds
+    assert report.distinct == SHAPE.page_count
+    assert figures["faults_total"] > 0
+    assert figures["removed_pages_total"] == SHAPE.page_count // 4
+    assert figures["asks_total"] < SHAPE.page_count
 
 
 # ------------------------------------------------------------------------------------------- threads and asks

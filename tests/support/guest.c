@@ -2,7 +2,7 @@
 /*
  * A stand-in VMM that knows what every page of its memory must hold, and the maker of its images.
  *
- *     guest image PATH --pages N [--seed S] [--data-percent P]
+ *     guest image PATH --pages N [--seed S] [--data-percent P] [--n N]    --n 0: an older one, for errors
  *     guest run --pages N[,N...] --memory memfd|file:PATH|private --handoff SOCKET [--seed S] [--data-percent P]
  *               [--threads T] [--generation 1.1|1.7|1.12|2.0] [--event-remove] [--reverse] [--early P,...] [--bare]
  *
@@ -34,6 +34,7 @@ struct options {
     struct ram_options ram;
     struct image_shape shape;
     uint32_t threads;
+    uint64_t n;
     uint64_t early[EARLY_MAX];
     uint32_t early_count;
 };
@@ -90,11 +91,13 @@ static void parse(struct options *options, int argc, char **argv)
         {"handoff", required_argument, NULL, 'h'},    {"threads", required_argument, NULL, 't'},
         {"generation", required_argument, NULL, 'g'}, {"event-remove", no_argument, NULL, 'e'},
         {"reverse", no_argument, NULL, 'r'},          {"early", required_argument, NULL, 'y'},
-        {"bare", no_argument, NULL, 'b'},             {NULL, 0, NULL, 0},
+        {"bare", no_argument, NULL, 'b'},             {"n", required_argument, NULL, 'n'},
+        {NULL, 0, NULL, 0},
     };
     int name;
 
-    *options = (struct options){.threads = 1, .shape = {.seed = 1, .data_percent = 75}, .ram = {.generation = "1.12"}};
+    *options = (struct options){
+        .threads = 1, .n = N_IMAGE, .shape = {.seed = 1, .data_percent = 75}, .ram = {.generation = "1.12"}};
     while ((name = getopt_long(argc, argv, "", known, NULL)) != -1) {
         switch (name) {
         case 'p': options->ram.region_count = numbers(optarg, options->ram.region_pages, RAM_REGIONS_MAX); break;
@@ -108,6 +111,7 @@ static void parse(struct options *options, int argc, char **argv)
         case 'r': options->ram.reverse = true; break;
         case 'y': options->early_count = numbers(optarg, options->early, EARLY_MAX); break;
         case 'b': options->ram.bare = true; break;
+        case 'n': options->n = number(optarg); break;
         default: usage("unknown option");
         }
     }
@@ -119,7 +123,7 @@ static void parse(struct options *options, int argc, char **argv)
 
 /* --------------------------------------------------------------------------------------------------------- image */
 
-static int make_image(const char *path, const struct image_shape *shape)
+static int make_image(const char *path, const struct image_shape *shape, uint64_t n)
 {
     struct line lines[PAGE_LINES];
     int fd = open(path, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0600), status = 71;
@@ -129,7 +133,7 @@ static int make_image(const char *path, const struct image_shape *shape)
     for (uint64_t page = 0; page < shape->pages; page++) {
         if (!stamp_is_data(shape, page))
             continue;
-        stamp_page(lines, page, INCARNATION_IMAGE, N_IMAGE);
+        stamp_page(lines, page, INCARNATION_IMAGE, n);
         if (pwrite(fd, lines, sizeof(lines), (off_t)(page * PAGE_BYTES)) != (ssize_t)sizeof(lines))
             goto out;
     }
@@ -263,7 +267,7 @@ int main(int argc, char **argv)
     setvbuf(stdout, NULL, _IOLBF, 0);
     if (argc > 2 && strcmp(argv[1], "image") == 0) {
         parse(&options, argc - 2, argv + 2);
-        status = make_image(argv[2], &options.shape);
+        status = make_image(argv[2], &options.shape, options.n);
     } else if (argc > 1 && strcmp(argv[1], "run") == 0) {
         parse(&options, argc - 1, argv + 1);
         if (options.ram.handoff == NULL && !options.ram.bare)

@@ -48,8 +48,9 @@ class Shape:
         regions = ",".join(map(str, self.pages))
         return [f"--pages={regions}", f"--seed={self.seed}", f"--data-percent={self.data_percent}"]
 
-    def make_image(self, path: Path) -> Path:
-        subprocess.run([guest_program(), "image", path, *self.options()], check=True)
+    def make_image(self, path: Path, *, n: int = 1) -> Path:
+        """`n` 0: the pages as they were before; the guest takes them for stale."""
+        subprocess.run([guest_program(), "image", path, *self.options(), f"--n={n}"], check=True)
         return path
 
     def data_pages(self, image: Path) -> list[int]:
