@@ -137,15 +137,15 @@ const struct urgent_events loop_urgent_events = {
  * check stands. */
 static bool nothing_present(struct loop *loop, char *text, size_t text_bytes)
 {
-    struct mapping_facts facts;
+    uint64_t present = 0;
     bool fine = true;
 
     for (uint32_t i = 0; fine && loop->vmm_pid > 0 && i < loop->regions.count; i++) {
         const struct region *region = &loop->regions.by_page[i];
-        if (mapping_look(loop->vmm_pid, region->address, region->page_count * PAGE_BYTES, &facts) == 0 &&
-            facts.present_pages != 0) {
+        if (mapping_present(loop->vmm_pid, region->address, region->page_count * PAGE_BYTES, &present) == 0 &&
+            present != 0) {
             snprintf(text, text_bytes, "%llu pages of the VM are mapped already: something has touched its memory "
-                     "around the userfaultfd (prealloc? another mapper?)", (unsigned long long)facts.present_pages);
+                     "around the userfaultfd (prealloc? another mapper?)", (unsigned long long)present);
             fine = false;
         }
     }

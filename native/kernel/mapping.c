@@ -203,8 +203,9 @@ static int count_by_reading(int pagemap, uint64_t start, uint64_t end, uint64_t 
     return 0;
 }
 
-static int count_present(pid_t pid, uint64_t start, uint64_t end, uint64_t *present_pages)
+int mapping_present(pid_t pid, uint64_t address, uint64_t length_bytes, uint64_t *present_pages)
 {
+    uint64_t start = address, end = address + length_bytes;
     char path[64];
     int pagemap, rc;
 
@@ -212,6 +213,7 @@ static int count_present(pid_t pid, uint64_t start, uint64_t end, uint64_t *pres
     pagemap = open(path, O_RDONLY | O_CLOEXEC);
     if (pagemap < 0)
         return errno == ENOENT ? -ESRCH : -errno;
+    *present_pages = 0;
     rc = count_by_scan(pagemap, start, end, present_pages);
     if (rc == -ENOTTY || rc == -EINVAL) {
         *present_pages = 0;
@@ -234,7 +236,7 @@ int mapping_look(pid_t pid, uint64_t address, uint64_t length_bytes, struct mapp
     rc = look_at_smaps(pid, &look, facts);
     facts->mapped &= look.covered_end >= look.end;
     if (rc == 0)
-        rc = count_present(pid, look.start, look.end, &facts->present_pages);
+        rc = mapping_present(pid, address, length_bytes, &facts->present_pages);
     if (rc < 0 || !facts->mapped)
         *facts = (struct mapping_facts){.present_pages = rc < 0 ? 0 : facts->present_pages};
     return rc;

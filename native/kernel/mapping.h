@@ -34,6 +34,9 @@ struct mapping_facts {
  * -EACCES/-EPERM: not allowed to look (then nothing is known), -ESRCH: the process is gone. */
 int mapping_look(pid_t pid, uint64_t address, uint64_t length_bytes, struct mapping_facts *facts);
 
+/* Only the pages with an entry in that process's page table: quick, for a look at the last moment. */
+int mapping_present(pid_t pid, uint64_t address, uint64_t length_bytes, uint64_t *present_pages);
+
 enum thp_shmem {
     THP_SHMEM_NEVER = 0,
     THP_SHMEM_ADVISE, /* only where asked for */
