@@ -110,7 +110,11 @@ FLOOD_FRAMES_PER_S: Final = 330
 # transport.
 HEARTBEAT_INTERVAL_MS: Final = 1000
 
-# Silence after which a client gives its connection up, and a server ends the call of a session.
+# Silence on the urgent call after which a client dials anew: three heartbeats that came back from nobody.
+LINK_SILENT_MS: Final = 3000
+
+# Silence after which a server ends the call of a session, and a client gives a bulk connection up: its ranges
+# have no heartbeat, and a slow disk or link may hold them back for seconds.
 HEARTBEAT_TIMEOUT_MS: Final = 10_000
 
 # A connection that is not there after this long of dialing is dialed anew.

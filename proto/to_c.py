@@ -8,6 +8,7 @@ from textwrap import wrap
 
 from google.protobuf import descriptor_pb2 as pb
 
+from pageferry import __version__
 from pageferry.reasons import Reason, ReasonRow
 
 NOTE = "/* SPDX-License-Identifier: Apache-2.0. Made by proto/generate.py; change what it reads. */"
@@ -20,6 +21,9 @@ CONTRACT = """\
  */
 #ifndef PAGEFERRY_CONTRACT_H
 #define PAGEFERRY_CONTRACT_H
+
+/* Of the package; what we call ourselves on the wire. */
+#define PF_VERSION "{version}"
 
 {paths}{fields}{enums}{limits}
 /* X(number, NAME, number of the gRPC status, "what it means") */
@@ -116,6 +120,7 @@ def contract_h(
     rows = [f'    X({n.value}, {n.name}, {row.code.value}, "{row.sentence}")' for n, row in reasons.items()]
     return CONTRACT.format(
         note=NOTE,
+        version=__version__,
         paths="".join(path for service in pages.service for path in paths(pages.package, service)),
         fields="".join(map(field_numbers, pages.message_type)),
         enums="".join(map(c_enum, pages.enum_type)),

@@ -6,6 +6,9 @@
 #ifndef PAGEFERRY_CONTRACT_H
 #define PAGEFERRY_CONTRACT_H
 
+/* Of the package; what we call ourselves on the wire. */
+#define PF_VERSION "0.1.0"
+
 #define PF_PATH_DESCRIBE_IMAGE "/pageferry.v1.PageService/DescribeImage"
 #define PF_PATH_GET_PAGE "/pageferry.v1.PageService/GetPage"
 #define PF_PATH_FETCH_PAGES "/pageferry.v1.PageService/FetchPages"
@@ -225,7 +228,13 @@ enum pf_reason {
  */
 #define PF_LIMIT_HEARTBEAT_INTERVAL_MS 1000
 
-/* Silence after which a client gives its connection up, and a server ends the call of a session. */
+/* Silence on the urgent call after which a client dials anew: three heartbeats that came back from nobody. */
+#define PF_LIMIT_LINK_SILENT_MS 3000
+
+/*
+ * Silence after which a server ends the call of a session, and a client gives a bulk connection up: its
+ * ranges have no heartbeat, and a slow disk or link may hold them back for seconds.
+ */
 #define PF_LIMIT_HEARTBEAT_TIMEOUT_MS 10000
 
 /* A connection that is not there after this long of dialing is dialed anew. */

@@ -12,7 +12,7 @@
 #include "session.h"
 
 #define CLIENT_CALLS_MAX 1024
-#define USER_AGENT "pageferry/0.1.0"
+#define USER_AGENT "pageferry/" PF_VERSION
 #define CONSTANT(name, value) ((struct h2_field){name, value, sizeof(value) - 1, true})
 
 struct grpc_call *call_new(struct grpc_session *session)
