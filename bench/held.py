@@ -10,14 +10,13 @@ Says "listening", then "armed" once all pages are held and faults are served; en
     python -m bench.held SOCKET IMAGE DATA_ADDRESS
 """
 
-import os
 import select
 import sys
 from pathlib import Path
 
 from faultclient.pager import EventKind, Pager
 from faultclient.vms import Vms
-from pageferry.host.handoff import Listener
+from pageferry.host.listener import Listener
 
 ENDS = (EventKind.FAILED, EventKind.VMM_GONE, EventKind.COMPLETE)
 
@@ -42,7 +41,7 @@ def main() -> int:
     with Vms() as vms:
         with Listener(Path(socket)) as listener:
             print("listening", flush=True)
-            handoff = listener.accept(uids=frozenset({os.getuid()}))
+            handoff = listener.accept()
         vm = vms.take(handoff, image=image, data_address=data_address, background=True, spin_us=0)
         return 65 if follow(vm.pager) is EventKind.FAILED else 0
 

@@ -2,22 +2,30 @@
 """`faultclient`: names its commands, and loads one only when it is called."""
 
 import sys
+from pathlib import Path
 from typing import Any
 
 import click
 
-from faultclient.config import allowed_uids, run_options
+from faultclient.config import RunOptions, run_options
+from faultclient.session import Postcopy
 from pageferry import __version__
 from pageferry.limits import DEFAULT_CLIENT_CONTROL_ADDRESS
-from pageferry.reasons import PageferryError
-from pageferry.service.addresses import insecure_option, local_or_agreed
+from pageferry.service.addresses import Address, AddressType, insecure_option, local_or_agreed
+from pageferry.service.entry import run_command
 from pageferry.service.logs import configure_logging, log, log_options
+from pageferry.service.ready import Ready, ready_options
 
 
 @click.group(context_settings={"auto_envvar_prefix": "FAULTCLIENT", "help_option_names": ["-h", "--help"]})
 @click.version_option(__version__)
 def cli() -> None:
-    """Makes each page of a VM right at the moment the guest touches it."""
+    """Makes each page of a VM right at the moment the guest touches it.
+
+    \b
+    Exit codes: 0 every page is here, 64 usage, 65 data that does not fit, 69 the page server or the VMM
+    is not there, 70 a bug of ours, 71 a right or a feature is missing, 73 no memory, 75 try again.
+    """
 
 
 @cli.command()
@@ -26,54 +34,78 @@ def cli() -> None:
     "--json", "as_json", is_flag=True, help="Print the figures of the run as one JSON line at its end."
 )
 @insecure_option
+@ready_options
 @log_options
-def run(as_json: bool, insecure_network: bool, log_format: str, log_level: str, **options: Any) -> None:
+def run(
+    as_json: bool,
+    insecure_network: bool,
+    log_format: str,
+    log_level: str,
+    ready_file: Path | None,
+    ready_fd: int | None,
+    **given: Any,
+) -> None:
     """Take one VM's memory over, and serve its page faults until every page is here.
 
     Waits on --socket for a hand-off (Firecracker's snapshot load with a Uffd backend, or a VMM with the
     shim), lets the guest run at once, and ends with exit code 0 when nobody needs it any more.
 
+    SIGTERM gives up as long as the guest does not run. Then it is ignored, and said so: without its pages
+    the guest would stand still for ever. SIGUSR2 writes the pager's last steps to the log.
+
     \b
       faultclient run --socket /run/pageferry/handoff.sock \\
           --data-address 10.0.0.1:7850 --image web-1
+
+    Every option can be set in the environment: FAULTCLIENT_RUN_ and its name, as in
+    FAULTCLIENT_RUN_DATA_ADDRESS=10.0.0.1:7850.
     """
     configure_logging(log_format, log_level)
+    given["postcopy"] = Postcopy(given["postcopy"])
+    if given["postcopy"] is Postcopy.FORBID and not given["background"]:
+        raise click.UsageError("--postcopy forbid never ends without --background: nobody asks for pages.")
+    if not local_or_agreed(given["control_listen"], insecure_network=insecure_network).local:
+        log.warning(
+            "insecure_network",
+            port="control_listen",
+            address=str(given["control_listen"]),
+            because="there is no TLS yet",
+        )
+    options = RunOptions(ready=Ready(ready_file, ready_fd), progress=sys.stderr.isatty(), **given)
+
     import uvloop
 
-    from faultclient.session import Postcopy
-    from faultclient.worker import RunOptions
     from faultclient.worker import run as run_worker
 
-    options["postcopy"] = Postcopy(options["postcopy"])
-    options["vmm_uids"] = allowed_uids(options["vmm_uids"])
-    for name in ("control_listen", "metrics_listen"):
-        if options[name] is not None:
-            options[name] = local_or_agreed(options[name], insecure_network=insecure_network)
-    outcome = uvloop.run(run_worker(RunOptions(progress=sys.stderr.isatty(), **options)))
+    outcome = uvloop.run(run_worker(options))
     if as_json:
         click.echo(outcome.as_json())
+    if outcome.error is not None:
+        raise outcome.error
 
 
 @cli.command()
 @click.option(
     "--address",
+    type=AddressType(),
     default=DEFAULT_CLIENT_CONTROL_ADDRESS,
     show_default=True,
     metavar="ADDRESS",
     help="Control port of a fault client: HOST:PORT or unix:/PATH.",
 )
 @click.option("--json", "as_json", is_flag=True, help="One JSON object a session, one a line.")
-def status(address: str, as_json: bool) -> None:
-    """Show the sessions of a running fault client."""
+def status(address: Address, as_json: bool) -> None:
+    """Show the sessions of a running fault client.
+
+    \b
+      faultclient status
+      faultclient status --address unix:/run/pageferry/control.sock --json
+    """
     from faultclient.commands.show import show
 
-    show(address, as_json=as_json)
+    show(str(address), as_json=as_json)
 
 
 def main() -> None:
-    """The console script: a refusal of ours is one line and an exit code, never a traceback."""
-    try:
-        cli()
-    except PageferryError as error:
-        log.error("refused", reason=error.reason.name, text=error.message, remedy=error.remedy)
-        sys.exit(error.exit_code)
+    """The console script."""
+    run_command(cli)

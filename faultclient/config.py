@@ -5,8 +5,9 @@ Each can be given in the environment too: FAULTCLIENT_RUN_ and the flag's name, 
 FAULTCLIENT_RUN_DATA_ADDRESS. A flag wins.
 """
 
-import os
+import re
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import reduce
 from pathlib import Path
 from typing import Any, Final
@@ -14,11 +15,69 @@ from typing import Any, Final
 import click
 
 from faultclient.session import Postcopy
-from pageferry.limits import DEFAULT_CLIENT_CONTROL_ADDRESS, DEFAULT_SPIN_US
+from pageferry.limits import (
+    DEFAULT_CLIENT_CONTROL_ADDRESS,
+    DEFAULT_CLIENT_METRICS_ADDRESS,
+    DEFAULT_SPIN_US,
+    IMAGE_NAME_BYTES_MAX,
+)
+from pageferry.reasons import PageferryError
+from pageferry.service.addresses import Address, AddressType
+from pageferry.service.ready import Ready
 
 Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
 
 DEFAULT_ATTACH_TIMEOUT_S: Final = 30.0
+# A year: event loops count further than a double does to the millisecond.
+DURATION_S_MAX: Final = 31_536_000.0
+DNS: Final = "dns:///"
+SESSION_NAME: Final = re.compile(r"[a-z0-9-]{1,63}")
+
+
+@dataclass(frozen=True, slots=True)
+class RunOptions:
+    """What is made of flags and environment."""
+
+    socket: Path
+    data_address: str
+    image: str
+    session: str
+    postcopy: Postcopy
+    background: bool
+    spin_us: int
+    vmm_uid: int | None
+    handoff_timeout_s: float | None
+    attach_timeout_s: float
+    control_listen: Address
+    metrics_listen: Address | None
+    ready: Ready
+    progress: bool  # on a terminal, while pages arrive
+
+
+def data_address(context: click.Context, param: click.Parameter, value: str) -> str:
+    """The text, if it can be an address: names are resolved when there is a VM to serve."""
+    try:
+        address = Address.parse(value.removeprefix(DNS))
+    except PageferryError as error:
+        raise click.BadParameter(str(error), context, param) from error
+    if address.path is None and address.port == 0:
+        raise click.BadParameter(f"{value!r} has no port", context, param)
+    return value
+
+
+def image_name(context: click.Context, param: click.Parameter, value: str) -> str:
+    if not value.isprintable() or not 1 <= len(value.encode()) <= IMAGE_NAME_BYTES_MAX:
+        raise click.BadParameter(
+            f"an image's name has 1 to {IMAGE_NAME_BYTES_MAX} bytes, all of them printable", context, param
+        )
+    return value
+
+
+def session_name(context: click.Context, param: click.Parameter, value: str) -> str:
+    if SESSION_NAME.fullmatch(value) is None:
+        raise click.BadParameter("a session's name has 1 to 63 of a-z, 0-9 and -", context, param)
+    return value
+
 
 OPTIONS: Final[tuple[Decorator, ...]] = (
     click.option(
@@ -30,19 +89,32 @@ OPTIONS: Final[tuple[Decorator, ...]] = (
     click.option(
         "--data-address",
         required=True,
+        callback=data_address,
         metavar="ADDRESS",
         help="Data port of the page server: HOST:PORT, dns:///HOST:PORT or unix:/PATH.",
     ),
-    click.option("--image", required=True, metavar="NAME", help="Name of the image at the page server."),
     click.option(
-        "--session", default="restore", show_default=True, help="Name of this restore, for status and logs."
+        "--image",
+        required=True,
+        callback=image_name,
+        metavar="NAME",
+        help="Name of the image at the page server.",
+    ),
+    click.option(
+        "--session",
+        default="restore",
+        show_default=True,
+        callback=session_name,
+        metavar="NAME",
+        help="Name of this restore, for status and logs.",
     ),
     click.option(
         "--postcopy",
         type=click.Choice([choice.value for choice in Postcopy]),
         default=Postcopy.AT_ONCE.value,
         show_default=True,
-        help="at-once: the guest may run while pages are remote. forbid: only when all are here.",
+        help="at-once: the guest may run while pages are remote. forbid: only when all are here; for memory "
+        "on a memfd or tmpfs, and a VMM that is told to wait so long (PAGEFERRY_SHIM_TIMEOUT_MS).",
     ),
     click.option(
         "--background/--no-background",
@@ -59,15 +131,15 @@ OPTIONS: Final[tuple[Decorator, ...]] = (
     ),
     click.option(
         "--vmm-uid",
-        "vmm_uids",
-        type=int,
-        multiple=True,
-        help="Whose VMM may connect, beside root's and this user's own. May be given several times.",
+        type=click.IntRange(0),
+        default=None,
+        metavar="UID",
+        help="The VMM's user, if it is neither root nor this one. The socket is given to it, as root.",
     ),
     click.option(
         "--handoff-timeout",
         "handoff_timeout_s",
-        type=click.FloatRange(0, min_open=True),
+        type=click.FloatRange(0, DURATION_S_MAX, min_open=True),
         default=None,
         metavar="SECONDS",
         help="Give up when no VMM has connected after this long.  [default: wait for ever]",
@@ -75,7 +147,7 @@ OPTIONS: Final[tuple[Decorator, ...]] = (
     click.option(
         "--attach-timeout",
         "attach_timeout_s",
-        type=click.FloatRange(0, min_open=True),
+        type=click.FloatRange(0, DURATION_S_MAX, min_open=True),
         default=DEFAULT_ATTACH_TIMEOUT_S,
         show_default=True,
         metavar="SECONDS",
@@ -83,22 +155,19 @@ OPTIONS: Final[tuple[Decorator, ...]] = (
     ),
     click.option(
         "--control-listen",
+        type=AddressType(),
         default=DEFAULT_CLIENT_CONTROL_ADDRESS,
         show_default=True,
         metavar="ADDRESS",
-        help="Control port: HOST:PORT (port 0: any) or unix:/PATH.",
+        help="Control port, once a VM is served: HOST:PORT (port 0: any) or unix:/PATH.",
     ),
     click.option(
         "--metrics-listen",
+        type=AddressType(),
         default=None,
-        metavar="HOST:PORT",
-        help="Prometheus metrics over HTTP.  [default: none]",
-    ),
-    click.option(
-        "--ready-file",
-        type=click.Path(path_type=Path),
-        default=None,
-        help="Written once the control port is up: JSON with its address and the process number.",
+        metavar="ADDRESS",
+        help=f"Prometheus metrics over HTTP, usually at {DEFAULT_CLIENT_METRICS_ADDRESS}. They hold no guest "
+        "memory, so any address will do.  [default: none]",
     ),
 )
 
@@ -106,7 +175,3 @@ OPTIONS: Final[tuple[Decorator, ...]] = (
 def run_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """Gives a command all of them."""
     return reduce(lambda decorated, option: option(decorated), reversed(OPTIONS), command)
-
-
-def allowed_uids(named: tuple[int, ...]) -> frozenset[int]:
-    return frozenset({0, os.geteuid(), *named})

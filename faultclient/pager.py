@@ -51,9 +51,10 @@ class PageCounts:
     states: dict[str, int]
 
     @property
-    def settled(self) -> int:
-        """Nothing is owed for these: they are the guest's, read as zeros, or are poisoned."""
-        return self.states["OWNED"] + self.states["ZERO"] + self.states["POISONED"]
+    def here(self) -> int:
+        """Nothing is owed by the source for these: acceptable bytes are here, or they read as zeros, or are
+        poisoned. Those that are here and not the guest's yet (CACHED) still need us."""
+        return sum(self.states.values()) - self.states["MISSING"] - self.states["WANTED"]
 
 
 class Client:

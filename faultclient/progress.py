@@ -13,7 +13,7 @@ INTERVAL_S: Final = 0.1
 
 
 async def show_progress(session: Session) -> None:
-    """On stderr, until it is cancelled; stdout is for results."""
+    """On stderr, until the session has ended; stdout is for results."""
     pager = session.vm.pager
     total = pager.pages().total
     with Progress(
@@ -25,11 +25,11 @@ async def show_progress(session: Session) -> None:
         console=Console(stderr=True),
     ) as progress:
         task = progress.add_task("", total=total, phase="", faults=0, waiting=0)
-        while True:
+        while not session.ended:
             counters = pager.counters()
             progress.update(
                 task,
-                completed=pager.pages().settled,
+                completed=pager.pages().here,
                 phase=session.phase.name if session.paused is None else f"PAUSED {session.paused.name}",
                 faults=counters["faults_total"],
                 waiting=counters["asks_outstanding"],

@@ -23,6 +23,7 @@ class ControlServer:
     def __init__(self, sessions: Sequence[Session], listen: Address, metrics_listen: Address | None) -> None:
         self._sessions = sessions
         self._metrics_listen = metrics_listen
+        self._metrics: Address | None = None
         self._port = ControlPort(listen, self._add, (NAME,))
         self._stack = AsyncExitStack()
 
@@ -31,14 +32,16 @@ class ControlServer:
         faultclient_pb2_grpc.add_FaultClientServiceServicer_to_server(service, server)
 
     @property
-    def address(self) -> str:
-        return str(self._port.address)
+    def addresses(self) -> dict[str, str]:
+        """Where it listens: control, and metrics if they were asked for."""
+        listening = {"control": self._port.address, "metrics": self._metrics}
+        return {name: str(address) for name, address in listening.items() if address is not None}
 
     async def __aenter__(self) -> Self:
         async with AsyncExitStack() as stack:
             pager = self._sessions[0].vm.pager  # `run` has exactly one
-            metrics = exposed(self._metrics_listen, DataPlane(pager.counters, pager.histogram))
-            await stack.enter_async_context(metrics)
+            exposing = exposed(self._metrics_listen, DataPlane(pager.counters, pager.histogram))
+            self._metrics = await stack.enter_async_context(exposing)
             await stack.enter_async_context(self._port)
             self._stack = stack.pop_all()
         return self

@@ -3,7 +3,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Sequence
-from typing import Any
+from typing import Any, TypeAlias
 
 import grpc
 from google.protobuf.timestamp_pb2 import Timestamp
@@ -13,7 +13,7 @@ from pageferry.limits import WATCH_INTERVAL_MIN_MS, WATCH_INTERVAL_MS
 from pageferry.reasons import PageferryError, Reason
 from pageferry.v1 import faultclient_pb2_grpc, migrations_pb2
 
-Context = grpc.aio.ServicerContext[Any, Any]
+Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
 
 
 def as_message(session: Session) -> migrations_pb2.Session:
@@ -33,7 +33,7 @@ def as_message(session: Session) -> migrations_pb2.Session:
         message=session.message,
         peer=session.vm.data_address,
         pages_total=pages.total,
-        pages_settled=pages.settled,
+        pages_settled=pages.here,
         pages_poisoned=pages.states["POISONED"],
         wire_bytes=counters["wire_in_bytes_total"] + counters["wire_out_bytes_total"],
         faults=counters["faults_total"],
@@ -43,7 +43,7 @@ def as_message(session: Session) -> migrations_pb2.Session:
 
 
 def moving(message: migrations_pb2.Session) -> tuple[int, ...]:
-    """The numbers whose change is worth a message once an interval."""
+    """The numbers whose change is worth a message: the first of them at once, the others once an interval."""
     return message.revision, message.pages_settled, message.faults, message.faults_waiting
 
 
@@ -65,13 +65,7 @@ class FaultClientService(faultclient_pb2_grpc.FaultClientServiceServicer):
     async def WatchSessions(
         self, request: migrations_pb2.WatchSessionsRequest, context: Context
     ) -> AsyncIterator[migrations_pb2.Session]:
-        interval_ms = request.interval_ms or WATCH_INTERVAL_MS
-        if interval_ms < WATCH_INTERVAL_MIN_MS:
-            raise PageferryError(
-                Reason.BAD_REQUEST,
-                f"interval_ms is {interval_ms}",
-                f"give at least {WATCH_INTERVAL_MIN_MS}, or 0",
-            )
+        interval_ms = max(request.interval_ms or WATCH_INTERVAL_MS, WATCH_INTERVAL_MIN_MS)
         matches = [self._named(request.session)] if request.session else list(self._sessions)
         shown: dict[str, tuple[int, ...]] = {}
         while True:
@@ -82,13 +76,15 @@ class FaultClientService(faultclient_pb2_grpc.FaultClientServiceServicer):
                     yield message
             if request.once or all(session.ended for session in matches):
                 return
-            await self._something(matches, interval_ms / 1000)
+            await something(matches, [shown[session.name][0] for session in matches], interval_ms / 1000)
 
-    async def _something(self, sessions: Sequence[Session], interval_s: float) -> None:
-        """Until one of them changes, or an interval has passed."""
-        changes = [asyncio.create_task(session.changed(session.revision)) for session in sessions]
-        try:
-            await asyncio.wait(changes, timeout=interval_s, return_when=asyncio.FIRST_COMPLETED)
-        finally:
-            for change in changes:
-                change.cancel()
+
+async def something(sessions: Sequence[Session], seen_revisions: Sequence[int], interval_s: float) -> None:
+    """Until one of them has changed since it was seen, or an interval has passed."""
+    seen = zip(sessions, seen_revisions, strict=True)
+    changes = [asyncio.create_task(session.changed(revision)) for session, revision in seen]
+    try:
+        await asyncio.wait(changes, timeout=interval_s, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        for change in changes:
+            change.cancel()

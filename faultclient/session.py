@@ -12,7 +12,7 @@ from enum import Enum
 
 from faultclient.pager import EventKind, PagerEvent
 from faultclient.vms import Vm
-from pageferry.phases import ENDS, Event, Phase, step
+from pageferry.phases import ENDS, Event, Phase, legal, step
 from pageferry.reasons import PageferryError, Reason
 from pageferry.service.logs import log
 
@@ -38,8 +38,7 @@ class Session:
     pauses: dict[Reason, str] = field(default_factory=dict)
     failure: Reason | None = None
     message: str = ""
-    poisoned_events: int = 0
-    _changed: asyncio.Condition = field(default_factory=asyncio.Condition)
+    _news: asyncio.Event = field(default_factory=asyncio.Event)
 
     @property
     def ended(self) -> bool:
@@ -50,15 +49,11 @@ class Session:
         """Why nothing moves now; the newest of several."""
         return next(reversed(self.pauses), None)
 
-    def _move(self, event: Event) -> None:
-        self.phase = step(self.phase, event)
-        self.phase_since = time.time()
-        log.info("phase", session=self.name, phase=self.phase.name, because=event.name)
+    def error(self) -> PageferryError | None:
+        """Why the session failed, if it did."""
+        return PageferryError(self.failure, self.message) if self.failure is not None else None
 
-    def _fail(self, reason: Reason, message: str) -> None:
-        self.failure = reason
-        self.message = message
-        self._move(Event.CANCELLED if reason is Reason.CANCELLED else Event.FAILED)
+    # ------------------------------------------------------------------------------------------ what happens
 
     def start(self) -> None:
         """Before the first event. An order to arm waits in the pager until the image is described: so the
@@ -66,12 +61,25 @@ class Session:
         if self.postcopy is Postcopy.AT_ONCE:
             self.vm.pager.arm()
 
-    async def take(self, event: PagerEvent) -> None:
+    def catch_up(self) -> None:
+        """Takes what the pager has told meanwhile. After the session's end nothing is taken any more: that
+        the VMM exits, for instance, is nobody's business then."""
+        for event in self.vm.pager.events():
+            self.take(event)
+            if self.ended:
+                return
+
+    def take(self, event: PagerEvent) -> None:
         """One event of the pager."""
+        reason = event.reason or Reason.BUG
         match event.kind:
             case EventKind.ATTACHED:
                 self.attached = True
                 log.info("attached", session=self.name, image=self.vm.image, content_id=f"{event.value:016x}")
+            case EventKind.POPULATED:
+                log.info("populated", session=self.name)
+                if self.postcopy is Postcopy.FORBID:
+                    self.vm.pager.arm()
             case EventKind.ARMED:
                 self._move(Event.ARMED)
             case EventKind.COMPLETE:
@@ -82,70 +90,93 @@ class Session:
                 else:
                     self._move(Event.DETACHED)
             case EventKind.FAILED:
-                self._fail(event.reason or Reason.BUG, event.text)
+                if not self._fail(Event.FAILED, reason, event.text):
+                    self._alarm(event)
             case EventKind.VMM_GONE:
-                if self.phase is not Phase.COMMITTED:
-                    self.failure = Reason.NO_VMM
-                self.message = event.text
-                self._move(Event.VMM_GONE)
+                lost = self.phase is not Phase.COMMITTED
+                self._fail(Event.VMM_GONE, Reason.NO_VMM if lost else None, event.text)
             case EventKind.PAUSED:
-                self.pauses[event.reason or Reason.BUG] = event.text
-                self.message = event.text
-                log.warning(
-                    "paused", session=self.name, reason=(event.reason or Reason.BUG).name, text=event.text
-                )
+                self.pauses[reason] = self.message = event.text
+                log.warning("paused", session=self.name, reason=reason.name, text=event.text)
             case EventKind.RESUMED:
-                self.pauses.pop(event.reason or Reason.BUG, None)
-                self.message = ""
+                self.pauses.pop(reason, None)
+                self.message = next(reversed(self.pauses.values()), "")
                 log.info("resumed", session=self.name, after_ms=event.value // 1_000_000)
             case EventKind.ALARM:
-                self.message = event.text
-                log.error("alarm", session=self.name, page=event.page, text=event.text)
-                for line in self.vm.pager.trace():
-                    log.error("trace", session=self.name, step=line)
+                self._alarm(event)
             case EventKind.EARLY_FAULT:
                 log.warning("early_fault", session=self.name, page=event.page, text=event.text)
             case EventKind.POISONED:
-                self.poisoned_events += 1
                 log.warning("poisoned", session=self.name, page=event.page, was_mapped=bool(event.value))
-            case EventKind.POPULATED:
-                log.info("populated", session=self.name)
-                if self.postcopy is Postcopy.FORBID:
-                    self.vm.pager.arm()
-        await self._tell()
+        self._tell()
 
-    async def cancel(self, reason: Reason, message: str) -> None:
-        """Gives the session up. IllegalStepError once the guest may run here: nothing ends it then."""
-        self._fail(reason, message)
-        await self._tell()
+    def cancel(self, reason: Reason, message: str) -> bool:
+        """Gives the session up. False, and nothing has changed, once the guest may run here: nobody ends it
+        then, or its memory would stay in two places for ever. False too when it has ended already."""
+        if not self.ended:
+            self.catch_up()  # it may have been armed a moment ago
+        event = Event.CANCELLED if reason is Reason.CANCELLED else Event.FAILED
+        given_up = self._fail(event, reason, message)
+        if given_up:
+            self._tell()
+        return given_up
 
-    async def _tell(self) -> None:
+    def _move(self, event: Event) -> None:
+        self.phase = step(self.phase, event)
+        self.phase_since = time.time()
+        log.info("phase", session=self.name, phase=self.phase.name, because=event.name)
+
+    def _fail(self, event: Event, reason: Reason | None, message: str) -> bool:
+        """The session ends by this event, if the table has it so."""
+        if not legal(self.phase, event):
+            return False
+        self.failure = reason
+        self.message = message
+        self._move(event)
+        return True
+
+    def _alarm(self, event: PagerEvent) -> None:
+        self.message = event.text
+        log.error("alarm", session=self.name, page=event.page, text=event.text)
+        self.log_trace()
+
+    def log_trace(self) -> None:
+        """The pager's last steps."""
+        for line in self.vm.pager.trace():
+            log.warning("trace", session=self.name, step=line)
+
+    # -------------------------------------------------------------------------------------- who waits for it
+
+    def _tell(self) -> None:
         self.revision += 1
-        async with self._changed:
-            self._changed.notify_all()
+        self._news.set()
+        self._news = asyncio.Event()
 
     async def changed(self, seen_revision: int) -> None:
         """Returns once `revision` is above seen_revision."""
-        async with self._changed:
-            await self._changed.wait_for(lambda: self.revision > seen_revision)
+        while self.revision <= seen_revision:
+            await self._news.wait()
 
-    def error(self) -> PageferryError | None:
-        """Why the session failed, if it did."""
-        return PageferryError(self.failure, self.message) if self.failure is not None else None
+    async def over(self) -> None:
+        """Returns once it has ended."""
+        while not self.ended:
+            await self._news.wait()
 
 
 async def follow(session: Session) -> None:
     """Feeds the pager's events to its session until that has ended."""
-    pager = session.vm.pager
     loop = asyncio.get_running_loop()
+    event_fd = session.vm.pager.event_fd()
     ready = asyncio.Event()
-    loop.add_reader(pager.event_fd(), ready.set)
+    loop.add_reader(event_fd, ready.set)
+    over = loop.create_task(session.over())
+    over.add_done_callback(lambda _: ready.set())
     try:
         while not session.ended:
-            for event in pager.events():
-                await session.take(event)
+            ready.clear()
+            session.catch_up()
             if not session.ended:
                 await ready.wait()
-                ready.clear()
     finally:
-        loop.remove_reader(pager.event_fd())
+        over.cancel()
+        loop.remove_reader(event_fd)

@@ -3,86 +3,160 @@
 
 The order of starting is part of the design: the pager runs first, and only then is the control port's half
 second of imports spent. Nothing at the head of this file may import grpc.
+
+From the hand-off on the guest may run here, and then nothing but its own end and the last page may end the
+pager: what can be refused is refused before, what fails beside it later is logged.
 """
 
 import asyncio
 import importlib
 import json
-import os
 import signal
-from collections.abc import Iterator
+from collections.abc import Coroutine, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
+from faultclient.config import RunOptions
 from faultclient.progress import show_progress
 from faultclient.session import Postcopy, Session, follow
-from faultclient.vms import Vm, Vms
-from pageferry.host.handoff import Handoff, Listener
-from pageferry.phases import IllegalStepError, Phase
+from faultclient.vms import Vms
+from pageferry.host.handoff import Handoff
+from pageferry.host.listener import Listener
 from pageferry.reasons import PageferryError, Reason
-from pageferry.service.addresses import Address
+from pageferry.service.addresses import try_listening
 from pageferry.service.logs import log
 
 
 @dataclass(frozen=True, slots=True)
-class RunOptions:
-    """What config.py makes of flags and environment."""
-
-    socket: Path
-    data_address: str
-    image: str
-    session: str
-    postcopy: Postcopy
-    background: bool
-    spin_us: int
-    vmm_uids: frozenset[int]
-    handoff_timeout_s: float | None
-    attach_timeout_s: float
-    control_listen: Address
-    metrics_listen: Address | None
-    ready_file: Path | None
-    progress: bool
-
-
-@dataclass(frozen=True, slots=True)
 class Outcome:
-    """What a run came to, for the last line."""
+    """What a run came to, for the last line and the exit code."""
 
-    session: Session
-    counters: dict[str, int]
-    fault_p50_us: float
-    fault_p99_us: float
+    figures: dict[str, Any]
+    error: PageferryError | None
+
+    @classmethod
+    def of(cls, session: Session) -> "Outcome":
+        pager = session.vm.pager
+        waits = pager.histogram("fault_fetch_ns")
+        figures = {
+            "session": session.name,
+            "phase": session.phase.name,
+            "reason": session.failure.name if session.failure is not None else None,
+            "fault_p50_us": waits.quantile(0.5) / 1000,
+            "fault_p99_us": waits.quantile(0.99) / 1000,
+            **pager.counters(),
+        }
+        return cls(figures, session.error())
 
     def as_json(self) -> str:
-        figures: dict[str, Any] = {
-            "session": self.session.name,
-            "phase": self.session.phase.name,
-            "reason": self.session.failure.name if self.session.failure is not None else None,
-            "fault_p50_us": self.fault_p50_us,
-            "fault_p99_us": self.fault_p99_us,
-            **self.counters,
-        }
-        return json.dumps(figures)
+        return json.dumps(self.figures)
 
 
-async def wait_for_vmm(listener: Listener, options: RunOptions) -> Handoff:
+# ---------------------------------------------------------------------------------------------------- signals
+
+
+class Signals:
+    """SIGTERM and SIGINT give up as long as the guest does not run here. Then nothing does: its memory is in
+    two places, and without us it would stand still for ever. SIGUSR2 shows the pager's last steps."""
+
+    def __init__(self) -> None:
+        self._waiting: asyncio.Task[Handoff] | None = None
+        self._session: Session | None = None
+        self._ended_by: str | None = None
+
+    async def or_given_up(self, waiting: Coroutine[Any, Any, Handoff]) -> Handoff:
+        """What is waited for. PageferryError: a signal came before."""
+        self._waiting = asyncio.get_running_loop().create_task(waiting)
+        try:
+            return await self._waiting
+        except asyncio.CancelledError:
+            if self._ended_by is None:
+                raise
+            raise PageferryError(
+                Reason.CANCELLED, f"ended by {self._ended_by} before a VMM came", "start it again"
+            ) from None
+
+    def concern(self, session: Session) -> None:
+        self._session = session
+
+    def _on_end(self, number: signal.Signals) -> None:
+        if self._session is not None:
+            if not self._session.cancel(Reason.CANCELLED, f"ended by {number.name} before the guest ran"):
+                log.warning(
+                    "signal_ignored", signal=number.name, because="the guest runs here: it needs its pages"
+                )
+        else:
+            self._ended_by = number.name
+            if self._waiting is not None:
+                self._waiting.cancel()
+
+    def _on_trace(self) -> None:
+        if self._session is not None:
+            self._session.log_trace()
+
+    @contextmanager
+    def caught(self) -> Iterator[None]:
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self._on_end, number)
+        loop.add_signal_handler(signal.SIGUSR2, self._on_trace)
+        try:
+            yield
+        finally:
+            for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2):
+                loop.remove_signal_handler(number)
+
+
+# ------------------------------------------------------------------------------------------- before the guest
+
+
+def check(options: RunOptions) -> None:
+    """What would only fail when a guest depends on us. PageferryError: it would."""
+    options.ready.check()
+    for address in (options.control_listen, options.metrics_listen):
+        if address is not None:
+            try_listening(address)
+
+
+async def wait_for_vmm(options: RunOptions) -> Handoff:
     """The hand-off, taken on another thread: a VMM that dawdles may not hold up signals."""
-    log.info("waiting", socket=str(listener.path))
     readable = asyncio.Event()
     loop = asyncio.get_running_loop()
-    loop.add_reader(listener.fileno(), readable.set)
-    try:
-        async with asyncio.timeout(options.handoff_timeout_s):
-            await readable.wait()
-    except TimeoutError as error:
-        raise PageferryError(
-            Reason.TOO_SLOW, f"no VMM has connected to {listener.path}", "start the VMM, or wait longer"
-        ) from error
-    finally:
-        loop.remove_reader(listener.fileno())
-    return await asyncio.to_thread(listener.accept, uids=options.vmm_uids, timeout_s=1.0)
+    with Listener(options.socket, vmm_uid=options.vmm_uid) as listener:
+        log.info("waiting", socket=str(listener.path))
+        loop.add_reader(listener.fileno(), readable.set)
+        try:
+            async with asyncio.timeout(options.handoff_timeout_s):
+                await readable.wait()
+        except TimeoutError as error:
+            raise PageferryError(
+                Reason.TOO_SLOW, f"no VMM has connected to {listener.path}", "start the VMM, or wait longer"
+            ) from error
+        finally:
+            loop.remove_reader(listener.fileno())
+        return await asyncio.to_thread(listener.accept, timeout_s=1.0)
+
+
+def take_over(vms: Vms, handoff: Handoff, options: RunOptions) -> Session:
+    """The pager runs from here on. PageferryError: what was handed over cannot be served."""
+    with handoff:  # closed, unless the pager has it
+        if options.postcopy is Postcopy.FORBID and not handoff.shared:
+            raise PageferryError(
+                Reason.UNSUPPORTED,
+                "private memory cannot be filled before the guest runs",
+                "leave --postcopy at at-once, or put the VM's RAM on a memfd or a tmpfs",
+            )
+        vm = vms.take(
+            handoff,
+            image=options.image,
+            data_address=options.data_address,
+            background=options.background,
+            spin_us=options.spin_us,
+        )
+    session = Session(name=options.session, vm=vm, postcopy=options.postcopy)
+    session.start()
+    return session
 
 
 async def give_up_unattached(session: Session, timeout_s: float) -> None:
@@ -92,96 +166,57 @@ async def give_up_unattached(session: Session, timeout_s: float) -> None:
             while not session.attached and not session.ended:
                 await session.changed(session.revision)
     except TimeoutError:
-        await session.cancel(
+        why = session.message or f"the page server at {session.vm.data_address} has not answered"
+        session.cancel(
             session.paused or Reason.GOING_AWAY,
-            session.message or f"the page server at {session.vm.data_address} has not answered",
+            f"{why}; start `pageserver serve` there, or mend --data-address",
         )
 
 
-@contextmanager
-def signals_end(session: Session) -> Iterator[None]:
-    """SIGTERM and SIGINT give the session up, as long as the guest does not run here. Then nothing does: its
-    memory is in two places, and without us it would stand still for ever."""
-    loop = asyncio.get_running_loop()
-    giving_up: set[asyncio.Task[None]] = set()
+# ---------------------------------------------------------------------------------------------- while it runs
 
-    async def give_up(name: str) -> None:
-        try:
-            await session.cancel(Reason.CANCELLED, f"ended by {name} before the guest ran")
-        except IllegalStepError:
-            log.warning("signal_ignored", signal=name, because="the guest runs here: it needs its pages")
 
-    def on_signal(number: signal.Signals) -> None:
-        task = loop.create_task(give_up(number.name))
-        giving_up.add(task)
-        task.add_done_callback(giving_up.discard)
+async def control(session: Session, options: RunOptions) -> None:
+    """The control port, until the session has ended."""
+    server = await asyncio.to_thread(importlib.import_module, "faultclient.server")
+    if session.ended:
+        return
+    async with server.ControlServer([session], options.control_listen, options.metrics_listen) as up:
+        log.info("serving", session=session.name, data=options.data_address, **up.addresses)
+        options.ready.say(up.addresses)
+        await session.over()
 
-    def on_trace() -> None:
-        for line in session.vm.pager.trace():
-            log.info("trace", session=session.name, step=line)
 
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, on_signal, number)
-    loop.add_signal_handler(signal.SIGUSR2, on_trace)
+async def beside(what: str, work: Coroutine[Any, Any, None]) -> None:
+    """Does what stands beside the pager. Should it fail, the pages go on without it."""
     try:
-        yield
-    finally:
-        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2):
-            loop.remove_signal_handler(number)
+        await work
+    except Exception as error:  # noqa: BLE001  # whatever it is, the guest needs its pages
+        known = isinstance(error, PageferryError)
+        log.error("goes_on_without", what=what, text=str(error), exc_info=None if known else error)
 
 
 async def serve(session: Session, options: RunOptions) -> None:
-    """Follows the session to its end, with the control port beside it."""
+    """Follows the session to its end."""
     async with asyncio.TaskGroup() as tasks:
         followed = tasks.create_task(follow(session))
-        beside = [tasks.create_task(give_up_unattached(session, options.attach_timeout_s))]
+        tasks.create_task(give_up_unattached(session, options.attach_timeout_s))
+        tasks.create_task(beside("control port", control(session, options)))
         if options.progress:
-            beside.append(tasks.create_task(show_progress(session)))
-        server = await asyncio.to_thread(importlib.import_module, "faultclient.server")
-        async with server.ControlServer([session], options.control_listen, options.metrics_listen) as control:
-            announce(options, control.address)
-            await followed
-            for task in beside:
-                task.cancel()
-
-
-def announce(options: RunOptions, control_address: str) -> None:
-    log.info("serving", session=options.session, control=control_address, data=options.data_address)
-    if options.ready_file is not None:
-        waiting = options.ready_file.with_suffix(".new")
-        waiting.write_text(json.dumps({"pid": os.getpid(), "control": control_address}) + "\n")
-        waiting.rename(options.ready_file)  # never seen half written
-
-
-def outcome(session: Session, vm: Vm) -> Outcome:
-    waits = vm.pager.histogram("fault_fetch_ns")
-    return Outcome(
-        session=session,
-        counters=vm.pager.counters(),
-        fault_p50_us=waits.quantile(0.5) / 1000,
-        fault_p99_us=waits.quantile(0.99) / 1000,
-    )
+            tasks.create_task(beside("progress", show_progress(session)))
+        await followed
 
 
 async def run(options: RunOptions) -> Outcome:
-    """PageferryError: the session failed, and why."""
-    with Vms() as vms, Listener(options.socket) as listener:
-        handoff = await wait_for_vmm(listener, options)
+    """PageferryError: no session began, and why."""
+    check(options)
+    signals = Signals()
+    with Vms() as vms, signals.caught():
+        handoff = await signals.or_given_up(wait_for_vmm(options))
         log.info("handoff", pid=handoff.pid, memory_bytes=handoff.length_bytes, shared=handoff.shared)
-        vm = vms.take(
-            handoff,
-            image=options.image,
-            data_address=options.data_address,
-            background=options.background,
-            spin_us=options.spin_us,
-        )
-        session = Session(name=options.session, vm=vm, postcopy=options.postcopy)
-        session.start()
-        with signals_end(session):
-            await serve(session, options)
-        result = outcome(session, vm)
+        session = take_over(vms, handoff, options)
+        signals.concern(session)
+        await serve(session, options)
+        result = Outcome.of(session)
     log.info("ended", session=session.name, phase=session.phase.name)
-    failed = session.error()
-    if failed is not None and session.phase is not Phase.COMMITTED:
-        raise failed
     return result

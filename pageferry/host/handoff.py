@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The hand-off: a VMM connects to our unix socket and gives us its userfaultfd and the layout of its memory.
+"""The hand-off: what a VMM sends when it gives us its userfaultfd and the layout of its memory.
 
 One JSON array in one message, with the file descriptors beside it: Firecracker's handshake in all its
 generations, and the form with two descriptors, for memory that lies on a file (docs/handoff.md). Everything
@@ -9,16 +9,15 @@ No grpc below this file: a VM is served before that is imported.
 """
 
 import array
-import contextlib
 import json
 import os
+import select
 import socket
-import stat
 import struct
 import time
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from itertools import pairwise
-from pathlib import Path
 from typing import Any, Final, Self
 
 from pageferry.limits import HANDOFF_BYTES_MAX, HANDOFF_TIMEOUT_MS, PAGE_BYTES, REGIONS_MAX
@@ -27,10 +26,15 @@ from pageferry.reasons import PageferryError, Reason
 # Firecracker's own handler: a message without its descriptor is waited for, five times 100 ms.
 FD_TRIES: Final = 5
 FD_PAUSE_S: Final = 0.1
-# More than anybody sends; what is above two is refused, but closed first.
+# More than anybody sends; what is above two is refused, and closed.
 FDS_MAX: Final = 16
 FRAMES_KEY: Final = "pageferry_frames"
 ADDRESS_END: Final = 1 << 64
+# What of JSON tells where a value ends.
+QUOTE, BACKSLASH, ARRAY = b'"\\['
+BLANKS: Final = frozenset(b" \t\r\n")
+OPENING: Final = frozenset(b"[{")
+CLOSING: Final = frozenset(b"]}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,90 +93,6 @@ def refused(message: str, remedy: str = "", reason: Reason = Reason.BAD_REQUEST)
     return PageferryError(reason, message, remedy)
 
 
-# -------------------------------------------------------------------------------------------------- listening
-
-
-class Listener:
-    """The hand-off socket: mode 0600, in a folder that is there already. Serves one VMM after another."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
-        try:
-            self._bind()
-        except BaseException:
-            self._socket.close()
-            raise
-
-    def _bind(self) -> None:
-        if not self.path.parent.is_dir():
-            raise refused(
-                f"the folder of the hand-off socket, {self.path.parent}, is not there", "make it first"
-            )
-        if self.path.exists() and not stat.S_ISSOCK(self.path.lstat().st_mode):
-            raise refused(f"{self.path} is there and is no socket", "name another path")
-        before = os.umask(0o177)
-        try:
-            self._remove_dead()
-            self._socket.bind(str(self.path))
-        except OSError as error:
-            raise refused(f"cannot listen on {self.path}: {error.strerror}", "name another path") from error
-        finally:
-            os.umask(before)
-        self._inode = self.path.stat().st_ino
-        self._socket.listen(1)
-
-    def _remove_dead(self) -> None:
-        """A socket that nobody listens on was left by a process that died."""
-        if not self.path.exists():
-            return
-        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
-            try:
-                probe.connect(str(self.path))
-            except ConnectionRefusedError:
-                self.path.unlink()
-                return
-        raise refused(
-            f"another fault client listens on {self.path}",
-            "stop it, or name another path",
-            Reason.ALREADY_ATTACHED,
-        )
-
-    def fileno(self) -> int:
-        return self._socket.fileno()
-
-    def accept(self, *, uids: frozenset[int], timeout_s: float | None = None) -> Handoff:
-        """Waits for a VMM and takes its hand-off. `uids`: whose VMM it may be.
-
-        PageferryError: TOO_SLOW when nobody came, or the message did not; else what was wrong with it.
-        """
-        self._socket.settimeout(timeout_s)
-        try:
-            connection, _ = self._socket.accept()
-        except TimeoutError as error:
-            raise refused(
-                f"no VMM has connected to {self.path} in {timeout_s:g} s", "start the VMM", Reason.TOO_SLOW
-            ) from error
-        try:
-            return receive(connection, uids=uids)
-        except BaseException:
-            connection.close()
-            raise
-
-    def close(self) -> None:
-        """Takes the socket away, if it is still ours."""
-        self._socket.close()
-        with contextlib.suppress(FileNotFoundError):
-            if self.path.stat().st_ino == self._inode:
-                self.path.unlink()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-
 # -------------------------------------------------------------------------------------------------- receiving
 
 
@@ -183,7 +103,7 @@ class Peer:
     pidfd: int
 
 
-def identify(connection: socket.socket, uids: frozenset[int]) -> Peer:
+def identify(connection: socket.socket, uids: Collection[int]) -> Peer:
     """Who is at the other end, as of its connect; a pidfd, so that a number used again deceives nobody."""
     credentials = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
     pid, uid, _ = struct.unpack("3i", credentials)
@@ -199,50 +119,75 @@ def identify(connection: socket.socket, uids: frozenset[int]) -> Peer:
         return Peer(pid, uid, os.pidfd_open(pid))
     except ProcessLookupError as error:
         raise refused(f"the VMM (process {pid}) has exited", "start it again", Reason.NO_VMM) from error
-
-
-def complete_value(data: bytes) -> Any | None:
-    """The JSON value, once all of it is there; None before that."""
-    try:
-        text = data.decode()
-    except UnicodeDecodeError as error:
-        if error.reason == "unexpected end of data":  # cut inside a character
-            return None
-        raise refused("the hand-off is not UTF-8") from error
-    start = len(text) - len(text.lstrip())
-    try:
-        value, end = json.JSONDecoder().raw_decode(text, start)
-    except json.JSONDecodeError as error:
-        # Only an end of input can still become a value. A number at the very end of it is no array.
-        if error.pos >= len(text.rstrip()) or "Unterminated" in error.msg or _cut_word(text[error.pos :]):
-            return None
-        raise refused(f"the hand-off is no JSON: {error.msg} at byte {error.pos}") from error
-    except RecursionError as error:
-        raise refused("the hand-off is nested too deeply") from error
-    if text[end:].strip():
+    except OSError as error:
         raise refused(
-            "the hand-off goes on behind its JSON value", "send nothing until the hand-off is accepted"
-        )
-    return value
+            f"cannot hold the VMM (process {pid}) by a pidfd: {error.strerror}",
+            "let the seccomp profile allow pidfd_open, and raise the limit on open files if it is that",
+            Reason.UNSUPPORTED,
+        ) from error
 
 
-def _cut_word(rest: str) -> bool:
-    """A literal or a number of which only the beginning has come."""
-    return any(word.startswith(rest) for word in ("true", "false", "null")) or rest == "-"
+class Message:
+    """The bytes of one JSON array, as they come in. Each is looked at once: only brackets and strings count
+    here, what they hold is judged when the last bracket is there."""
+
+    def __init__(self) -> None:
+        self._data = bytearray()
+        self._depth = 0
+        self._in_string = False
+        self._escaped = False
+        self.complete = False
+
+    def take(self, part: bytes) -> None:
+        """PageferryError: it is too long, begins with something else, or goes on behind its end."""
+        if len(self._data) + len(part) > HANDOFF_BYTES_MAX:
+            raise refused(f"the hand-off is longer than {HANDOFF_BYTES_MAX} bytes")
+        self._data += part
+        for byte in part:
+            if self._escaped:
+                self._escaped = False
+            elif self._in_string:
+                self._escaped = byte == BACKSLASH
+                self._in_string = byte != QUOTE
+            elif byte not in BLANKS:
+                self._take_structure(byte)
+
+    def _take_structure(self, byte: int) -> None:
+        if self.complete:
+            raise refused(
+                "the hand-off goes on behind its JSON value", "send nothing until the hand-off is accepted"
+            )
+        if self._depth == 0 and byte != ARRAY:
+            raise refused("the hand-off is no JSON array of regions")
+        self._in_string = byte == QUOTE
+        self._depth += (byte in OPENING) - (byte in CLOSING)
+        self.complete = self._depth == 0
+
+    def value(self) -> Any:
+        """PageferryError: it is no JSON."""
+        try:
+            return json.loads(self._data.decode(), parse_constant=_no_number)
+        except UnicodeDecodeError as error:
+            raise refused("the hand-off is not UTF-8") from error
+        except json.JSONDecodeError as error:
+            raise refused(f"the hand-off is no JSON: {error.msg} at character {error.pos}") from error
+        except ValueError as error:  # a number of thousands of digits
+            raise refused(f"the hand-off is no JSON: {error}") from error
+        except RecursionError as error:
+            raise refused("the hand-off is nested too deeply") from error
 
 
-def receive(connection: socket.socket, *, uids: frozenset[int]) -> Handoff:
+def _no_number(name: str) -> Any:
+    raise ValueError(f"{name} is no number")
+
+
+def receive(connection: socket.socket, *, uids: Collection[int]) -> Handoff:
     """One hand-off from a connected peer, in HANDOFF_TIMEOUT_MS. On failure the connection stays open."""
     peer = identify(connection, uids)
     fds: list[int] = []
     try:
-        value = _receive_value(connection, fds)
-        regions, frames = parse(value)
-        if not 1 <= len(fds) <= 2:
-            raise refused(
-                f"{len(fds)} file descriptors were handed over with the memory layout",
-                "send the userfaultfd, and for memory on a file that file as the second",
-            )
+        regions, frames = parse(_receive_value(connection, fds))
+        _check_count(len(fds))
     except BaseException:
         for fd in (*fds, peer.pidfd):
             if fd >= 0:
@@ -260,41 +205,47 @@ def receive(connection: socket.socket, *, uids: frozenset[int]) -> Handoff:
     )
 
 
+def _check_count(fd_count: int) -> None:
+    if fd_count == 3:
+        raise refused(
+            "3 file descriptors were handed over: memory hidden in a guest_memfd cannot be served",
+            "restore without secret hiding",
+            Reason.UNSUPPORTED,
+        )
+    if not 1 <= fd_count <= 2:
+        raise refused(
+            f"{fd_count} file descriptors were handed over with the memory layout",
+            "send the userfaultfd, and for memory on a file that file as the second",
+        )
+
+
 def _receive_value(connection: socket.socket, fds: list[int]) -> Any:
+    """The JSON value; what comes beside it is added to fds."""
     deadline = time.monotonic() + HANDOFF_TIMEOUT_MS / 1000
-    data = b""
-    value = None
-    tries = 0
-    while value is None or (not fds and tries < FD_TRIES):
-        tries += value is not None
-        wait_s = deadline - time.monotonic() if value is None else FD_PAUSE_S
-        try:
-            connection.settimeout(max(wait_s, 0.001))
-            more = _receive_part(connection, fds)
-        except TimeoutError as error:
-            if value is not None:
-                continue
-            if time.monotonic() >= deadline:
-                raise refused(
-                    f"the hand-off was not complete in {HANDOFF_TIMEOUT_MS} ms", reason=Reason.TOO_SLOW
-                ) from error
-            continue
-        if not more:
+    message = Message()
+    while not message.complete:
+        part = _receive_part(connection, fds, deadline - time.monotonic())
+        if part is None:
+            raise refused(f"the hand-off was not complete in {HANDOFF_TIMEOUT_MS} ms", reason=Reason.TOO_SLOW)
+        if not part:
+            raise refused("the VMM closed the socket before its hand-off was complete")
+        message.take(part)
+    for _ in range(FD_TRIES):
+        if fds:
             break
-        data += more
-        if len(data) > HANDOFF_BYTES_MAX:
-            raise refused(f"the hand-off is longer than {HANDOFF_BYTES_MAX} bytes")
-        value = complete_value(data)
-    if value is None:
-        raise refused("the VMM closed the socket before its hand-off was complete")
-    connection.settimeout(None)
-    return value
+        message.take(_receive_part(connection, fds, FD_PAUSE_S) or b"")
+    return message.value()
 
 
-def _receive_part(connection: socket.socket, fds: list[int]) -> bytes:
-    data, ancillary, flags, _ = connection.recvmsg(
-        HANDOFF_BYTES_MAX, socket.CMSG_LEN(FDS_MAX * array.array("i").itemsize), socket.MSG_CMSG_CLOEXEC
-    )
+def _receive_part(connection: socket.socket, fds: list[int], wait_s: float) -> bytes | None:
+    """What has come; empty at the end of the stream, None when nothing came in time."""
+    if not wait_readable(connection, wait_s):
+        return None
+    space = socket.CMSG_LEN(FDS_MAX * array.array("i").itemsize)
+    try:
+        data, ancillary, flags, _ = connection.recvmsg(HANDOFF_BYTES_MAX, space, socket.MSG_CMSG_CLOEXEC)
+    except ConnectionError:
+        return b""
     for level, kind, content in ancillary:
         if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
             numbers = array.array("i")
@@ -303,6 +254,13 @@ def _receive_part(connection: socket.socket, fds: list[int]) -> bytes:
     if flags & (socket.MSG_CTRUNC | socket.MSG_TRUNC):
         raise refused("the hand-off was cut: more file descriptors came than anybody sends")
     return data
+
+
+def wait_readable(connection: socket.socket, wait_s: float) -> bool:
+    """Past descriptor number 1023 too, where select() ends."""
+    poll = select.poll()
+    poll.register(connection, select.POLLIN)
+    return wait_s > 0 and bool(poll.poll(wait_s * 1000))
 
 
 # ---------------------------------------------------------------------------------------------------- parsing
@@ -326,13 +284,13 @@ def parse(value: Any) -> tuple[tuple[Region, ...], bool]:
         )
     regions = tuple(_region(index, element) for index, element in enumerate(value))
     _check_layout(regions)
-    return tuple(sorted(regions, key=lambda region: region.offset_bytes)), bool(value[0].get(FRAMES_KEY))
+    return tuple(sorted(regions, key=lambda region: region.offset_bytes)), value[0].get(FRAMES_KEY) == 1
 
 
 def _number(index: int, element: Any, key: str) -> int:
     number = element.get(key)
     if type(number) is not int or not 0 <= number < ADDRESS_END:
-        raise refused(f"region {index}: {key} is {number!r}, not a whole number from 0 to 2^64 - 1")
+        raise refused(f"region {index}: {key} is {number!r:.40}, not a whole number from 0 to 2^64 - 1")
     return int(number)
 
 
