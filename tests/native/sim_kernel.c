@@ -337,8 +337,8 @@ static enum kernel_result zero_page(struct sim_kernel *sim, uint64_t page, const
         failed(sim, page, "ZEROPAGE for a page that is not claimed as zeros");
     if (sim->table != NULL && is_stale(sim, page))
         failed(sim, page, "ZEROPAGE while the stale bit would let it be punched again");
-    if (facts->pte != SIM_PTE_NONE || facts->present)
-        return KERNEL_ALREADY;
+    if (facts->pte == SIM_PTE_MAPPED || facts->present || (facts->pte == SIM_PTE_POISON && sim->private_memory))
+        return KERNEL_ALREADY; /* on shared memory a hole behind a marker is filled, and the marker goes */
     map_page(sim, page);
     facts->present = true;
     facts->token = 0;

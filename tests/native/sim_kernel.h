@@ -4,6 +4,7 @@
  * facts/kernel.md: what COPY, CONTINUE, ZEROPAGE and POISON answer where something is or is not; which event an access
  * raises; that faults are read before events; that a DONTNEED is announced, waits until it is read, and takes effect
  * later, and that until then every call that maps answers LATER; that CONTINUE and COPY overwrite a poison marker.
+ * test_kernels.c holds it against the real one.
  *
  * Content is a token, not bytes: a page handed to the engine carries its token in its first and its last eight bytes
  * (sim_stamp). Token 0 is a page of zeros. A write that was cut off leaves SIM_TORN.
