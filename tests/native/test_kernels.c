@@ -23,7 +23,7 @@ struct pair {
     struct regions regions;
     uint64_t random, step;
     bool private_memory, poison;
-    uint8_t bytes[RUN_MAX * PAGE_BYTES];
+    _Alignas(8) uint8_t bytes[RUN_MAX * PAGE_BYTES];
 };
 
 static bool poison_works; /* Linux 6.6 */
