@@ -65,7 +65,7 @@ async def read_and_add(image: ImageFile, data_plane: DataPlane, *, on_terminal: 
         facts = look.result()
     finally:
         progress.cancel()
-        await asyncio.wait({look})
+        await asyncio.gather(look, return_exceptions=True)
     data_plane.add(image, facts)
     log.info(
         "image",

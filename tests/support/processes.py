@@ -17,6 +17,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -202,22 +203,23 @@ def census(pid: int) -> Census:
     return Census(tuple(sorted(leads)), len(list(Path(f"/proc/{pid}/task").iterdir())))
 
 
-def wait_census(pid: int, expected: Census) -> None:
-    """Until the process holds that again. A thread of the kernel or a closed connection takes a moment."""
+def wait_no_more(pid: int, before: Census) -> None:
+    """Until the process holds nothing that it did not hold before: a connection takes a moment to close."""
     deadline = time.monotonic() + PATIENCE_S
-    while (now := census(pid)) != expected:
-        assert time.monotonic() < deadline, f"before: {expected}\nafter: {now}"
+    while (more := Counter((now := census(pid)).fds) - Counter(before.fds)) or now.threads > before.threads:
+        held = f"{sorted(more.elements())}, {before.threads} threads before, {now.threads} now"
+        assert time.monotonic() < deadline, f"it holds more than before: {held}"
         time.sleep(POLL_S)
 
 
 @contextmanager
 def unchanged(pid: int | None = None) -> Iterator[None]:
-    """Descriptors and threads of a process (ours without `pid`) are the same after it as before."""
+    """A process (ours without `pid`) holds no more descriptors and threads after it than before."""
     pid = os.getpid() if pid is None else pid
     before = census(pid)
     yield
     gc.collect()
-    wait_census(pid, before)
+    wait_no_more(pid, before)
 
 
 @pytest.fixture
