@@ -19,6 +19,7 @@ import signal
 import sys
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,6 +35,7 @@ from tests.support.lazy import LazyRestore
 from tests.support.netns import HostPair, NamespaceError, host_pair
 from tests.support.processes import ProcessError
 from tests.support.qemu import Qemu, QemuError
+from tests.support.qmp import QmpError
 from tests.support.ramfile import run_folder
 from tests.support.shape import GuestShape, SavedGuest
 from tests.support.witness import reaches, same_namespace
@@ -120,12 +122,15 @@ def prove_remote(saved: SavedGuest, hosts: HostPair, folder: Path) -> None:
             must(not alike, f"source and destination share a {kind} namespace")
         restore.guest.load(saved.state)
         restore.server.kick(signal.SIGSTOP)
-        try:
-            restore.guest.resume()
-            time.sleep(STOPPED_S)
-            must(not restore.guest.console.beats, "the guest ran although its page server was stopped")
-        finally:
-            restore.server.kick(signal.SIGCONT)
+        with ThreadPoolExecutor(1) as threads:
+            # beside us: QEMU itself may wait for a page before it answers
+            resumed = threads.submit(restore.guest.resume)
+            try:
+                time.sleep(STOPPED_S)
+                must(not restore.guest.console.beats, "the guest ran although its page server was stopped")
+            finally:
+                restore.server.kick(signal.SIGCONT)
+            resumed.result()
         (beat,) = restore.guest.console.wait_beats(1)[:1]
         must(beat.errors == 0, "the guest found errors after its page server went on")
 
@@ -261,7 +266,15 @@ def main() -> int:
     shape = arguments()
     try:
         figures = demo(shape)
-    except (DemoError, QemuError, ConsoleError, ProcessError, NamespaceError, AssertionError) as error:
+    except (
+        DemoError,
+        QemuError,
+        QmpError,
+        ConsoleError,
+        ProcessError,
+        NamespaceError,
+        AssertionError,
+    ) as error:
         notes = "\n".join(getattr(error, "__notes__", []))
         print(f"demo failed: {error}\n{notes}", file=sys.stderr)
         return 1
