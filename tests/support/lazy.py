@@ -99,7 +99,7 @@ class LazyRestore:
             )
         )
         # Before any state is fed: a shim that matched nothing is silent, and the guest would run on zeros.
-        self.client.wait_log("handoff")
+        self.client.wait_log('"event": "handoff"')
 
     @property
     def control(self) -> Path:
