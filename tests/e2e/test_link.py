@@ -170,8 +170,8 @@ def test_other_bytes_under_the_same_name_are_never_taken(folder: Path, image: Pa
     """A restarted server has an image of other content: threads wait until the right one is back."""
     other = Shape(SHAPE.pages, seed=SHAPE.seed + 1).make_image(folder / "other")
     with ExitStack() as servers:
-        server = servers.enter_context(serve(folder, {"vm": image}))
-        listen = server.ready["data"]
+        listen = f"unix:{folder}/data.sock"
+        server = servers.enter_context(serve(folder, {"vm": image}, listen=listen))
         with (
             client(folder, listen, "--no-background") as run,
             Guest(SHAPE, handoff=run.handoff, folder=folder) as guest,

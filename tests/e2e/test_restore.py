@@ -188,8 +188,9 @@ def test_server_killed_and_started_again_while_threads_wait(shared: Path, image:
     pages = range(0, SHAPE.page_count, 7)
     share = len(pages) // KILLS
     with ExitStack() as servers:
-        server = servers.enter_context(serve(shared, {"vm": image}))
-        listen = server.ready["data"]
+        # no port: it could be somebody else's by the time it is needed again
+        listen = f"unix:{shared}/{memory}.sock"
+        server = servers.enter_context(serve(shared, {"vm": image}, listen=listen))
         with (
             client(shared, listen, "--no-background") as run,
             boot(run, shared, memory=memory) as guest,
