@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* pageferry.h's client half: checks what was handed over, opens loops, and passes orders, events and counts. */
 #include <errno.h>
+#include <fcntl.h>
 #include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -45,13 +46,16 @@ static int check_fds(struct pageferry_vm_options *options)
 {
     bool shared = options->memory == PAGEFERRY_MEMORY_SHARED;
     enum fd_kind kind;
-    int rc = 0;
+    int flags, rc = 0;
 
     if (!shared && options->memory != PAGEFERRY_MEMORY_PRIVATE)
         rc = refuse(options->error, PF_REASON_BAD_REQUEST, "memory kind %u is unknown", options->memory);
     else if (mapping_fd_kind(options->uffd, &kind) < 0 || kind != FD_KIND_UFFD)
         rc = refuse(options->error, PF_REASON_BAD_REQUEST,
                     "the first file descriptor that was handed over is no userfaultfd: the VMM must send its uffd first");
+    else if ((flags = fcntl(options->uffd, F_GETFL)) < 0 || (flags & O_NONBLOCK) == 0)
+        rc = refuse(options->error, PF_REASON_BAD_REQUEST,
+                    "the userfaultfd blocks: the VMM must open it with O_NONBLOCK, or its faults hold up everything else");
     else if (shared && (mapping_fd_kind(options->backing_fd, &kind) < 0 || kind == FD_KIND_OTHER))
         rc = refuse(options->error, PF_REASON_BAD_REQUEST,
                     "the second file descriptor that was handed over is no memfd or tmpfs file open for writing: "

@@ -87,7 +87,13 @@ static void on_report(void *owner, enum engine_report report, uint64_t page, uin
     }
 }
 
-const struct engine_out loop_engine_out = {.ask = on_ask, .report = on_report};
+static uint64_t on_clock(void *owner)
+{
+    (void)owner;
+    return loop_clock_ns();
+}
+
+const struct engine_out loop_engine_out = {.ask = on_ask, .report = on_report, .clock_ns = on_clock};
 
 static void on_attached(void *owner)
 {
@@ -329,8 +335,10 @@ static void take_faults(struct loop *loop, const struct epoll_event *ready, int 
 static bool fill(struct loop *loop)
 {
     bool more = fill_take(&loop->fill, loop->now_ns);
+    /* Private memory has no page cache: bytes could only be mapped, and that waits for arming. */
+    enum loop_stage first = loop->engine.private_memory ? LOOP_ARMED : LOOP_ATTACHED;
 
-    if (loop->background && loop->stage >= LOOP_ATTACHED && loop->stage < LOOP_COMPLETE)
+    if (loop->background && loop->stage >= first && loop->stage < LOOP_COMPLETE)
         more |= fill_plan(&loop->fill, loop->now_ns);
     if (loop->background && loop->stage == LOOP_ARMED)
         more |= fill_sweep(&loop->fill);
