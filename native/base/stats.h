@@ -48,10 +48,10 @@
     X(full_total, "calls that found no memory") \
     X(alarms_total, "things that cannot be") \
     X(connections_total, "server: connections accepted") \
-    X(connections, "server: connections open now") \
+    X(connections_open, "server: connections open now") \
     X(connections_refused_total, "server: connections closed at once for a limit") \
     X(calls_total, "server: calls begun") \
-    X(calls, "server: calls open now") \
+    X(calls_open, "server: calls open now") \
     X(calls_failed_total, "server: calls ended with another status than OK") \
     X(sent_pages_total, "server: pages sent as bytes") \
     X(sent_zero_pages_total, "server: pages sent as zeros") \

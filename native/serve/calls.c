@@ -140,7 +140,7 @@ static void begin(struct connection *connection, struct call *call, const struct
     if (call->next != NULL)
         call->next->previous = call;
     connection->calls = call;
-    stats_add(&worker->stats, STATS_calls, 1);
+    stats_add(&worker->stats, STATS_calls_open, 1);
     if (method->pages) {
         connection->served_pages = true;
         connection->page_calls++;
@@ -236,7 +236,7 @@ static void on_ended(void *owner, struct grpc_call *grpc, const struct grpc_stat
         connection->calls = call->next;
     if (call->next != NULL)
         call->next->previous = call->previous;
-    stats_set(&worker->stats, STATS_calls, stats_get(&worker->stats, STATS_calls) - 1);
+    stats_set(&worker->stats, STATS_calls_open, stats_get(&worker->stats, STATS_calls_open) - 1);
     if (call->method->pages)
         connection->page_calls--;
     else

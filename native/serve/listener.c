@@ -87,7 +87,7 @@ static void close_connection(struct connection *connection)
     if (connection->next != NULL)
         connection->next->previous = connection->previous;
     free(connection);
-    stats_set(&worker->stats, STATS_connections, stats_get(&worker->stats, STATS_connections) - 1);
+    stats_set(&worker->stats, STATS_connections_open, stats_get(&worker->stats, STATS_connections_open) - 1);
     atomic_fetch_sub(&worker->service->connections, 1);
 }
 
@@ -165,7 +165,7 @@ static int open_connection(struct worker *worker, int fd)
     if (connection->next != NULL)
         connection->next->previous = connection;
     worker->connections = connection;
-    stats_add(&worker->stats, STATS_connections, 1);
+    stats_add(&worker->stats, STATS_connections_open, 1);
     stats_add(&worker->stats, STATS_connections_total, 1);
     serve_due(worker, connection->first_due_ns);
     turn(connection, 0); /* our SETTINGS leave at once, and epoll learns of it */

@@ -70,7 +70,7 @@ def test_without_tls_only_this_host_is_served(text: str, local: bool) -> None:
     assert "--insecure-network" in caught.value.remedy
 
 
-@pytest.mark.parametrize("text", ["127.0.0.1:0", "[::1]:0", "localhost:0"])
+@pytest.mark.parametrize("text", ["127.0.0.1:0", "[::1]:0"])
 def test_port_0_becomes_one(text: str) -> None:
     asked = Address.parse(text)
     with listening(asked) as made:

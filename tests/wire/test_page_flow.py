@@ -93,12 +93,12 @@ def test_many_connections_over_many_workers(image: Image, tmp_path: Path) -> Non
         for page, channel in enumerate(channels):
             batch = PageServiceStub(channel).GetPage(pb.GetPageRequest(image="vm", page=page))
             assert [one for one, _ in checked(batch, image)] == [page]
-        assert server.counters()["connections"] == 20
+        assert server.counters()["connections_open"] == 20
         assert server.counters()["calls_total"] == 20
         for channel in channels:
             channel.close()
-        until(lambda: server.counters()["connections"] == 0, "connections end")
-        assert server.counters()["calls"] == 0
+        until(lambda: server.counters()["connections_open"] == 0, "connections end")
+        assert server.counters()["calls_open"] == 0
 
 
 # ------------------------------------------------------------------------------------------ gone and too slow
@@ -149,12 +149,12 @@ def test_stalled_readers_cost_a_batch_each_and_stall_nobody(large: Image) -> Non
 
 
 def test_a_vanished_client_frees_its_calls(server: PageServer) -> None:
-    before = server.counters()["connections"]
+    before = server.counters()["connections_open"]
     channel = dial(server, STALL)
     call = Urgent(PageServiceStub(channel))
-    until(lambda: server.counters()["connections"] > before, "it is connected")
+    until(lambda: server.counters()["connections_open"] > before, "it is connected")
     channel.close()
-    until(lambda: server.counters()["connections"] == before, "its connection ends")
+    until(lambda: server.counters()["connections_open"] == before, "its connection ends")
     del call
 
 
@@ -214,7 +214,7 @@ def test_a_connection_too_many_is_closed_unread(image: Image) -> None:
     with PageServer({"vm": image.path}) as server, contextlib.ExitStack() as stack:
         for _ in range(64):
             stack.enter_context(contextlib.closing(Raw(server)))
-        until(lambda: server.counters()["connections"] == 64, "64 are open")
+        until(lambda: server.counters()["connections_open"] == 64, "64 are open")
         with pytest.raises(OSError), contextlib.closing(Raw(server)) as last:
             assert list(last.events()) == []
             raise ConnectionError("closed")
