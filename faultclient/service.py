@@ -74,7 +74,8 @@ class FaultClientService(faultclient_pb2_grpc.FaultClientServiceServicer):
                 if shown.get(session.name) != moving(message):
                     shown[session.name] = moving(message)
                     yield message
-            if request.once or all(session.ended for session in matches):
+            ended = all(session.ended and shown[session.name][0] == session.revision for session in matches)
+            if request.once or ended:
                 return
             await something(matches, [shown[session.name][0] for session in matches], interval_ms / 1000)
 

@@ -1,0 +1,73 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A pager without a thread: a test says what it tells, and reads what it was ordered."""
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import cast
+
+from faultclient.pager import EventKind, PageCounts, Pager, PagerEvent
+from faultclient.session import Postcopy, Session
+from faultclient.vms import Vm
+from pageferry.reasons import Reason
+from pageferry.service import native
+
+PAGES = 100
+
+
+@dataclass
+class FakePager:
+    """Close it: its bell is a descriptor."""
+
+    told: list[PagerEvent] = field(default_factory=list)
+    orders: list[str] = field(default_factory=list)
+    states: dict[str, int] = field(default_factory=lambda: dict.fromkeys(native.PAGE_STATES, 0))
+    count: dict[str, int] = field(default_factory=lambda: dict.fromkeys(native.COUNTERS, 0))
+    bell: int = field(default_factory=lambda: os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC))
+
+    # ------------------------------------------------------------------------------------- what the test says
+
+    def tell(
+        self, kind: EventKind, reason: Reason | None = None, text: str = "", *, value: int = 0, page: int = 0
+    ) -> None:
+        self.told.append(PagerEvent(kind, reason, page=page, value=value, text=text))
+        os.eventfd_write(self.bell, 1)
+
+    # --------------------------------------------------------------------------------- what a session may ask
+
+    def arm(self) -> None:
+        self.orders.append("arm")
+
+    def event_fd(self) -> int:
+        return self.bell
+
+    def events(self) -> Iterator[PagerEvent]:
+        while self.told:
+            yield self.told.pop(0)
+        try:
+            os.eventfd_read(self.bell)
+        except BlockingIOError:  # it was silent already
+            return
+
+    def pages(self) -> PageCounts:
+        return PageCounts(PAGES, self.states)
+
+    def counters(self) -> dict[str, int]:
+        return self.count
+
+    def blocktime_ns(self) -> int:
+        return 5_000_000
+
+    def histogram(self, name: str) -> native.Histogram:
+        return native.Histogram((0,) * native.BUCKETS, 0)
+
+    def trace(self) -> list[str]:
+        return ["1 page=1 MISSING + FAULT: ASK result=0", "2 page=1 WANTED + DATA: PLACE result=0"]
+
+    def close(self) -> None:
+        os.close(self.bell)
+
+
+def session_of(pager: FakePager, postcopy: Postcopy = Postcopy.AT_ONCE, name: str = "restore") -> Session:
+    vm = Vm(cast(Pager, pager), image="vm", data_address="127.0.0.1:1", length_bytes=PAGES * 4096, vmm_pid=0)
+    return Session(name=name, vm=vm, postcopy=postcopy)
