@@ -64,7 +64,7 @@ class Session:
     def catch_up(self) -> None:
         """Takes what the pager has told meanwhile. After the session's end nothing is taken any more: that
         the VMM exits, for instance, is nobody's business then."""
-        for event in self.vm.pager.events():
+        for event in () if self.ended else self.vm.pager.events():
             self.take(event)
             if self.ended:
                 return
@@ -113,8 +113,7 @@ class Session:
     def cancel(self, reason: Reason, message: str) -> bool:
         """Gives the session up. False, and nothing has changed, once the guest may run here: nobody ends it
         then, or its memory would stay in two places for ever. False too when it has ended already."""
-        if not self.ended:
-            self.catch_up()  # it may have been armed a moment ago
+        self.catch_up()  # it may have been armed a moment ago
         event = Event.CANCELLED if reason is Reason.CANCELLED else Event.FAILED
         given_up = self._fail(event, reason, message)
         if given_up:
