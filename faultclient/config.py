@@ -5,6 +5,7 @@ Each can be given in the environment too: FAULTCLIENT_RUN_ and the flag's name, 
 FAULTCLIENT_RUN_DATA_ADDRESS. A flag wins.
 """
 
+import math
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -28,8 +29,6 @@ from pageferry.service.ready import Ready
 Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
 
 DEFAULT_ATTACH_TIMEOUT_S: Final = 30.0
-# A year: event loops count further than a double does to the millisecond.
-DURATION_S_MAX: Final = 31_536_000.0
 DNS: Final = "dns:///"
 SESSION_NAME: Final = re.compile(r"[a-z0-9-]{1,63}")
 
@@ -77,6 +76,19 @@ def session_name(context: click.Context, param: click.Parameter, value: str) -> 
     if SESSION_NAME.fullmatch(value) is None:
         raise click.BadParameter("a session's name has 1 to 63 of a-z, 0-9 and -", context, param)
     return value
+
+
+class Seconds(click.FloatRange):
+    """How long to wait: more than nothing, at most a year, which event loops can still count."""
+
+    def __init__(self) -> None:
+        super().__init__(0, 31_536_000, min_open=True)
+
+    def convert(self, value: Any, param: click.Parameter | None, context: click.Context | None) -> float:
+        seconds = float(super().convert(value, param, context))
+        if math.isnan(seconds):  # neither above nor below
+            self.fail(f"{value!r} is no number", param, context)
+        return seconds
 
 
 OPTIONS: Final[tuple[Decorator, ...]] = (
@@ -139,7 +151,7 @@ OPTIONS: Final[tuple[Decorator, ...]] = (
     click.option(
         "--handoff-timeout",
         "handoff_timeout_s",
-        type=click.FloatRange(0, DURATION_S_MAX, min_open=True),
+        type=Seconds(),
         default=None,
         metavar="SECONDS",
         help="Give up when no VMM has connected after this long.  [default: wait for ever]",
@@ -147,7 +159,7 @@ OPTIONS: Final[tuple[Decorator, ...]] = (
     click.option(
         "--attach-timeout",
         "attach_timeout_s",
-        type=click.FloatRange(0, DURATION_S_MAX, min_open=True),
+        type=Seconds(),
         default=DEFAULT_ATTACH_TIMEOUT_S,
         show_default=True,
         metavar="SECONDS",

@@ -9,12 +9,25 @@ import asyncio
 import time
 from dataclasses import dataclass, field
 from enum import Enum
+from typing import Final
 
 from faultclient.pager import EventKind, PagerEvent
 from faultclient.vms import Vm
 from pageferry.phases import ENDS, Event, Phase, legal, step
 from pageferry.reasons import PageferryError, Reason
 from pageferry.service.logs import log
+
+# What somebody can do about it, where the text that comes with a reason does not say.
+REMEDIES: Final = {
+    Reason.NO_SUCH_IMAGE: "name one that `pageserver serve` was given, with --image",
+    Reason.GOING_AWAY: "start `pageserver serve` there, or mend --data-address",
+    Reason.TOO_SLOW: "see what keeps the page server, or give it longer with --attach-timeout",
+    Reason.NO_VMM: "restore the VM anew",
+}
+
+
+def with_remedy(error: PageferryError) -> PageferryError:
+    return PageferryError(error.reason, error.message, error.remedy or REMEDIES.get(error.reason, ""))
 
 
 class Postcopy(Enum):
@@ -51,7 +64,7 @@ class Session:
 
     def error(self) -> PageferryError | None:
         """Why the session failed, if it did."""
-        return PageferryError(self.failure, self.message) if self.failure is not None else None
+        return with_remedy(PageferryError(self.failure, self.message)) if self.failure is not None else None
 
     # ------------------------------------------------------------------------------------------ what happens
 

@@ -19,7 +19,7 @@ from typing import Any
 
 from faultclient.config import RunOptions
 from faultclient.progress import show_progress
-from faultclient.session import Postcopy, Session, follow
+from faultclient.session import Postcopy, Session, follow, with_remedy
 from faultclient.vms import Vms
 from pageferry.host.handoff import Handoff
 from pageferry.host.listener import Listener
@@ -147,13 +147,16 @@ def take_over(vms: Vms, handoff: Handoff, options: RunOptions) -> Session:
                 "private memory cannot be filled before the guest runs",
                 "leave --postcopy at at-once, or put the VM's RAM on a memfd or a tmpfs",
             )
-        vm = vms.take(
-            handoff,
-            image=options.image,
-            data_address=options.data_address,
-            background=options.background,
-            spin_us=options.spin_us,
-        )
+        try:
+            vm = vms.take(
+                handoff,
+                image=options.image,
+                data_address=options.data_address,
+                background=options.background,
+                spin_us=options.spin_us,
+            )
+        except PageferryError as error:
+            raise with_remedy(error) from error
     session = Session(name=options.session, vm=vm, postcopy=options.postcopy)
     session.start()
     return session
@@ -167,10 +170,7 @@ async def give_up_unattached(session: Session, timeout_s: float) -> None:
                 await session.changed(session.revision)
     except TimeoutError:
         why = session.message or f"the page server at {session.vm.data_address} has not answered"
-        session.cancel(
-            session.paused or Reason.GOING_AWAY,
-            f"{why}; start `pageserver serve` there, or mend --data-address",
-        )
+        session.cancel(session.paused or Reason.GOING_AWAY, why)
 
 
 # ---------------------------------------------------------------------------------------------- while it runs

@@ -5,14 +5,17 @@ from typing import Final
 
 import click
 import grpc
-from google.protobuf.json_format import MessageToDict, MessageToJson
+from google.protobuf.json_format import MessageToJson
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from pageferry.reasons import REASON_TRAILER, PageferryError, reason_from_status
-from pageferry.v1 import faultclient_pb2_grpc, migrations_pb2
+from pageferry.v1 import faultclient_pb2_grpc, migrations_pb2, pages_pb2
 
 TIMEOUT_S: Final = 5.0
+# Characters a line where there is no terminal that has a width.
+WIDTH: Final = 200
 
 
 def sessions(address: str) -> list[migrations_pb2.Session]:
@@ -35,19 +38,29 @@ def sessions(address: str) -> list[migrations_pb2.Session]:
 def as_table(listed: list[migrations_pb2.Session]) -> Table:
     table = Table("session", "image", "phase", "pages", "faults", "waiting", "blocked", "message")
     for session in listed:
-        shown = MessageToDict(session)
         share = session.pages_settled / session.pages_total if session.pages_total else 0.0
-        table.add_row(
+        cells = (
             session.session,
             session.image,
-            str(shown.get("phase", "")).removeprefix("PHASE_"),
+            state(session),
             f"{session.pages_settled} of {session.pages_total} ({share:.0%})",
             str(session.faults),
             str(session.faults_waiting),
             f"{session.blocktime_us / 1000:.1f} ms",
             session.message,
         )
+        table.add_row(*map(Text, cells))  # a name with brackets is no markup
     return table
+
+
+def state(session: migrations_pb2.Session) -> str:
+    """The phase, and why nothing moves or why it failed."""
+    words = [pages_pb2.Phase.Name(session.phase).removeprefix("PHASE_")]
+    if session.paused:
+        words += ["PAUSED", pages_pb2.Reason.Name(session.paused).removeprefix("REASON_")]
+    if session.failure:
+        words.append(pages_pb2.Reason.Name(session.failure).removeprefix("REASON_"))
+    return " ".join(words)
 
 
 def show(address: str, *, as_json: bool) -> None:
@@ -56,6 +69,7 @@ def show(address: str, *, as_json: bool) -> None:
         for session in listed:
             click.echo(MessageToJson(session, indent=None, always_print_fields_with_no_presence=True))
     elif listed:
-        Console().print(as_table(listed))
+        console = Console()
+        console.print(as_table(listed), width=None if console.is_terminal else WIDTH, crop=False)
     else:
         click.echo("no session")

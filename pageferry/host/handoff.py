@@ -89,7 +89,11 @@ class Handoff:
         self.close()
 
 
-def refused(message: str, remedy: str = "", reason: Reason = Reason.BAD_REQUEST) -> PageferryError:
+def refused(
+    message: str,
+    remedy: str = "let the VMM send what docs/handoff.md says",
+    reason: Reason = Reason.BAD_REQUEST,
+) -> PageferryError:
     return PageferryError(reason, message, remedy)
 
 
