@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """`faultclient status`: the sessions of a running fault client, as a table or as JSON."""
 
+import sys
 from typing import Final
 
 import click
@@ -69,7 +70,6 @@ def show(address: str, *, as_json: bool) -> None:
         for session in listed:
             click.echo(MessageToJson(session, indent=None, always_print_fields_with_no_presence=True))
     elif listed:
-        console = Console()
-        console.print(as_table(listed), width=None if console.is_terminal else WIDTH, crop=False)
+        Console(width=None if sys.stdout.isatty() else WIDTH).print(as_table(listed))
     else:
         click.echo("no session")
