@@ -108,16 +108,28 @@ def test_a_terminal_shows_how_far_it_is(server: Process, folder: Path) -> None:
             with Guest(SHAPE, handoff=handoff, folder=folder) as guest:
                 guest.ready()
                 guest.do("touch", *range(64))
-                shown = b""
-                while b" 64/256 pages" not in re.sub(rb"\x1b\[[0-9;]*m", b"", shown):
-                    shown += os.read(master, 4096)
                 guest.do("all")
+                shown = all_of(master)
                 out, _ = run.communicate(timeout=PATIENCE_S)
         finally:
             run.kill()
             os.close(master)
     assert run.returncode == 0
     assert json.loads(out)["phase"] == "RELEASED"
+    rows = re.split(r"[\r\n]+", re.sub(r"\x1b\[[?0-9;]*[A-Za-z]", "", shown))
+    assert any(row.startswith("RELEASED ") and " 256/256 pages " in row for row in rows)
+    assert [row for row in rows if row.startswith("phase ")]
+    assert not [row for row in rows if "level=info" in row and " pages " in row]
+
+
+def all_of(terminal: int) -> str:
+    """What is written to it, until nobody has it open any more."""
+    text = b""
+    while True:
+        try:
+            text += os.read(terminal, 4096)
+        except OSError:
+            return text.decode()
 
 
 # ---------------------------------------------------------------------------------------------------- signals
