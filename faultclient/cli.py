@@ -23,15 +23,20 @@ def cli() -> None:
     """Makes each page of a VM right at the moment the guest touches it.
 
     \b
-    Exit codes: 0 every page is here, 64 usage, 65 data that does not fit, 69 the page server or the VMM
-    is not there, 70 a bug of ours, 71 a right or a feature is missing, 73 no memory, 75 try again.
+    Exit codes: 0 every page is here, 64 usage, 65 data that does not fit, 69 the page server or the
+    VMM is not there, or an address is taken, 70 a bug of ours, 71 a right or a feature is missing,
+    73 no memory, 75 given up by a signal or a timeout.
     """
 
 
 @cli.command()
 @run_options
 @click.option(
-    "--json", "as_json", is_flag=True, help="Print the figures of the run as one JSON line at its end."
+    "--json",
+    "as_json",
+    is_flag=True,
+    envvar="FAULTCLIENT_RUN_JSON",
+    help="Print the figures of the run as one JSON line on stdout at its end.",
 )
 @insecure_option
 @ready_options
@@ -48,14 +53,21 @@ def run(
     """Take one VM's memory over, and serve its page faults until every page is here.
 
     Waits on --socket for a hand-off (Firecracker's snapshot load with a Uffd backend, or a VMM with the
-    shim), lets the guest run at once, and ends with exit code 0 when nobody needs it any more.
+    shim), lets the guest run at once, and ends with exit code 0 once every page is the guest's.
 
-    SIGTERM gives up as long as the guest does not run. Then it is ignored, and said so: without its pages
-    the guest would stand still for ever. SIGUSR2 writes the pager's last steps to the log.
+    SIGTERM or Ctrl-C gives up as long as the guest may not run yet. After that it is ignored, and the log
+    says so: without its pages the guest would stand still for ever. SIGUSR2 writes the pager's last steps
+    to the log.
 
     \b
       faultclient run --socket /run/pageferry/handoff.sock \\
           --data-address 10.0.0.1:7850 --image web-1
+
+    \b
+    For a script, with the figures of the run in a file:
+      faultclient run --socket /run/pageferry/handoff.sock \\
+          --data-address unix:/run/pageserver/data.sock --image web-1 \\
+          --handoff-timeout 60 --ready-file /run/pageferry/ready.json --json > figures.json
 
     Every option can be set in the environment: FAULTCLIENT_RUN_ and its name, as in
     FAULTCLIENT_RUN_DATA_ADDRESS=10.0.0.1:7850.
@@ -71,7 +83,13 @@ def run(
             address=str(given["control_listen"]),
             because="there is no TLS yet",
         )
-    options = RunOptions(ready=Ready(ready_file, ready_fd), progress=sys.stderr.isatty(), **given)
+    options = RunOptions(
+        ready=Ready(ready_file, ready_fd),
+        progress=sys.stderr.isatty(),
+        handoff_timeout_s=given.pop("handoff_timeout"),
+        attach_timeout_s=given.pop("attach_timeout"),
+        **given,
+    )
 
     import uvloop
 
@@ -93,9 +111,15 @@ def run(
     metavar="ADDRESS",
     help="Control port of a fault client: HOST:PORT or unix:/PATH.",
 )
-@click.option("--json", "as_json", is_flag=True, help="One JSON object a session, one a line.")
+@click.option(
+    "--json",
+    "as_json",
+    is_flag=True,
+    envvar="FAULTCLIENT_STATUS_JSON",
+    help="One JSON object a session, one a line.",
+)
 def status(address: Address, as_json: bool) -> None:
-    """Show the sessions of a running fault client.
+    """Show the sessions of a running fault client: how far they are, and why nothing moves if it does not.
 
     \b
       faultclient status

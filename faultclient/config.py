@@ -2,7 +2,8 @@
 """Every option of `faultclient run`: its flag, its default, its meaning, once.
 
 Each can be given in the environment too: FAULTCLIENT_RUN_ and the flag's name, as in
-FAULTCLIENT_RUN_DATA_ADDRESS. A flag wins.
+FAULTCLIENT_RUN_DATA_ADDRESS. A flag wins. click makes the variable's name of the parameter's, so a parameter
+is called what its flag is.
 """
 
 import math
@@ -96,7 +97,8 @@ OPTIONS: Final[tuple[Decorator, ...]] = (
         "--socket",
         type=click.Path(path_type=Path),
         required=True,
-        help="Unix socket on which the VMM hands its memory over. Made with mode 0600.",
+        help="Unix socket on which the VMM hands its memory over. Made with mode 0600, in a folder that "
+        "is there.",
     ),
     click.option(
         "--data-address",
@@ -125,8 +127,8 @@ OPTIONS: Final[tuple[Decorator, ...]] = (
         type=click.Choice([choice.value for choice in Postcopy]),
         default=Postcopy.AT_ONCE.value,
         show_default=True,
-        help="at-once: the guest may run while pages are remote. forbid: only when all are here; for memory "
-        "on a memfd or tmpfs, and a VMM that is told to wait so long (PAGEFERRY_SHIM_TIMEOUT_MS).",
+        help="at-once: the guest may run while pages are remote. forbid: only when all are here, for memory "
+        "on a memfd or tmpfs; set PAGEFERRY_SHIM_TIMEOUT_MS so that the VMM waits that long.",
     ),
     click.option(
         "--background/--no-background",
@@ -139,18 +141,18 @@ OPTIONS: Final[tuple[Decorator, ...]] = (
         type=click.IntRange(0, 1_000_000),
         default=DEFAULT_SPIN_US,
         show_default=True,
-        help="Look again for this long before sleeping: saves about 8 us a fault and costs a core.",
+        help="Microseconds to look again before sleeping: saves about 8 us a fault and costs a core.",
     ),
     click.option(
         "--vmm-uid",
         type=click.IntRange(0),
         default=None,
         metavar="UID",
-        help="The VMM's user, if it is neither root nor this one. The socket is given to it, as root.",
+        help="The VMM's user, if it is neither root nor this one. The socket is given to that user, which "
+        "takes root.",
     ),
     click.option(
         "--handoff-timeout",
-        "handoff_timeout_s",
         type=Seconds(),
         default=None,
         metavar="SECONDS",
@@ -158,7 +160,6 @@ OPTIONS: Final[tuple[Decorator, ...]] = (
     ),
     click.option(
         "--attach-timeout",
-        "attach_timeout_s",
         type=Seconds(),
         default=DEFAULT_ATTACH_TIMEOUT_S,
         show_default=True,
@@ -171,15 +172,16 @@ OPTIONS: Final[tuple[Decorator, ...]] = (
         default=DEFAULT_CLIENT_CONTROL_ADDRESS,
         show_default=True,
         metavar="ADDRESS",
-        help="Control port, once a VM is served: HOST:PORT (port 0: any) or unix:/PATH.",
+        help="Control port (status, health, reflection), once a VM is served: HOST:PORT (port 0: any) or "
+        "unix:/PATH.",
     ),
     click.option(
         "--metrics-listen",
         type=AddressType(),
         default=None,
         metavar="ADDRESS",
-        help=f"Prometheus metrics over HTTP, usually at {DEFAULT_CLIENT_METRICS_ADDRESS}. They hold no guest "
-        "memory, so any address will do.  [default: none]",
+        help=f"Prometheus metrics at http://ADDRESS/metrics, usually {DEFAULT_CLIENT_METRICS_ADDRESS}. They "
+        "hold no guest memory, so any address will do.  [default: none]",
     ),
 )
 

@@ -25,8 +25,8 @@ def cli() -> None:
     """Serves the pages of saved VMs to fault clients, which restore the VMs before their memory has arrived.
 
     \b
-    Exit codes: 0 ended as asked, 64 usage, 65 data that does not fit, 69 an address is taken,
-    70 a bug of ours, 71 a right is missing, 73 no memory, 75 ended before it was ready.
+    Exit codes: 0 ended as asked, 64 usage, 65 an image or a path that will not do, 69 an address is
+    taken, 70 a bug of ours, 71 a right is missing, 73 no memory, 75 ended before it was ready.
     """
 
 
@@ -97,7 +97,13 @@ def serve_opened(images: list[ImageFile], options: ServeOptions) -> None:
 
 @cli.command()
 @click.argument("path", type=click.Path(path_type=Path))
-@click.option("--json", "as_json", is_flag=True, help="One JSON object instead of a table.")
+@click.option(
+    "--json",
+    "as_json",
+    is_flag=True,
+    envvar="PAGESERVER_INSPECT_JSON",
+    help="One JSON object instead of a table.",
+)
 def inspect(path: Path, as_json: bool) -> None:
     """Look at an image file: pages, how many of them hold data, and the content id that clients will see.
 

@@ -73,8 +73,8 @@ OPTIONS: Final[tuple[Decorator, ...]] = (
         multiple=True,
         type=Parsed("regions", parse_regions),
         metavar="NAME=PAGES,...",
-        help="Memory regions of a VM that has several, in image order: pages, or sizes with K, M, G or T. "
-        "They add up to the file.  [default: one region]",
+        help="Memory regions of a VM that hands over several, in image order: pages, or sizes with K, M, G "
+        "or T. They add up to the file.  [default: one region]",
     ),
     click.option(
         "--data-listen",
@@ -90,15 +90,15 @@ OPTIONS: Final[tuple[Decorator, ...]] = (
         default=DEFAULT_SERVER_CONTROL_ADDRESS,
         show_default=True,
         metavar="ADDRESS",
-        help="Control port: health and reflection.",
+        help="Control port: health and reflection. HOST:PORT (port 0: any) or unix:/PATH.",
     ),
     click.option(
         "--metrics-listen",
         type=AddressType(),
         default=None,
         metavar="ADDRESS",
-        help=f"Prometheus metrics over HTTP, usually at {DEFAULT_SERVER_METRICS_ADDRESS}. They hold no guest "
-        "memory, so any address will do.  [default: none]",
+        help=f"Prometheus metrics at http://ADDRESS/metrics, usually {DEFAULT_SERVER_METRICS_ADDRESS}. They "
+        "hold no guest memory, so any address will do.  [default: none]",
     ),
     click.option(
         "--threads",
