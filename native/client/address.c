@@ -30,6 +30,17 @@ static int resolve_unix(const char *path, struct address *address, char *error, 
     return rc;
 }
 
+/* 1 to 65535, in digits: a name look-up takes what is larger for something else. */
+static bool is_port(const char *text)
+{
+    uint32_t number = 0;
+    size_t length = strspn(text, "0123456789");
+
+    for (size_t i = 0; i < length && i < 6; i++)
+        number = number * 10 + (uint32_t)(text[i] - '0');
+    return text[length] == 0 && number >= 1 && number <= 65535 && length <= 5;
+}
+
 /* Splits "host:port" or "[host]:port". */
 static bool split_host(const char *text, char *host, size_t host_bytes, const char **port)
 {
@@ -43,7 +54,7 @@ static bool split_host(const char *text, char *host, size_t host_bytes, const ch
         colon = strrchr(text, ':');
         end = colon;
     }
-    if (colon == NULL || end == start || colon[1] == 0 || (size_t)(end - start) >= host_bytes)
+    if (colon == NULL || end == start || !is_port(colon + 1) || (size_t)(end - start) >= host_bytes)
         return false;
     memcpy(host, start, (size_t)(end - start));
     host[end - start] = 0;
@@ -59,14 +70,14 @@ static int resolve_host(const char *text, struct address *address, char *error, 
     int rc = 0, failure;
 
     if (!split_host(text, host, sizeof(host), &port)) {
-        snprintf(error, error_bytes, "\"%s\" is no address: give host:port, dns:///host:port or unix:/path", text);
+        snprintf(error, error_bytes, "\"%s\" is no address: give host:port (1 to 65535), dns:///host:port or unix:/path", text);
         rc = -PF_REASON_BAD_REQUEST;
         goto out;
     }
     failure = getaddrinfo(host, port, &hints, &found);
     if (failure != 0) {
         snprintf(error, error_bytes, "cannot resolve \"%s\": %s", host, gai_strerror(failure));
-        rc = failure == EAI_SERVICE ? -PF_REASON_BAD_REQUEST : -PF_REASON_GOING_AWAY;
+        rc = -PF_REASON_GOING_AWAY;
         goto out;
     }
     for (struct addrinfo *one = found; one != NULL && address->count < ADDRESS_ENTRIES_MAX; one = one->ai_next) {

@@ -17,6 +17,7 @@
 #define PORTS_MAX 64
 #define TAG_LINK UINT64_C(0x100000000)
 #define TAG_BELL UINT64_C(0x200000000)
+#define TAG_BACK UINT64_C(0x400000000)
 #define WAIT_EVENTS 16
 #define MS_NS UINT64_C(1000000)
 
@@ -54,6 +55,7 @@ static bool present_ports(struct bulk *bulk, struct port *ports[PORTS_MAX])
     pthread_mutex_lock(&bulk->mutex);
     for (int i = 0; i < PORTS_MAX; i++) {
         if (bulk->ports[i] != NULL && atomic_load(&bulk->ports[i]->leaving)) {
+            port_stop(bulk->ports[i], bulk->epoll_fd); /* here: a link belongs to this thread */
             epoll_ctl(bulk->epoll_fd, EPOLL_CTL_DEL, bulk->ports[i]->asks.bell_fd, NULL);
             bulk->ports[i] = NULL;
             pthread_cond_broadcast(&bulk->turned);
@@ -89,6 +91,8 @@ static void take(struct bulk *bulk, struct port *const ports[PORTS_MAX], const s
         (void)got;
     } else if (ports[number] != NULL && (event->data.u64 & TAG_LINK) != 0) {
         port_ready(ports[number], event->events, now_ns);
+    } else if (ports[number] != NULL && (event->data.u64 & TAG_BACK) != 0) {
+        ring_silence(&ports[number]->back);
     } else if (ports[number] != NULL) {
         ring_silence(&ports[number]->asks);
     }
@@ -97,7 +101,7 @@ static void take(struct bulk *bulk, struct port *const ports[PORTS_MAX], const s
 static void *bulk_run(void *argument)
 {
     struct bulk *bulk = argument;
-    struct port *ports[PORTS_MAX];
+    struct port *ports[PORTS_MAX]; /* of this turn */
     struct epoll_event events[WAIT_EVENTS];
 
     while (present_ports(bulk, ports)) {
@@ -105,9 +109,11 @@ static void *bulk_run(void *argument)
         uint64_t now_ns = clock_ns();
         for (int i = 0; i < count; i++)
             take(bulk, ports, &events[i], now_ns);
-        for (uint32_t i = 0; i < PORTS_MAX; i++)
+        for (uint32_t i = 0; i < PORTS_MAX; i++) {
+            struct port_watch watch = {bulk->epoll_fd, TAG_LINK | i, TAG_BACK | i};
             if (ports[i] != NULL)
-                port_turn(ports[i], bulk->epoll_fd, TAG_LINK | i, now_ns);
+                port_turn(ports[i], &watch, now_ns);
+        }
     }
     return NULL;
 }

@@ -2,10 +2,12 @@
 /* pageferry.h's client half: checks what was handed over, opens loops, and passes orders, events and counts. */
 #include <errno.h>
 #include <fcntl.h>
+#include <poll.h>
 #include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include "../kernel/mapping.h"
@@ -16,6 +18,7 @@ _Static_assert(PAGE_STATE_COUNT == PAGEFERRY_PAGE_STATES, "pageferry.h counts th
 
 struct pageferry_client {
     struct bulk *bulk;
+    uint32_t bulk_slots;
 };
 
 struct pageferry_vm {
@@ -37,10 +40,26 @@ __attribute__((format(printf, 3, 4))) static int refuse(char *error, int reason,
 
 static int reason_of(int rc)
 {
-    return rc == -ENOMEM ? PF_REASON_NO_MEMORY : rc == -EINVAL ? PF_REASON_BAD_REQUEST : PF_REASON_BUG;
+    int reason = PF_REASON_BUG;
+
+    if (rc == -ENOMEM || rc == -ENOSPC)
+        reason = PF_REASON_NO_MEMORY;
+    else if (rc == -EINVAL)
+        reason = PF_REASON_BAD_REQUEST;
+    else if (rc == -EMFILE || rc == -ENFILE || rc == -EAGAIN) /* fds, threads, VMs of one client */
+        reason = PF_REASON_BUSY;
+    return reason;
 }
 
 /* -------------------------------------------------------------------------------------------- the hand-off's checks */
+
+/* epoll would call one without its handshake ready for ever. */
+static bool is_initialised(int uffd)
+{
+    struct pollfd ready = {.fd = uffd, .events = POLLIN};
+
+    return poll(&ready, 1, 0) >= 0 && (ready.revents & (POLLERR | POLLNVAL)) == 0;
+}
 
 static int check_fds(struct pageferry_vm_options *options)
 {
@@ -56,6 +75,11 @@ static int check_fds(struct pageferry_vm_options *options)
     else if ((flags = fcntl(options->uffd, F_GETFL)) < 0 || (flags & O_NONBLOCK) == 0)
         rc = refuse(options->error, PF_REASON_BAD_REQUEST,
                     "the userfaultfd blocks: the VMM must open it with O_NONBLOCK, or its faults hold up everything else");
+    else if (!is_initialised(options->uffd))
+        rc = refuse(options->error, PF_REASON_BAD_REQUEST,
+                    "the userfaultfd that was handed over has had no UFFDIO_API yet");
+    else if (!shared && options->backing_fd >= 0)
+        rc = refuse(options->error, PF_REASON_BAD_REQUEST, "private memory has no RAM file, but one was handed over");
     else if (shared && (mapping_fd_kind(options->backing_fd, &kind) < 0 || kind == FD_KIND_OTHER))
         rc = refuse(options->error, PF_REASON_BAD_REQUEST,
                     "the second file descriptor that was handed over is no memfd or tmpfs file open for writing: "
@@ -92,7 +116,9 @@ static int check_region(struct pageferry_vm_options *options, const struct pagef
         return 0;
     if (rc == -ESRCH)
         return refuse(options->error, PF_REASON_NO_VMM, "the VMM (process %d) has exited", options->vmm_pid);
-    if (rc < 0)
+    if (rc == -EFAULT) /* no address of a process at all */
+        facts = (struct mapping_facts){.mapped = false};
+    else if (rc < 0)
         return refuse(options->error, PF_REASON_BUG, "cannot look at process %d: %s", options->vmm_pid, strerror(-rc));
     if (!facts.mapped)
         rc = refuse(options->error, PF_REASON_BAD_REQUEST, "the region at 0x%llx is not mapped in process %d", address,
@@ -117,6 +143,7 @@ static int check_region(struct pageferry_vm_options *options, const struct pagef
 static int check_regions(struct pageferry_vm_options *options, struct region *regions)
 {
     struct regions sorted;
+    struct stat file = {0};
     int rc = 0;
 
     if (options->regions == NULL || options->region_count == 0 || options->region_count > PF_LIMIT_REGIONS_MAX)
@@ -136,6 +163,14 @@ static int check_regions(struct pageferry_vm_options *options, struct region *re
     if (regions_set(&sorted, regions, options->region_count) < 0)
         return refuse(options->error, PF_REASON_BAD_REQUEST,
                       "the regions are empty, overlap, or leave gaps in the image");
+    if (sorted.page_count > PF_LIMIT_IMAGE_PAGES_MAX)
+        return refuse(options->error, PF_REASON_BAD_REQUEST, "the regions have %llu pages: at most %d can be served",
+                      (unsigned long long)sorted.page_count, PF_LIMIT_IMAGE_PAGES_MAX);
+    if (options->memory == PAGEFERRY_MEMORY_SHARED &&
+        (fstat(options->backing_fd, &file) < 0 || (uint64_t)file.st_size < sorted.page_count * PAGE_BYTES))
+        return refuse(options->error, PF_REASON_BAD_REQUEST,
+                      "the RAM file has %lld bytes, the regions %llu: pages behind its end could never be mapped",
+                      (long long)file.st_size, (unsigned long long)(sorted.page_count * PAGE_BYTES));
     for (uint32_t i = 0; rc == 0 && i < options->region_count; i++)
         rc = check_region(options, &options->regions[i]);
     return rc;
@@ -165,6 +200,8 @@ int pageferry_client_open(struct pageferry_client_options *options, struct pagef
         rc = refuse(options->error, reason_of(rc), "cannot start the bulk thread: %s", strerror(-rc));
         free(client);
         client = NULL;
+    } else {
+        client->bulk_slots = options->bulk_slots;
     }
     *out = client;
     return rc;
@@ -179,14 +216,16 @@ void pageferry_client_close(struct pageferry_client *client)
 
 int pageferry_vm_open(struct pageferry_client *client, struct pageferry_vm_options *options, struct pageferry_vm **out)
 {
-    struct pageferry_vm *vm = calloc(1, sizeof(*vm));
-    struct loop_options loop = {.vm = options, .bulk = client->bulk};
+    /* Rings keep their two ends on cache lines of their own: calloc knows nothing of that. */
+    struct pageferry_vm *vm = aligned_alloc(_Alignof(struct pageferry_vm), sizeof(*vm));
+    struct loop_options loop = {.vm = options, .bulk = client->bulk, .bulk_slots = client->bulk_slots};
     int rc;
 
     if (vm == NULL) {
         rc = refuse(options->error, PF_REASON_NO_MEMORY, "no memory for a VM");
         goto out;
     }
+    memset(vm, 0, sizeof(*vm));
     rc = check_names(options, vm);
     if (rc == 0)
         rc = check_fds(options);
@@ -238,6 +277,8 @@ int pageferry_vm_event(struct pageferry_vm *vm, struct pageferry_event *event)
     if (!got) { /* silent first, then a last look: an event in between rings again */
         ring_silence(&vm->loop.tell.events);
         got = ring_take(&vm->loop.tell.events, event);
+        if (got) /* there may be more behind it, and their bell was just silenced */
+            tell_ring(&vm->loop.tell);
     }
     return got;
 }

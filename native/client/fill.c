@@ -9,6 +9,8 @@
 #define SLICE_RUNS 64
 #define SWEEP_PAGES 512
 #define PLAN_LOOK_PAGES 8192
+#define DELAY_MIN_NS (PF_LIMIT_ASK_AGAIN_MIN_MS * MS_NS)
+#define DELAY_MAX_NS (PF_LIMIT_ASK_AGAIN_MAX_MS * MS_NS)
 
 static void slice_done(struct fill *fill)
 {
@@ -39,6 +41,8 @@ static uint64_t apply_run(struct fill *fill, uint64_t pages, uint64_t now_ns)
         taken = engine_news(fill->engine, &news, now_ns);
     if (news.kind == ENGINE_DATA)
         stats_add(fill->stats, STATS_bulk_pages_total, taken);
+    if (taken > 0)
+        fill->delay_ns = 0;
     fill->slice_run_page += news.page_count;
     if (fill->slice_run_page == run->page_count) {
         fill->slice_run_page = 0;
@@ -47,11 +51,33 @@ static uint64_t apply_run(struct fill *fill, uint64_t pages, uint64_t now_ns)
     return news.kind == ENGINE_DATA ? news.page_count : 0; /* only bytes cost time */
 }
 
+/* Did the range that begins there leave anything to ask again? */
+static bool lacks_pages(const struct fill *fill, uint64_t first_page)
+{
+    bool lacks = false;
+
+    for (uint32_t i = 0; i < PLAN_FLIGHTS_MAX; i++) {
+        const struct plan_range *range = &fill->plan.flights[i];
+        for (uint64_t page = 0; range->first_page == first_page && page < range->page_count && !lacks; page++)
+            lacks = page_state(table_word(fill->engine->table, first_page + page)) == PAGE_MISSING;
+    }
+    return lacks;
+}
+
+/* Whatever the cause (LATER, a wrong digest, no memory, a server that leaves pages out): what a range did not bring is
+ * asked again a little later, and later still while nothing at all comes. */
 static void range_ended(struct fill *fill, uint64_t now_ns)
 {
+    bool lacks = lacks_pages(fill, fill->slice.range_page);
+
     plan_landed(&fill->plan, fill->slice.range_page);
-    if (fill->slice.reason != 0 || fill->slice.later != 0)
-        fill->due_ns = now_ns + PF_LIMIT_ASK_AGAIN_MIN_MS * MS_NS;
+    if (lacks && now_ns >= fill->due_ns) {
+        fill->delay_ns = fill->delay_ns == 0 ? DELAY_MIN_NS : 2 * fill->delay_ns;
+        fill->delay_ns = fill->delay_ns < DELAY_MAX_NS ? fill->delay_ns : DELAY_MAX_NS;
+        fill->due_ns = now_ns + fill->delay_ns;
+    }
+    if (fill->slice.reason == PF_REASON_MISMATCH && fill->delay_ns > DELAY_MIN_NS)
+        fill->doubtful = true;
 }
 
 bool fill_take(struct fill *fill, uint64_t now_ns)
@@ -95,6 +121,10 @@ bool fill_plan(struct fill *fill, uint64_t now_ns)
 
     if (now_ns < fill->due_ns || fill->engine->counts[PAGE_MISSING] == 0)
         return false;
+    if (fill->engine->full) { /* try on, but little, and not in a hurry */
+        pages_max = flights_max = 1;
+        fill->due_ns = now_ns + PF_LIMIT_FULL_RETRY_MS * MS_NS;
+    }
     while (fill->plan.flight_count < flights_max) {
         if (!plan_next(&fill->plan, pages_max, PLAN_LOOK_PAGES, &range, &exhausted))
             break;
@@ -103,8 +133,8 @@ bool fill_plan(struct fill *fill, uint64_t now_ns)
             break;
         }
     }
-    if (fill->engine->full) /* try on, but not in a hurry */
-        fill->due_ns = now_ns + PF_LIMIT_FULL_RETRY_MS * MS_NS;
+    if (exhausted && fill->plan.flight_count == 0) /* what is missing is held back: not looked for in each turn */
+        fill->due_ns = now_ns + DELAY_MAX_NS;
     return !exhausted && fill->plan.flight_count == 0;
 }
 

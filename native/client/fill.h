@@ -20,6 +20,8 @@ struct fill {
     struct plan plan;
     uint64_t fault_ns;        /* the newest fault that had to be asked */
     uint64_t due_ns;          /* no range is planned before */
+    uint64_t delay_ns;        /* that was the last delay: doubled while ranges bring nothing */
+    bool doubtful;            /* ranges end with wrong digests: for whoever can ask what the server serves */
     uint64_t sweep_page;
     bool sliced;              /* `slice` is being worked on */
     struct port_slice slice;

@@ -13,13 +13,18 @@
 #define MS_NS UINT64_C(1000000)
 #define WHY_BYTES 128
 
-static void watch(struct link *link, int fd, uint32_t interest)
+/* False: epoll does not take it, so nobody would hear of this socket. */
+static bool watch(struct link *link, int fd, uint32_t interest)
 {
     struct epoll_event event = {.events = interest, .data.u64 = link->epoll_tag};
-    int operation = link->interest == 0 ? EPOLL_CTL_ADD : EPOLL_CTL_MOD;
 
-    if (interest != link->interest && epoll_ctl(link->epoll_fd, operation, fd, &event) == 0)
-        link->interest = interest;
+    if (link->watched && interest == link->interest)
+        return true;
+    if (epoll_ctl(link->epoll_fd, link->watched ? EPOLL_CTL_MOD : EPOLL_CTL_ADD, fd, &event) < 0)
+        return false;
+    link->watched = true;
+    link->interest = interest;
+    return true;
 }
 
 static uint64_t jitter(struct link *link, uint64_t limit_ns)
@@ -60,7 +65,9 @@ static void lost(struct link *link, const char *why, uint64_t now_ns)
         close(link->dial_fd);
         link->dial_fd = -1;
     }
-    link->interest = 0; /* closing took the socket out of epoll */
+    link->watched = false; /* closing took the socket out of epoll */
+    link->interest = 0;
+    link->held = false;
     dial_later(link, now_ns);
     link->events->down(link->owner, why);
 }
@@ -81,10 +88,13 @@ static void connected(struct link *link, uint64_t now_ns)
         lost_by(link, "connection", -rc, now_ns);
     } else {
         memset(&link->counted, 0, sizeof(link->counted));
-        watch(link, link->dial_fd, EPOLLIN);
         link->dial_fd = -1;
+        link->heard_ns = now_ns;
         link->events->up(link->owner);
-        link_flush(link, now_ns);
+        if (watch(link, conn_fd(link->conn), EPOLLIN))
+            link_flush(link, now_ns);
+        else
+            lost_by(link, "epoll", errno, now_ns);
     }
 }
 
@@ -101,9 +111,9 @@ static void dial(struct link *link, uint64_t now_ns)
         error = errno;
     if (error == 0)
         connected(link, now_ns);
-    else if (error == EINPROGRESS)
-        watch(link, fd, EPOLLOUT);
-    else
+    else if (error == EINPROGRESS && !watch(link, fd, EPOLLOUT))
+        lost_by(link, "epoll", errno, now_ns);
+    else if (error != EINPROGRESS)
         lost_by(link, "dial", error, now_ns);
 }
 
@@ -142,25 +152,33 @@ void link_start(struct link *link, const struct link_options *options)
     };
 }
 
+static void read_turn(struct link *link, uint64_t now_ns)
+{
+    uint64_t before_bytes = link->counted.in_bytes;
+    int rc = conn_read(link->conn);
+
+    count_traffic(link);
+    if (link->counted.in_bytes != before_bytes)
+        link->heard_ns = now_ns;
+    if (rc < 0)
+        lost_by(link, "read", rc == -EPIPE ? ECONNRESET : -rc, now_ns);
+}
+
 void link_ready(struct link *link, uint32_t events, uint64_t now_ns)
 {
-    int rc;
-
     if (link->conn == NULL) {
         if (link->dial_fd >= 0)
             dial_ready(link, now_ns);
-        return;
-    }
-    if ((events & (EPOLLIN | EPOLLERR | EPOLLHUP)) != 0) {
-        rc = conn_read(link->conn);
-        count_traffic(link);
-        if (rc < 0)
-            lost_by(link, "read", rc == -EPIPE ? ECONNRESET : -rc, now_ns);
+    } else if (!link->held && (events & (EPOLLIN | EPOLLERR | EPOLLHUP)) != 0) {
+        read_turn(link, now_ns);
+    } else if ((events & (EPOLLERR | EPOLLHUP)) != 0) { /* epoll would say so again and again */
+        lost(link, "lost while what it brought had to wait", now_ns);
     }
 }
 
 void link_flush(struct link *link, uint64_t now_ns)
 {
+    uint32_t in = link->held ? 0 : EPOLLIN;
     int rc;
 
     if (link->conn == NULL || (!conn_wants_write(link->conn) && (link->interest & EPOLLOUT) == 0))
@@ -168,8 +186,18 @@ void link_flush(struct link *link, uint64_t now_ns)
     rc = conn_write(link->conn, PF_LIMIT_WRITE_BUDGET_BYTES);
     if (rc < 0)
         lost_by(link, "write", -rc, now_ns);
-    else
-        watch(link, conn_fd(link->conn), rc > 0 ? EPOLLIN | EPOLLOUT : EPOLLIN);
+    else if (!watch(link, conn_fd(link->conn), rc > 0 ? in | EPOLLOUT : in))
+        lost_by(link, "epoll", errno, now_ns);
+}
+
+void link_hold(struct link *link, bool held, uint64_t now_ns)
+{
+    if (link->conn == NULL || held == link->held)
+        return;
+    link->held = held;
+    link->heard_ns = now_ns; /* who did not listen cannot complain of silence */
+    if (!watch(link, conn_fd(link->conn), (link->interest & EPOLLOUT) | (held ? 0 : EPOLLIN)))
+        lost_by(link, "epoll", errno, now_ns);
 }
 
 void link_tick(struct link *link, uint64_t now_ns)
@@ -215,4 +243,7 @@ void link_close(struct link *link)
         close(link->dial_fd);
     link->conn = NULL;
     link->dial_fd = -1;
+    link->watched = false;
+    link->interest = 0;
+    link->held = false;
 }

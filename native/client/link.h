@@ -32,7 +32,10 @@ struct link {
     uint32_t next_entry;     /* of the address: each dial tries the next */
     int dial_fd;             /* connecting; -1: not */
     struct conn *conn;       /* NULL: not up */
-    uint32_t interest;       /* what epoll watches the socket for */
+    bool watched;            /* the socket is in epoll */
+    uint32_t interest;       /* what for */
+    bool held;               /* nothing is read for now */
+    uint64_t heard_ns;       /* bytes came, or it came up */
     uint64_t dial_due_ns;    /* when not up and not connecting */
     uint64_t dial_limit_ns;  /* when connecting */
     uint64_t delay_ns;       /* before the next dial */
@@ -62,6 +65,8 @@ void link_flush(struct link *link, uint64_t now_ns);
 void link_tick(struct link *link, uint64_t now_ns);
 /* When link_tick has something to do; UINT64_MAX: nothing. */
 uint64_t link_next_ns(const struct link *link);
+/* Reads nothing for now, or goes on: what the owner cannot take stays in the kernel, and then at the peer. */
+void link_hold(struct link *link, bool held, uint64_t now_ns);
 /* Its owner has lost faith: as if the peer had closed. Not from inside a callback of `calls`. */
 void link_drop(struct link *link, const char *why, uint64_t now_ns);
 /* The other end has shown that it is well: the next dial, should it be needed, comes at once. */

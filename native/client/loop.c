@@ -12,6 +12,8 @@
 
 #define MS_NS UINT64_C(1000000)
 #define WAIT_EVENTS 8
+#define BATCHES_A_TURN 16 /* of kernel events: then answers have their turn, however many threads fault */
+#define MEMORY_PATIENCE_NS (PF_LIMIT_FULL_RETRY_MS * MS_NS)
 
 uint64_t loop_clock_ns(void)
 {
@@ -23,14 +25,22 @@ uint64_t loop_clock_ns(void)
 
 /* ------------------------------------------------------------------------------- what engine and urgent tell us */
 
-static void fail(struct loop *loop, uint32_t reason, const char *text)
+/* There is nothing left that could be done for this VM. An order to arm that waits is answered with it. */
+static void end(struct loop *loop, uint32_t kind, uint32_t reason, const char *text)
 {
-    struct pageferry_event event = {.kind = PAGEFERRY_EVENT_FAILED, .reason = reason};
+    struct pageferry_event event = {.kind = kind, .reason = reason, .cookie = loop->arm_cookie};
 
     if (loop->stage < LOOP_ENDED) {
         loop->stage = LOOP_ENDED;
-        tell(&loop->tell, &event, text);
+        snprintf(event.text, sizeof(event.text), "%s", text);
+        loop->end = event;
+        tell(&loop->tell, &event, NULL);
     }
+}
+
+static void fail(struct loop *loop, uint32_t reason, const char *text)
+{
+    end(loop, PAGEFERRY_EVENT_FAILED, reason, text);
 }
 
 /* Before the first attach nobody knows whether the address is right: say at once what is wrong. */
@@ -43,18 +53,15 @@ static void on_ask(void *owner, uint64_t page)
 {
     struct loop *loop = owner;
 
+    if (loop->stage >= LOOP_COMPLETE)
+        return;
     fill_hint(&loop->fill, page, loop->now_ns);
     urgent_ask(&loop->urgent, page);
 }
 
 static void vmm_is_gone(struct loop *loop)
 {
-    struct pageferry_event event = {.kind = PAGEFERRY_EVENT_VMM_GONE, .reason = PF_REASON_NO_VMM};
-
-    if (loop->stage < LOOP_ENDED) {
-        loop->stage = LOOP_ENDED;
-        tell(&loop->tell, &event, "the VMM has exited");
-    }
+    end(loop, PAGEFERRY_EVENT_VMM_GONE, PF_REASON_NO_VMM, "the VMM has exited");
 }
 
 static void on_report(void *owner, enum engine_report report, uint64_t page, uint64_t value, const char *text)
@@ -76,7 +83,6 @@ static void on_report(void *owner, enum engine_report report, uint64_t page, uin
         tell_pause_began(&loop->memory_pause, PF_REASON_NO_MEMORY,
                          "no memory for a page: make room in the tmpfs that holds the RAM file, or raise the memory "
                          "limit", loop->now_ns);
-        tell_pause_if_long(&loop->tell, &loop->memory_pause, 0, loop->now_ns);
         break;
     case ENGINE_REPORT_FULL_OVER:
         tell_pause_over(&loop->tell, &loop->memory_pause, loop->now_ns);
@@ -87,6 +93,7 @@ static void on_report(void *owner, enum engine_report report, uint64_t page, uin
     }
 }
 
+/* For the histograms: what the time is in the middle of a turn. */
 static uint64_t on_clock(void *owner)
 {
     (void)owner;
@@ -115,6 +122,8 @@ static void on_unreachable(void *owner, uint32_t reason, const char *why)
     struct loop *loop = owner;
     char text[GRPC_TEXT_BYTES];
 
+    if (loop->stage == LOOP_OPEN && loop->urgent.link.next_entry < loop->urgent.link.address->count)
+        return; /* a name may have several addresses, of which not all have to work */
     if (loop->link_pause.since_ns != 0 && loop->link_pause.reason != PF_REASON_GOING_AWAY)
         return; /* it was refused: that is why the link went down, and the better text */
     snprintf(text, sizeof(text), "page server %.64s: %.100s", loop->urgent.link.address->text, why);
@@ -129,6 +138,7 @@ static void on_refused(void *owner, uint32_t reason, const char *why)
         fail(loop, reason, why);
     else
         tell_pause_began(&loop->link_pause, reason, why, loop->now_ns);
+    tell_pause_if_long(&loop->tell, &loop->link_pause, 0, loop->now_ns); /* it will not pass by itself */
 }
 
 const struct urgent_events loop_urgent_events = {
@@ -167,6 +177,11 @@ static void arm(struct loop *loop, uint64_t cookie)
     loop->arm_cookie = cookie;
     if (loop->stage == LOOP_OPEN) {
         return; /* as soon as the page server has described the image */
+    } else if (loop->stage == LOOP_ENDED) {
+        event = loop->end;
+        event.kind = PAGEFERRY_EVENT_FAILED;
+        event.cookie = cookie;
+        tell(&loop->tell, &event, NULL);
     } else if (loop->stage >= LOOP_ARMED) {
         tell(&loop->tell, &event, NULL);
     } else if (!nothing_present(loop, text, sizeof(text))) {
@@ -233,7 +248,8 @@ static void complete(struct loop *loop)
     struct kernel_span span;
 
     loop->stage = LOOP_COMPLETE;
-    for (uint32_t i = 0; i < loop->regions.count && loop->engine.counts[PAGE_POISONED] == 0; i++) {
+    loop->let_go = loop->engine.counts[PAGE_POISONED] == 0;
+    for (uint32_t i = 0; i < loop->regions.count && loop->let_go; i++) {
         const struct region *region = &loop->regions.by_page[i];
         regions_span(&loop->regions, region->first_page, region->page_count, &span);
         if (uffd_unregister(&loop->uffd, &span) < 0)
@@ -241,6 +257,8 @@ static void complete(struct loop *loop)
         loop->engine.ops->wake(loop->engine.kernel, &span);
     }
     vmm_complete(&loop->vmm);
+    tell_pause_over(&loop->tell, &loop->link_pause, loop->now_ns);
+    tell_pause_over(&loop->tell, &loop->memory_pause, loop->now_ns);
     tell(&loop->tell, &event, NULL);
 }
 
@@ -257,6 +275,7 @@ static void look_at_progress(struct loop *loop)
         complete(loop);
     }
     tell_pause_if_long(&loop->tell, &loop->link_pause, link_patience_ns(loop), loop->now_ns);
+    tell_pause_if_long(&loop->tell, &loop->memory_pause, MEMORY_PATIENCE_NS, loop->now_ns);
     if (!loop->early_told && loop->engine.first_early_ns != 0 && loop->stage < LOOP_ARMED &&
         loop->now_ns - loop->engine.first_early_ns >= PF_LIMIT_EARLY_FAULT_MS * MS_NS) {
         event.kind = PAGEFERRY_EVENT_EARLY_FAULT;
@@ -281,11 +300,12 @@ static int timeout_ms(const struct loop *loop, bool more)
     if (loop->stage < LOOP_COMPLETE) {
         next_ns = least(urgent_next_ns(&loop->urgent), engine_next_ns(&loop->engine));
         next_ns = least(next_ns, tell_pause_next_ns(&loop->link_pause, link_patience_ns(loop)));
+        next_ns = least(next_ns, tell_pause_next_ns(&loop->memory_pause, MEMORY_PATIENCE_NS));
         if (loop->engine.first_early_ns != 0 && !loop->early_told && loop->stage < LOOP_ARMED)
             next_ns = least(next_ns, loop->engine.first_early_ns + PF_LIMIT_EARLY_FAULT_MS * MS_NS);
         if (loop->background)
             next_ns = least(next_ns, fill_next_ns(&loop->fill, loop->now_ns));
-    } else if (loop->stage == LOOP_COMPLETE) {
+    } else if (loop->stage == LOOP_COMPLETE && !loop->let_go) {
         next_ns = engine_next_ns(&loop->engine);
     }
     if (more || next_ns <= loop->now_ns || loop->now_ns - loop->active_ns < (uint64_t)loop->spin_us * 1000)
@@ -326,7 +346,8 @@ static void take_faults(struct loop *loop, const struct epoll_event *ready, int 
 {
     for (int i = 0; i < count; i++)
         if (ready[i].data.u64 == LOOP_SOURCE_UFFD && loop->stage < LOOP_ENDED)
-            while (engine_turn(&loop->engine, loop->now_ns) == TABLE_BATCH_EVENTS)
+            for (int batches = 1; engine_turn(&loop->engine, loop->now_ns) == TABLE_BATCH_EVENTS &&
+                                  batches < BATCHES_A_TURN; batches++)
                 ;
 }
 
@@ -338,6 +359,10 @@ static bool fill(struct loop *loop)
     /* Private memory has no page cache: bytes could only be mapped, and that waits for arming. */
     enum loop_stage first = loop->engine.private_memory ? LOOP_ARMED : LOOP_ATTACHED;
 
+    if (loop->fill.doubtful) {
+        urgent_doubt(&loop->urgent, "bulk has wrong digests");
+        loop->fill.doubtful = false;
+    }
     if (loop->background && loop->stage >= first && loop->stage < LOOP_COMPLETE)
         more |= fill_plan(&loop->fill, loop->now_ns);
     if (loop->background && loop->stage == LOOP_ARMED)
@@ -349,7 +374,8 @@ static bool fill(struct loop *loop)
 static void settle_down(struct loop *loop)
 {
     urgent_close(&loop->urgent);
-    if (loop->stage == LOOP_ENDED)
+    port_rest(&loop->port);
+    if (loop->stage == LOOP_ENDED || loop->let_go)
         epoll_ctl(loop->epoll_fd, EPOLL_CTL_DEL, loop->uffd.fd, NULL);
     loop->settled_stage = loop->stage;
 }
@@ -368,7 +394,8 @@ void *loop_run(void *argument)
         take_faults(loop, ready, count);
         for (int i = 0; i < count; i++)
             go_on &= take(loop, &ready[i]);
-        engine_tick(&loop->engine, loop->now_ns);
+        if (loop->stage < LOOP_ENDED && !loop->let_go)
+            engine_tick(&loop->engine, loop->now_ns);
         if (loop->stage < LOOP_COMPLETE)
             urgent_turn(&loop->urgent); /* asks leave before bulk is worked on */
         more = fill(loop);

@@ -49,6 +49,8 @@ struct loop {
     struct trace trace;
     struct tell_pause link_pause, memory_pause;
     bool early_told;
+    bool let_go; /* complete, and unregistered: the kernel has nothing for us any more */
+    struct pageferry_event end; /* FAILED or VMM_GONE, once it was told: the answer to orders that come later */
     uint64_t active_ns; /* the newest event or answer: spinning counts from it */
     struct port port;
     struct bulk *bulk; /* the port has joined; NULL: not yet */
@@ -61,6 +63,7 @@ struct loop_options {
     const char *image; /* kept by pointer */
     struct bulk *bulk;
     const struct region *regions;
+    uint32_t bulk_slots; /* 0: the default */
 };
 
 /* What epoll says is ready. */

@@ -87,6 +87,7 @@ static int start_thread(struct loop *loop)
 
 int loop_open(struct loop *loop, const struct loop_options *options)
 {
+    struct port_options port = {.address = options->address, .image = options->image, .slots = options->bulk_slots};
     int rc;
 
     memset(loop, 0, sizeof(*loop));
@@ -101,8 +102,9 @@ int loop_open(struct loop *loop, const struct loop_options *options)
         rc = ring_open(&loop->orders, ORDERS_MAX, sizeof(struct pageferry_order));
     if (rc == 0)
         rc = tell_open(&loop->tell);
+    port.page_count = loop->regions.page_count;
     if (rc == 0)
-        rc = port_open(&loop->port, options->address, options->image, loop->regions.page_count);
+        rc = port_open(&loop->port, &port);
     if (rc < 0)
         goto out;
     loop->epoll_fd = epoll_create1(EPOLL_CLOEXEC);

@@ -4,17 +4,19 @@
 
 #include <errno.h>
 #include <poll.h>
+#include <stdio.h>
 #include <string.h>
+#include <sys/epoll.h>
 #include <sys/mman.h>
 #include <unistd.h>
 
 #include "../rpc/payload.h"
 
 #define ENCODINGS (UINT32_C(1) << PF_ENCODING_IDENTITY)
-#define SLOTS_BYTES (PF_LIMIT_BULK_SLOTS * sizeof(struct port_slot))
-#define LEAVING_MS 100 /* how often a wait for a slot looks whether the port leaves */
+#define MS_NS UINT64_C(1000000)
+#define SLOT_WAIT_MS 20 /* the longest that the bulk of other VMs may have to wait for this one's loop */
 
-_Static_assert(PF_LIMIT_BULK_SLOTS + PF_LIMIT_BULK_RANGES_IN_FLIGHT <= PORT_SLICES_MAX, "slices always have room");
+_Static_assert(PF_LIMIT_BULK_SLOTS <= PORT_SLOTS_MAX, "slices always have room");
 
 /* ------------------------------------------------------------------------------------------- slots and slices */
 
@@ -26,22 +28,25 @@ static void reclaim(struct port *port)
         port->free_slots[port->free_count++] = slot;
 }
 
-/* Waits for the loop to give one back, if it must: that is the back-pressure. A port that is leaving gets none. */
+/*
+ * A slot, or PORT_NO_SLOT. Back-pressure is that a port without slots is not read from (port_turn); but one read may
+ * bring more messages than there were slots, and for those the loop is given a moment, once. A message that finds none
+ * ends its range, which is then asked again.
+ */
 static uint32_t take_slot(struct port *port)
 {
     struct pollfd bell = {.fd = port->back.bell_fd, .events = POLLIN};
 
     reclaim(port);
-    while (port->free_count == 0) {
-        if (atomic_load(&port->leaving))
-            return PORT_NO_SLOT;
+    if (port->free_count == 0 && !port->starved && !atomic_load(&port->leaving)) {
         ring_silence(&port->back);
         reclaim(port);
         if (port->free_count == 0)
-            poll(&bell, 1, LEAVING_MS);
+            poll(&bell, 1, SLOT_WAIT_MS);
         reclaim(port);
+        port->starved = port->free_count == 0;
     }
-    return port->free_slots[--port->free_count];
+    return port->free_count == 0 ? PORT_NO_SLOT : port->free_slots[--port->free_count];
 }
 
 static void put_slice(struct port *port, const struct port_slice *slice)
@@ -168,8 +173,9 @@ static void on_ended(void *owner, struct grpc_call *call, const struct grpc_stat
         flight->gathering = PORT_NO_SLOT;
     }
     end_range(flight, reason);
-    if (reason != 0 && reason != PF_REASON_MISMATCH)
-        strcpy(port->drop_why, "a range has failed");
+    /* A wrong digest, or a limit (theirs, or our slots), says nothing about the connection. */
+    if (reason != 0 && reason != PF_REASON_MISMATCH && reason != PF_REASON_BUSY)
+        snprintf(port->drop_why, sizeof(port->drop_why), "a range has failed");
 }
 
 static const struct grpc_owner port_calls = {
@@ -181,9 +187,11 @@ static const struct grpc_owner port_calls = {
 
 /* ------------------------------------------------------------------------------------------ the thread's side */
 
-static void start_ranges(struct port *port)
+static void start_ranges(struct port *port, uint64_t now_ns)
 {
-    for (uint32_t i = 0; i < PF_LIMIT_BULK_RANGES_IN_FLIGHT && port->link.conn != NULL; i++) {
+    bool open = port->link.conn != NULL && !port->link.held && !grpc_going_away(conn_session(port->link.conn));
+
+    for (uint32_t i = 0; open && i < PF_LIMIT_BULK_RANGES_IN_FLIGHT; i++) {
         struct port_flight *flight = &port->flights[i];
         if (flight->call != NULL)
             continue;
@@ -196,6 +204,7 @@ static void start_ranges(struct port *port)
         flight->call = grpc_start(conn_session(port->link.conn), PF_PATH_STREAM_PAGES, flight);
         if (flight->call == NULL)
             end_range(flight, PF_REASON_GOING_AWAY);
+        port->asked_ns = now_ns;
     }
 }
 
@@ -216,7 +225,32 @@ static void on_down(void *owner, const char *why)
 
 static const struct link_events port_link_events = {.up = on_up, .down = on_down};
 
-void port_turn(struct port *port, int epoll_fd, uint64_t link_tag, uint64_t now_ns)
+/* Without a slot nothing is read, and epoll tells when one comes back. */
+static void hold(struct port *port, const struct port_watch *watch, uint64_t now_ns)
+{
+    struct epoll_event event = {.events = EPOLLIN, .data.u64 = watch->back_tag};
+    bool lacking;
+
+    reclaim(port);
+    lacking = port->free_count == 0;
+    port->starved = port->starved && lacking;
+    if (lacking && !port->watches_back)
+        port->watches_back = epoll_ctl(watch->epoll_fd, EPOLL_CTL_ADD, port->back.bell_fd, &event) == 0;
+    else if (!lacking && port->watches_back)
+        port->watches_back = epoll_ctl(watch->epoll_fd, EPOLL_CTL_DEL, port->back.bell_fd, NULL) != 0;
+    link_hold(&port->link, lacking && port->watches_back, now_ns);
+}
+
+/* When the silence of ranges that are under way has become too long; UINT64_MAX: nothing is waited for. */
+static uint64_t silent_ns(const struct port *port)
+{
+    uint64_t since_ns = port->link.heard_ns > port->asked_ns ? port->link.heard_ns : port->asked_ns;
+    bool waits = port->link.conn != NULL && !port->link.held && grpc_open_calls(conn_session(port->link.conn)) > 0;
+
+    return waits ? since_ns + PF_LIMIT_HEARTBEAT_TIMEOUT_MS * MS_NS : UINT64_MAX;
+}
+
+static void start_link(struct port *port, const struct port_watch *watch)
 {
     struct link_options options = {
         .address = port->address,
@@ -226,21 +260,40 @@ void port_turn(struct port *port, int epoll_fd, uint64_t link_tag, uint64_t now_
         .stream_window_bytes = PF_LIMIT_STREAM_WINDOW_BYTES,
         .connection_window_bytes = PF_LIMIT_STREAM_WINDOW_BYTES, /* all ranges together: what can lie on the link */
         .stats = &port->stats,
-        .epoll_fd = epoll_fd,
-        .epoll_tag = link_tag,
+        .epoll_fd = watch->epoll_fd,
+        .epoll_tag = watch->link_tag,
     };
 
-    if (atomic_load(&port->content_id) == 0)
+    link_start(&port->link, &options);
+    port->linked = true;
+}
+
+void port_turn(struct port *port, const struct port_watch *watch, uint64_t now_ns)
+{
+    if (atomic_load(&port->resting))
+        port_stop(port, watch->epoll_fd);
+    else if (!port->linked && atomic_load(&port->content_id) != 0)
+        start_link(port, watch);
+    if (!port->linked)
         return;
-    if (!port->linked) {
-        link_start(&port->link, &options);
-        port->linked = true;
-    }
+    if (port->drop_why[0] == 0 && now_ns >= silent_ns(port))
+        snprintf(port->drop_why, sizeof(port->drop_why), "nothing was heard of ranges under way");
     if (port->drop_why[0] != 0)
         link_drop(&port->link, port->drop_why, now_ns);
     link_tick(&port->link, now_ns);
-    start_ranges(port);
+    hold(port, watch, now_ns);
+    start_ranges(port, now_ns);
     link_flush(&port->link, now_ns);
+}
+
+void port_stop(struct port *port, int epoll_fd)
+{
+    if (port->watches_back)
+        epoll_ctl(epoll_fd, EPOLL_CTL_DEL, port->back.bell_fd, NULL);
+    port->watches_back = false;
+    if (port->linked)
+        link_close(&port->link);
+    port->linked = false;
 }
 
 void port_ready(struct port *port, uint32_t events, uint64_t now_ns)
@@ -251,19 +304,37 @@ void port_ready(struct port *port, uint32_t events, uint64_t now_ns)
 
 uint64_t port_next_ns(const struct port *port)
 {
-    return port->drop_why[0] != 0 ? 0 : port->linked ? link_next_ns(&port->link) : UINT64_MAX;
+    uint64_t next_ns = UINT64_MAX;
+
+    if (port->linked) {
+        uint64_t link_ns = link_next_ns(&port->link);
+        next_ns = silent_ns(port);
+        next_ns = port->drop_why[0] != 0 ? 0 : link_ns < next_ns ? link_ns : next_ns;
+    }
+    return next_ns;
 }
 
 /* --------------------------------------------------------------------------------------------- the loop's side */
 
-void port_attach(struct port *port, uint64_t content_id)
+/* The thread looks at its ports. */
+static void ring_bell(struct port *port)
 {
     uint64_t one = 1;
-    ssize_t rung;
+    ssize_t rung = write(port->asks.bell_fd, &one, sizeof(one)); /* full: it rings already */
 
-    atomic_store(&port->content_id, content_id);
-    rung = write(port->asks.bell_fd, &one, sizeof(one)); /* full: it rings already */
     (void)rung;
+}
+
+void port_attach(struct port *port, uint64_t content_id)
+{
+    atomic_store(&port->content_id, content_id);
+    ring_bell(port);
+}
+
+void port_rest(struct port *port)
+{
+    atomic_store(&port->resting, true);
+    ring_bell(port);
 }
 
 bool port_ask(struct port *port, const struct plan_range *range)
@@ -281,28 +352,35 @@ void port_give_back(struct port *port, uint32_t slot)
     ring_put(&port->back, &slot); /* as many places as slots */
 }
 
-int port_open(struct port *port, const struct address *address, const char *image, uint64_t page_count)
+static size_t slots_bytes(const struct port *port)
 {
+    return port->slot_count * sizeof(struct port_slot);
+}
+
+int port_open(struct port *port, const struct port_options *options)
+{
+    uint32_t slots = options->slots == 0 ? PF_LIMIT_BULK_SLOTS : options->slots;
     int rc;
 
     memset(port, 0, sizeof(*port));
-    port->address = address;
-    port->image = image;
-    port->page_count = page_count;
+    port->address = options->address;
+    port->image = options->image;
+    port->page_count = options->page_count;
+    port->slot_count = slots < PORT_SLOTS_MAX ? slots : PORT_SLOTS_MAX;
     rc = ring_open(&port->asks, PORT_ASKS_MAX, sizeof(struct plan_range));
     if (rc == 0)
         rc = ring_open(&port->slices, PORT_SLICES_MAX, sizeof(struct port_slice));
     if (rc == 0)
         rc = ring_open(&port->back, PORT_SLICES_MAX, sizeof(uint32_t));
     if (rc == 0) {
-        port->slots = mmap(NULL, SLOTS_BYTES, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE,
-                           -1, 0);
+        port->slots = mmap(NULL, slots_bytes(port), PROT_READ | PROT_WRITE,
+                           MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
         if (port->slots == MAP_FAILED) {
             port->slots = NULL;
             rc = -ENOMEM;
         }
     }
-    while (rc == 0 && port->free_count < PF_LIMIT_BULK_SLOTS) {
+    while (rc == 0 && port->free_count < port->slot_count) {
         port->free_slots[port->free_count] = port->free_count;
         port->free_count++;
     }
@@ -320,6 +398,6 @@ void port_close(struct port *port)
     ring_close(&port->slices);
     ring_close(&port->back);
     if (port->slots != NULL)
-        munmap(port->slots, SLOTS_BYTES);
+        munmap(port->slots, slots_bytes(port));
     port->slots = NULL;
 }

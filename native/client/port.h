@@ -4,7 +4,8 @@
  * slot of the port's fixed pool until the VM's loop gives the slot back.
  *
  * The pacing is HTTP/2's: the connection's window bounds what can be under way, and a loop that takes its time lets the
- * slots run out, which stops the reading.
+ * slots run out, which stops the reading of this port's link alone. A server that meets a closed TCP window for
+ * TCP_USER_TIMEOUT_MS ends the connection; then what was under way is simply asked again.
  */
 #ifndef PAGEFERRY_PORT_H
 #define PAGEFERRY_PORT_H
@@ -21,6 +22,7 @@
 
 #define PORT_NO_SLOT UINT32_MAX
 #define PORT_SLICES_MAX 64 /* a power of two, more than slots and ranges together */
+#define PORT_SLOTS_MAX (PORT_SLICES_MAX - PF_LIMIT_BULK_RANGES_IN_FLIGHT) /* so that slices always have room */
 #define PORT_ASKS_MAX 32   /* a power of two, more than ranges in flight */
 #define PORT_REQUEST_BYTES 256
 #define PORT_WHY_BYTES 64
@@ -64,20 +66,31 @@ struct port {
     struct ring back;   /* loop -> thread: uint32_t slot */
     _Atomic uint64_t content_id; /* 0: not described yet */
     _Atomic bool leaving;        /* no slot is waited for any more */
+    _Atomic bool resting;        /* nothing will be asked any more: no link is needed */
     struct port_slot *slots;
+    uint32_t slot_count;
     /* The thread's own: */
     struct stats stats;
     struct link link;
     bool linked;
-    uint64_t now_ns;
+    bool starved;        /* a slot was waited for in vain, and none has come since */
+    bool watches_back;   /* epoll tells when a slot comes back */
+    uint64_t asked_ns;   /* the newest range was asked */
     uint32_t free_count;
     uint32_t free_slots[PORT_SLICES_MAX];
     struct port_flight flights[PF_LIMIT_BULK_RANGES_IN_FLIGHT];
     char drop_why[PORT_WHY_BYTES]; /* the link is to be dropped once we are out of its callbacks */
 };
 
-/* `address` and `image` are kept by pointer. 0 or -errno. */
-int port_open(struct port *port, const struct address *address, const char *image, uint64_t page_count);
+struct port_options {
+    const struct address *address; /* kept by pointer */
+    const char *image;             /* kept by pointer */
+    uint64_t page_count;
+    uint32_t slots; /* 0: the default; at most PORT_SLOTS_MAX */
+};
+
+/* 0 or -errno. */
+int port_open(struct port *port, const struct port_options *options);
 /* Harmless on one that was zeroed. The thread has let go of it. */
 void port_close(struct port *port);
 
@@ -91,11 +104,22 @@ bool port_ask(struct port *port, const struct plan_range *range);
 bool port_take(struct port *port, struct port_slice *slice);
 /* The slice's bytes and runs are not needed any more. */
 void port_give_back(struct port *port, uint32_t slot);
+/* Nothing will be asked any more; what is under way ends. */
+void port_rest(struct port *port);
 
 /* ---- for the bulk thread ---- */
 
-/* Dials, starts ranges, writes. The tags: what its link's socket comes back with in that epoll. */
-void port_turn(struct port *port, int epoll_fd, uint64_t link_tag, uint64_t now_ns);
+/* What its link's socket, and the bell of slots that come back, come back with in that epoll. */
+struct port_watch {
+    int epoll_fd;
+    uint64_t link_tag;
+    uint64_t back_tag;
+};
+
+/* Dials, starts ranges, writes. */
+void port_turn(struct port *port, const struct port_watch *watch, uint64_t now_ns);
+/* It leaves, or rests: no link any more, and nothing of it in epoll but the bell of its asks. */
+void port_stop(struct port *port, int epoll_fd);
 /* Its link's socket is ready. */
 void port_ready(struct port *port, uint32_t events, uint64_t now_ns);
 /* When port_turn has something to do; UINT64_MAX: nothing. */

@@ -5,6 +5,7 @@
 #ifndef PAGEFERRY_TELL_H
 #define PAGEFERRY_TELL_H
 
+#include <stdbool.h>
 #include <stdint.h>
 
 #include "../base/ring.h"
@@ -13,7 +14,9 @@
 /* Zeroed: it does not hold. */
 struct tell_pause {
     uint64_t since_ns;
-    uint64_t told_ns; /* PAUSED was said */
+    uint64_t told_ns;       /* PAUSED was said, with this reason */
+    uint64_t not_before_ns; /* it could not be said: try again then */
+    bool said;              /* PAUSED was said at all: RESUMED is owed */
     uint32_t reason;
     char text[PAGEFERRY_TEXT_BYTES];
 };
@@ -24,9 +27,13 @@ struct tell {
 
 int tell_open(struct tell *tell);
 void tell_close(struct tell *tell);
-/* `text` may be NULL. Events that repeat themselves are left out while the reader is far behind; the others never. */
-void tell(struct tell *tell, const struct pageferry_event *event, const char *text);
-/* The condition holds, for this reason; its beginning is kept. Nothing is said yet. */
+/* `text` may be NULL. False: left out. That happens to events that repeat themselves, while the reader is far behind;
+ * to the others never. */
+bool tell(struct tell *tell, const struct pageferry_event *event, const char *text);
+/* Rings as if there were something new: the reader looks again. */
+void tell_ring(struct tell *tell);
+/* The condition holds, for this reason; its beginning is kept. Nothing is said yet; another reason than the one that
+ * was told will be told as well. */
 void tell_pause_began(struct tell_pause *pause, uint32_t reason, const char *text, uint64_t now_ns);
 /* Says PAUSED if it has held for so long and it was not said. */
 void tell_pause_if_long(struct tell *tell, struct tell_pause *pause, uint64_t patience_ns, uint64_t now_ns);

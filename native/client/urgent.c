@@ -6,10 +6,11 @@
 #include <stdio.h>
 #include <string.h>
 
-#include "../rpc/payload.h"
+#include "answers.h"
 
 #define MS_NS UINT64_C(1000000)
-#define SILENT_NS (3 * PF_LIMIT_HEARTBEAT_INTERVAL_MS * MS_NS)
+#define SILENT_NS (PF_LIMIT_LINK_SILENT_MS * MS_NS)
+#define DESCRIBE_NS (PF_LIMIT_DIAL_TIMEOUT_MS * MS_NS) /* a server that says nothing is not there */
 #define ENCODINGS (UINT32_C(1) << PF_ENCODING_IDENTITY)
 
 /* Which reasons of a server mean that asking again is no use. One that is busy, or going, or unheard of comes back. */
@@ -19,16 +20,27 @@ static bool final_reason(uint32_t reason)
            reason != PF_REASON_TOO_SLOW && reason != PF_REASON_NO_MEMORY && reason != PF_REASON_CANCELLED;
 }
 
-static void drop_soon(struct urgent *urgent, const char *why)
+void urgent_drop_soon(struct urgent *urgent, const char *why)
 {
     if (urgent->drop_why[0] == 0)
         snprintf(urgent->drop_why, sizeof(urgent->drop_why), "%s", why);
 }
 
+/* Nothing counts as asked any more: the engine names all that is WANTED. */
+static void ask_anew(struct urgent *urgent)
+{
+    urgent->in_flight = 0;
+    urgent->ask_taken = urgent->ask_put;
+    urgent->overflowed = false;
+    urgent->again_ns = 0;
+    urgent->answered_ns = *urgent->now_ns;
+    engine_asks_lost(urgent->engine);
+}
+
 static void refuse(struct urgent *urgent, uint32_t reason, const char *why)
 {
     urgent->events->refused(urgent->owner, reason, why);
-    drop_soon(urgent, why);
+    urgent_drop_soon(urgent, why);
 }
 
 /* ---------------------------------------------------------------------------------------------- describe */
@@ -65,6 +77,9 @@ static bool describes_ours(const struct urgent *urgent, const struct describe_re
     else if (urgent->content_id != 0 && response->content_id != urgent->content_id)
         snprintf(why, size, "the server's image has other bytes now: content id %016" PRIx64 ", not %016" PRIx64,
                  response->content_id, urgent->content_id);
+    else if (urgent->content_id != 0 && response->as_of > urgent->as_of)
+        snprintf(why, size, "the server's image has newer pages now, as of %016" PRIx64 ", not %016" PRIx64,
+                 response->as_of, urgent->as_of);
     else
         fits = same_regions(urgent, response, why, size);
     return fits;
@@ -78,110 +93,31 @@ static int described(struct urgent *urgent, struct grpc_bytes message)
 
     if (rc != 0)
         return rc;
-    urgent->heard_ns = *urgent->now_ns;
+    urgent->waiting_ns = 0;
     if (response.live) {
         refuse(urgent, PF_REASON_UNSUPPORTED, "the image is live: it can only be moved in a session");
     } else if (!describes_ours(urgent, &response, why, sizeof(why))) {
         refuse(urgent, PF_REASON_MISMATCH, why);
     } else {
+        urgent->as_of = urgent->content_id == 0 ? response.as_of : urgent->as_of;
         urgent->content_id = response.content_id;
-        urgent->as_of = response.as_of;
         urgent->wanted_pages_max = response.wanted_pages_max != 0 ? response.wanted_pages_max : 1;
         urgent->named = false;
-        urgent->in_flight = 0;
+        urgent->batch_rejected = false;
         urgent->fetch = grpc_start(conn_session(urgent->link.conn), PF_PATH_FETCH_PAGES, NULL);
         if (urgent->fetch == NULL) {
-            drop_soon(urgent, "the connection takes no calls");
+            urgent_drop_soon(urgent, "the connection takes no calls");
         } else {
             urgent->attached = true;
             urgent->heartbeat_due_ns = *urgent->now_ns + PF_LIMIT_HEARTBEAT_INTERVAL_MS * MS_NS;
             urgent->events->attached(urgent->owner);
-            urgent->ask_taken = urgent->ask_put; /* whatever waited is WANTED: the engine names it */
-            engine_asks_lost(urgent->engine);
+            ask_anew(urgent);
         }
     }
     return 0;
 }
 
 /* ------------------------------------------------------------------------------------------------- fetch */
-
-static void apply(struct urgent *urgent, const struct run *run, const uint8_t *bytes)
-{
-    struct engine_news news = {.first_page = run->first_page, .page_count = run->page_count, .version = run->version};
-    uint64_t due_ns = *urgent->now_ns + PF_LIMIT_ASK_AGAIN_MIN_MS * MS_NS;
-
-    urgent->in_flight -= run->page_count < urgent->in_flight ? run->page_count : urgent->in_flight;
-    switch (run->kind) {
-    case PF_RUN_KIND_DATA:
-        news.kind = ENGINE_DATA;
-        news.bytes = bytes;
-        stats_add(urgent->stats, STATS_urgent_pages_total, run->page_count);
-        stats_add(urgent->stats, STATS_fetched_bytes_total, run->page_count * PAGE_BYTES);
-        break;
-    case PF_RUN_KIND_ZERO:
-        news.kind = ENGINE_ZEROS;
-        break;
-    case PF_RUN_KIND_POISON:
-        news.kind = ENGINE_POISON;
-        break;
-    case PF_RUN_KIND_LATER:
-        stats_add(urgent->stats, STATS_later_pages_total, run->page_count);
-        for (uint64_t i = 0; i < run->page_count; i++)
-            engine_ask_later(urgent->engine, run->first_page + i, due_ns);
-        break;
-    default: /* VERSION: nobody asked for it here */
-        break;
-    }
-    if (news.kind != 0)
-        engine_news(urgent->engine, &news, *urgent->now_ns);
-}
-
-/* Nothing of it is used, not even its page numbers: so all that is WANTED is asked again. Twice in a row: the link
- * is dropped, and with the next one the content id is asked again. */
-static void bad_digest(struct urgent *urgent)
-{
-    stats_add(urgent->stats, STATS_digest_failures_total, 1);
-    if (urgent->batch_rejected) {
-        drop_soon(urgent, "two batches in a row had a wrong digest");
-    } else {
-        urgent->batch_rejected = true;
-        urgent->in_flight = 0;
-        urgent->ask_taken = urgent->ask_put;
-        engine_asks_lost(urgent->engine);
-    }
-}
-
-static int fetched(struct urgent *urgent, struct grpc_bytes message)
-{
-    struct page_batch batch;
-    uint64_t data_pages, at = 0;
-    int rc = read_page_batch(message, urgent->runs, PF_LIMIT_RUNS_MAX, &batch);
-
-    if (rc != 0)
-        goto out;
-    urgent->heard_ns = *urgent->now_ns;
-    link_is_well(&urgent->link);
-    if (batch.run_count == 0)
-        goto out;
-    rc = payload_check(urgent->content_id, &batch, &data_pages);
-    if (rc == -PF_REASON_MISMATCH) {
-        bad_digest(urgent);
-        rc = 0;
-        goto out;
-    }
-    if (rc == 0 && !runs_inside(batch.runs, batch.run_count, urgent->regions->page_count))
-        rc = -PF_REASON_OUT_OF_IMAGE;
-    if (rc != 0)
-        goto out;
-    urgent->batch_rejected = false;
-    for (uint32_t i = 0; i < batch.run_count; i++) {
-        apply(urgent, &batch.runs[i], batch.data.data + at * PAGE_BYTES);
-        if (batch.runs[i].kind == PF_RUN_KIND_DATA)
-            at += batch.runs[i].page_count;
-    }
-out:
-    return rc;
-}
 
 /* Takes pages off the ring into runs; neighbours join. */
 static uint32_t gather_asks(struct urgent *urgent, struct run *runs)
@@ -191,17 +127,19 @@ static uint32_t gather_asks(struct urgent *urgent, struct run *runs)
 
     while (urgent->ask_taken != urgent->ask_put && urgent->in_flight < urgent->wanted_pages_max) {
         uint64_t page = urgent->asks[urgent->ask_taken % URGENT_ASKS_MAX];
-        if (count > 0 && page == runs[count - 1].first_page + runs[count - 1].page_count) {
-            runs[count - 1].page_count++;
-        } else {
-            bool repeated = false;
-            for (uint32_t i = 0; i < count; i++)
-                repeated |= page - runs[i].first_page < runs[i].page_count;
-            if (!repeated && count == URGENT_REQUEST_RUNS_MAX)
-                break;
-            if (!repeated)
-                runs[count++] = (struct run){.first_page = page, .page_count = 1};
+        bool repeated = false;
+        for (uint32_t i = 0; i < count; i++)
+            repeated |= page - runs[i].first_page < runs[i].page_count;
+        if (repeated) { /* runs of one request never overlap */
+            urgent->ask_taken++;
+            continue;
         }
+        if (count > 0 && page == runs[count - 1].first_page + runs[count - 1].page_count)
+            runs[count - 1].page_count++;
+        else if (count < URGENT_REQUEST_RUNS_MAX)
+            runs[count++] = (struct run){.first_page = page, .page_count = 1};
+        else
+            break;
         urgent->ask_taken++;
         urgent->in_flight++;
         pages++;
@@ -259,8 +197,15 @@ static enum grpc_pulled on_pull(void *owner, struct grpc_call *call, struct grpc
 static int on_message(void *owner, struct grpc_call *call, struct grpc_bytes message)
 {
     struct urgent *urgent = owner;
+    int rc = 0;
 
-    return call == urgent->fetch ? fetched(urgent, message) : described(urgent, message);
+    if (call == urgent->fetch)
+        answers_take(urgent, message);
+    else if (urgent->fetch == NULL)
+        rc = described(urgent, message);
+    else /* DescribeImage has one answer */
+        urgent_drop_soon(urgent, "DescribeImage was answered twice");
+    return rc;
 }
 
 static void on_ended(void *owner, struct grpc_call *call, const struct grpc_status *status)
@@ -273,14 +218,17 @@ static void on_ended(void *owner, struct grpc_call *call, const struct grpc_stat
         urgent->describe = NULL;
     if (fetch)
         urgent->fetch = NULL;
-    if (!fetch && status->code == GRPC_OK)
+    if (!fetch && status->code == GRPC_OK) {
+        if (urgent->fetch == NULL)
+            urgent_drop_soon(urgent, "DescribeImage ended without an answer");
         return;
+    }
     snprintf(why, sizeof(why), "%s ended with status %u: %.120s", fetch ? "FetchPages" : "DescribeImage", status->code,
              status->message);
     if (final_reason(status->reason) || (status->reason == 0 && status->code == GRPC_UNIMPLEMENTED))
         refuse(urgent, status->reason != 0 ? status->reason : PF_REASON_UNSUPPORTED, why);
     else
-        drop_soon(urgent, why);
+        urgent_drop_soon(urgent, why);
 }
 
 static const struct grpc_owner urgent_calls = {
@@ -295,10 +243,10 @@ static void on_up(void *owner)
 
     urgent->drop_why[0] = 0;
     urgent->describe_sent = false;
-    urgent->heard_ns = *urgent->now_ns;
+    urgent->waiting_ns = *urgent->now_ns;
     urgent->describe = grpc_start(conn_session(urgent->link.conn), PF_PATH_DESCRIBE_IMAGE, NULL);
     if (urgent->describe == NULL)
-        drop_soon(urgent, "the connection takes no calls");
+        urgent_drop_soon(urgent, "the connection takes no calls");
 }
 
 static void on_down(void *owner, const char *why)
@@ -306,6 +254,8 @@ static void on_down(void *owner, const char *why)
     struct urgent *urgent = owner;
 
     urgent->attached = false;
+    urgent->waiting_ns = 0;
+    urgent->again_ns = 0;
     urgent->events->unreachable(urgent->owner, PF_REASON_GOING_AWAY, why);
     urgent->drop_why[0] = 0; /* only now: `why` may be this very text */
 }
@@ -356,19 +306,53 @@ void urgent_ready(struct urgent *urgent, uint32_t events)
     link_ready(&urgent->link, events, *urgent->now_ns);
 }
 
+void urgent_doubt(struct urgent *urgent, const char *why)
+{
+    if (urgent->attached)
+        urgent_drop_soon(urgent, why);
+}
+
+/* When the silence has become too long; UINT64_MAX: nothing is owed. */
+static uint64_t silent_ns(const struct urgent *urgent)
+{
+    uint64_t patience_ns = urgent->fetch == NULL ? DESCRIBE_NS : SILENT_NS;
+
+    return urgent->waiting_ns != 0 ? urgent->waiting_ns + patience_ns : UINT64_MAX;
+}
+
+/*
+ * When to ask anew, beside a lost link: after a bad batch; when asks had no room and everything else is answered; or
+ * when the count of what is owed keeps asks back (or such a rest) and nothing is answered: then the count is wrong,
+ * since two asks of a page may get one answer. Asking again is always allowed.
+ */
+static uint64_t anew_ns(const struct urgent *urgent)
+{
+    bool kept_back = urgent->overflowed ||
+                     (urgent->ask_put != urgent->ask_taken && urgent->in_flight >= urgent->wanted_pages_max);
+    uint64_t next_ns = urgent->again_ns != 0 ? urgent->again_ns : UINT64_MAX;
+
+    if (!urgent->attached)
+        next_ns = UINT64_MAX;
+    else if (urgent->overflowed && urgent->ask_put == urgent->ask_taken && urgent->in_flight == 0)
+        next_ns = 0;
+    else if (kept_back && urgent->answered_ns + SILENT_NS < next_ns)
+        next_ns = urgent->answered_ns + SILENT_NS;
+    return next_ns;
+}
+
 void urgent_turn(struct urgent *urgent)
 {
     uint64_t now_ns = *urgent->now_ns;
 
-    if (urgent->link.conn != NULL && urgent->drop_why[0] == 0 && now_ns >= urgent->heard_ns + SILENT_NS)
-        drop_soon(urgent, "nothing was heard for three heartbeats");
+    if (now_ns >= silent_ns(urgent))
+        urgent_drop_soon(urgent, "the page server does not answer, though it is connected");
     if (urgent->drop_why[0] != 0)
         link_drop(&urgent->link, urgent->drop_why, now_ns);
     link_tick(&urgent->link, now_ns);
-    if (urgent->overflowed && urgent->ask_put == urgent->ask_taken && urgent->attached) {
-        urgent->overflowed = false;
-        engine_asks_lost(urgent->engine);
-    }
+    if (now_ns >= anew_ns(urgent))
+        ask_anew(urgent);
+    if (urgent->fetch != NULL && now_ns >= urgent->heartbeat_due_ns && urgent->waiting_ns == 0)
+        urgent->waiting_ns = now_ns;
     if (urgent->fetch != NULL && (now_ns >= urgent->heartbeat_due_ns || urgent->ask_put != urgent->ask_taken))
         grpc_resume(urgent->fetch);
     link_flush(&urgent->link, now_ns);
@@ -376,11 +360,12 @@ void urgent_turn(struct urgent *urgent)
 
 uint64_t urgent_next_ns(const struct urgent *urgent)
 {
-    uint64_t next_ns = link_next_ns(&urgent->link);
+    uint64_t next_ns = link_next_ns(&urgent->link), silence_ns = silent_ns(urgent), again_ns = anew_ns(urgent);
 
-    if (urgent->link.conn != NULL && urgent->heard_ns + SILENT_NS < next_ns)
-        next_ns = urgent->heard_ns + SILENT_NS;
-    if (urgent->fetch != NULL && urgent->heartbeat_due_ns < next_ns)
+    next_ns = silence_ns < next_ns ? silence_ns : next_ns;
+    next_ns = again_ns < next_ns ? again_ns : next_ns;
+    /* One that is due already leaves as soon as the socket takes it. */
+    if (urgent->fetch != NULL && urgent->heartbeat_due_ns > *urgent->now_ns && urgent->heartbeat_due_ns < next_ns)
         next_ns = urgent->heartbeat_due_ns;
     if (urgent->drop_why[0] != 0)
         next_ns = 0;

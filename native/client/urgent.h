@@ -3,8 +3,8 @@
  * The urgent connection of one VM: DescribeImage, then one long FetchPages call. Pages that threads wait for are asked
  * here and answers go straight to the engine, on the pager's own thread.
  *
- * Nothing is remembered about an ask but a count: the page table is the ledger. When the link is lost, or a batch was
- * refused for its digest, the engine names again whatever is still WANTED.
+ * Nothing is remembered about an ask but a count: the page table is the ledger. When the link is lost, a batch was no
+ * good, or the server seems to have forgotten what it owes, the engine names again whatever is still WANTED.
  */
 #ifndef PAGEFERRY_URGENT_H
 #define PAGEFERRY_URGENT_H
@@ -20,6 +20,7 @@
 #define URGENT_ASKS_MAX 4096 /* a power of two */
 #define URGENT_REQUEST_RUNS_MAX 64
 #define URGENT_REQUEST_BYTES 4096
+#define URGENT_LATERS 256 /* a power of two */
 
 struct urgent_events {
     /* The server has described the image and FetchPages is open. First time: content_id and as_of are new. */
@@ -28,6 +29,12 @@ struct urgent_events {
     void (*unreachable)(void *owner, uint32_t reason, const char *why);
     /* The ends do not fit, or the server refuses for good: asking again would change nothing. */
     void (*refused)(void *owner, uint32_t reason, const char *why);
+};
+
+/* How long a page waits that was answered LATER once more: doubled each time. Two pages may share a place. */
+struct urgent_later {
+    uint64_t page_plus_1;
+    uint64_t delay_ns;
 };
 
 struct urgent {
@@ -44,17 +51,21 @@ struct urgent {
     bool describe_sent, named; /* the first message of a call has left */
     bool attached;
     bool overflowed;           /* asks were dropped for want of room: the table has them */
-    bool batch_rejected;       /* the last batch's digest was wrong */
+    bool batch_rejected;       /* the last batch was no good */
     uint64_t content_id;       /* 0: never described */
     uint64_t as_of;
     uint32_t wanted_pages_max;
     uint64_t in_flight;        /* pages asked on this call and not answered, about */
     uint64_t heartbeat_due_ns;
     uint64_t heartbeat_sent;   /* number of the newest */
-    uint64_t heard_ns;         /* anything at all */
+    uint64_t waiting_ns;       /* since when an answer or an echo is owed; 0: none is */
+    uint64_t answered_ns;      /* the last page was answered, or everything was asked anew */
+    uint64_t again_ns;         /* everything WANTED is asked again then; 0: no */
+    uint64_t again_delay_ns;
     char drop_why[GRPC_TEXT_BYTES]; /* the link is to be dropped once we are out of its callbacks */
     uint32_t ask_put, ask_taken;
     uint64_t asks[URGENT_ASKS_MAX];
+    struct urgent_later laters[URGENT_LATERS];
     struct run runs[PF_LIMIT_RUNS_MAX];
     uint8_t request[URGENT_REQUEST_BYTES];
 };
@@ -78,6 +89,10 @@ void urgent_ask(struct urgent *urgent, uint64_t page);
 void urgent_ready(struct urgent *urgent, uint32_t events);
 /* The end of the owner's turn: what was asked leaves as one message; dials; heartbeats. */
 void urgent_turn(struct urgent *urgent);
+/* Others see that what this server sends does not fit: it is dialled anew and asked what it serves. */
+void urgent_doubt(struct urgent *urgent, const char *why);
+/* The link is dropped once we are out of its callbacks; the first reason counts. */
+void urgent_drop_soon(struct urgent *urgent, const char *why);
 uint64_t urgent_next_ns(const struct urgent *urgent);
 void urgent_close(struct urgent *urgent);
 

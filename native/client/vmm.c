@@ -2,6 +2,8 @@
 /* The hand-off socket after the hand-off: see vmm.h. */
 #include "vmm.h"
 
+#include <errno.h>
+#include <poll.h>
 #include <string.h>
 #include <sys/socket.h>
 #include <unistd.h>
@@ -19,9 +21,14 @@ static void end_socket(struct vmm *vmm)
 static void say(struct vmm *vmm, enum frame_kind kind, uint64_t sequence)
 {
     struct frame frame = {.magic = FRAME_MAGIC, .kind = kind, .sequence = sequence};
+    struct pollfd room = {.fd = vmm->fd, .events = POLLOUT};
 
-    if (vmm->frames && vmm->fd >= 0 && frame_send(vmm->fd, &frame) < 0)
-        end_socket(vmm); /* the other end is gone: its pidfd, or the kernel, tells the rest */
+    if (!vmm->frames || vmm->fd < 0)
+        return;
+    /* A frame is one buffer of the socket: where there is room at all it goes in whole, and frame_send does not wait.
+     * Otherwise the other end is gone, or mad: its pidfd, or the kernel, tells the rest. */
+    if (poll(&room, 1, 0) != 1 || (room.revents & POLLOUT) == 0 || frame_send(vmm->fd, &frame) < 0)
+        end_socket(vmm);
 }
 
 void vmm_start(struct vmm *vmm, int fd, int pidfd, bool frames, uint64_t now_ns)
@@ -45,24 +52,28 @@ static enum vmm_said ended(struct vmm *vmm, uint64_t now_ns)
     bool at_once = !vmm->frames && now_ns - vmm->opened_ns < CLOSED_AT_ONCE_NS;
 
     end_socket(vmm);
-    return vmm->pidfd >= 0 || at_once ? VMM_CLOSED : VMM_GONE;
+    return vmm->pidfd >= 0 || at_once || vmm->completed ? VMM_CLOSED : VMM_GONE;
 }
 
 enum vmm_said vmm_ready(struct vmm *vmm, struct vmm_discard *discard, uint64_t now_ns)
 {
     enum vmm_said said = VMM_NOTHING;
     struct frame frame;
-    char byte;
+    char bytes[256];
     int rc;
 
     if (vmm->fd < 0)
         return VMM_NOTHING;
     if (!vmm->frames) { /* it has nothing to say: only its end is of interest */
-        ssize_t got = recv(vmm->fd, &byte, 1, MSG_DONTWAIT);
-        return got == 0 ? ended(vmm, now_ns) : VMM_NOTHING;
+        ssize_t got = recv(vmm->fd, bytes, sizeof(bytes), MSG_DONTWAIT);
+        bool open = got > 0 || (got < 0 && (errno == EAGAIN || errno == EINTR));
+        return open ? VMM_NOTHING : ended(vmm, now_ns);
     }
     rc = frame_receive(vmm->fd, &vmm->reader, &frame);
-    if (rc < 0) {
+    if (rc == -EPROTO) { /* what it says cannot be understood any more; that does not mean that it has exited */
+        end_socket(vmm);
+        said = VMM_CLOSED;
+    } else if (rc < 0) {
         said = ended(vmm, now_ns);
     } else if (rc == 1 && frame.kind == FRAME_DISCARD) {
         discard->sequence = frame.sequence;
@@ -80,6 +91,7 @@ void vmm_discarded(struct vmm *vmm, uint64_t sequence)
 
 void vmm_complete(struct vmm *vmm)
 {
+    vmm->completed = true;
     say(vmm, FRAME_COMPLETE, 0);
 }
 

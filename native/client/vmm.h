@@ -16,6 +16,7 @@ struct vmm {
     int pidfd; /* -1: there is none */
     bool frames;
     bool accepted;
+    bool completed; /* COMPLETE was said: the other end may close */
     uint64_t opened_ns;
     struct frame_reader reader;
 };
@@ -34,7 +35,8 @@ void vmm_accept(struct vmm *vmm);
 /*
  * The socket is readable: one thing that it says. VMM_CLOSED: it has ended (normal for Firecracker up to 1.11 right
  * after the hand-off, and for a shim after COMPLETE), the fd is closed. VMM_GONE: that can only mean that the VMM has
- * exited; where a pidfd is held, that one decides.
+ * exited; where a pidfd is held, that one decides. No call here waits: a VMM that does not read its frames is taken for
+ * closed.
  */
 enum vmm_said vmm_ready(struct vmm *vmm, struct vmm_discard *discard, uint64_t now_ns);
 void vmm_discarded(struct vmm *vmm, uint64_t sequence);
