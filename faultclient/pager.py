@@ -105,15 +105,32 @@ class Client:
             self._client = ffi.NULL
 
 
+@dataclass(frozen=True, slots=True)
+class Numbers:
+    """What a pager had counted when it was closed."""
+
+    pages: PageCounts
+    counters: dict[str, int]
+    histograms: dict[str, native.Histogram]
+    trace: list[str]
+
+
 class Pager:
-    """One VM. To be used from one thread."""
+    """One VM. To be used from one thread. A closed one still has its last numbers."""
 
     def __init__(self, vm: Any) -> None:
         self._vm = vm
+        self._last: Numbers | None = None
+
+    @property
+    def _running(self) -> Any:
+        if self._last is not None:
+            raise ValueError("this pager is closed")
+        return self._vm
 
     def _order(self, kind: int, value: int = 0, cookie: int = 0) -> None:
         order = ffi.new("struct pageferry_order *", {"kind": kind, "value": value, "cookie": cookie})
-        native.check(lib.pageferry_vm_order(self._vm, order))
+        native.check(lib.pageferry_vm_order(self._running, order))
 
     def arm(self, cookie: int = 0) -> None:
         """Faults are resolved from now on; answered by ARMED, or by FAILED."""
@@ -125,12 +142,12 @@ class Pager:
 
     def event_fd(self) -> int:
         """Readable while there are events."""
-        return int(lib.pageferry_vm_event_fd(self._vm))
+        return int(lib.pageferry_vm_event_fd(self._running))
 
     def events(self) -> Iterator[PagerEvent]:
         """Those that are there now, the oldest first."""
         event = ffi.new("struct pageferry_event *")
-        while native.check(lib.pageferry_vm_event(self._vm, event)):
+        while self._last is None and native.check(lib.pageferry_vm_event(self._vm, event)):
             yield PagerEvent(
                 kind=EventKind(event.kind),
                 reason=Reason(event.reason) if event.reason else None,
@@ -141,6 +158,8 @@ class Pager:
             )
 
     def pages(self) -> PageCounts:
+        if self._last is not None:
+            return self._last.pages
         pages = ffi.new("struct pageferry_pages *")
         lib.pageferry_vm_pages(self._vm, pages)
         return PageCounts(pages.total, dict(zip(native.PAGE_STATES, pages.state, strict=True)))
@@ -148,13 +167,17 @@ class Pager:
     def states(self, first_page: int, page_count: int) -> bytes:
         """The number of the state (native.PAGE_STATES) of each page, a byte each."""
         states = ffi.new("uint8_t[]", page_count)
-        inside = lib.pageferry_vm_states(self._vm, first_page, page_count, states)
+        inside = lib.pageferry_vm_states(self._running, first_page, page_count, states)
         return bytes(ffi.buffer(states, inside))
 
     def counters(self) -> dict[str, int]:
+        if self._last is not None:
+            return self._last.counters
         return native.counters(lambda values, capacity: lib.pageferry_vm_counters(self._vm, values, capacity))
 
     def histogram(self, name: str) -> native.Histogram:
+        if self._last is not None:
+            return self._last.histograms[name]
         return native.histogram(
             lambda index, values, capacity: lib.pageferry_vm_histogram(self._vm, index, values, capacity),
             name,
@@ -166,12 +189,16 @@ class Pager:
 
     def trace(self) -> list[str]:
         """The last steps, the oldest first."""
+        if self._last is not None:
+            return self._last.trace
         text = ffi.new("char[]", TRACE_BYTES)
         used = lib.pageferry_vm_trace(self._vm, text, TRACE_BYTES)
         return bytes(ffi.buffer(text, used)).decode().splitlines()
 
     def close(self) -> None:
         """Before COMPLETE the VM's threads stay where they are, waiting: the VMM holds the uffd too."""
-        if self._vm != ffi.NULL:
+        if self._last is None:
+            histograms = {name: self.histogram(name) for name in native.HISTOGRAMS}
+            self._last = Numbers(self.pages(), self.counters(), histograms, self.trace())
             lib.pageferry_vm_close(self._vm)
             self._vm = ffi.NULL

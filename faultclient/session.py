@@ -176,7 +176,11 @@ class Session:
 
 
 async def follow(session: Session) -> None:
-    """Feeds the pager's events to its session until that has ended."""
+    """Feeds the pager's events to its session until that has ended.
+
+    The pager of a session that was given up is closed at once: it could still be armed otherwise, by a page
+    server that appears this very moment, and its guest begin to run just before we leave it.
+    """
     loop = asyncio.get_running_loop()
     event_fd = session.vm.pager.event_fd()
     ready = asyncio.Event()
@@ -192,3 +196,5 @@ async def follow(session: Session) -> None:
     finally:
         over.cancel()
         loop.remove_reader(event_fd)
+        if session.phase is Phase.ABORTED:
+            session.vm.pager.close()

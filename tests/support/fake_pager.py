@@ -17,13 +17,14 @@ PAGES = 100
 
 @dataclass
 class FakePager:
-    """Close it: its bell is a descriptor."""
+    """`let_go` when the test is over: its bell is a descriptor."""
 
     told: list[PagerEvent] = field(default_factory=list)
     orders: list[str] = field(default_factory=list)
     states: dict[str, int] = field(default_factory=lambda: dict.fromkeys(native.PAGE_STATES, 0))
     count: dict[str, int] = field(default_factory=lambda: dict.fromkeys(native.COUNTERS, 0))
     bell: int = field(default_factory=lambda: os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC))
+    closed: bool = False
 
     # ------------------------------------------------------------------------------------- what the test says
 
@@ -32,6 +33,9 @@ class FakePager:
     ) -> None:
         self.told.append(PagerEvent(kind, reason, page=page, value=value, text=text))
         os.eventfd_write(self.bell, 1)
+
+    def let_go(self) -> None:
+        os.close(self.bell)
 
     # --------------------------------------------------------------------------------- what a session may ask
 
@@ -65,7 +69,7 @@ class FakePager:
         return ["1 page=1 MISSING + FAULT: ASK result=0", "2 page=1 WANTED + DATA: PLACE result=0"]
 
     def close(self) -> None:
-        os.close(self.bell)
+        self.closed = True
 
 
 def session_of(pager: FakePager, postcopy: Postcopy = Postcopy.AT_ONCE, name: str = "restore") -> Session:

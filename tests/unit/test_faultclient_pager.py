@@ -164,5 +164,11 @@ def test_several_vms_in_one_process_and_closing_twice() -> None:
         assert [pager.pages().total for pager in pagers] == [PAGES, 2 * PAGES]
         for pager in (*pagers, *pagers):
             pager.close()
+        assert [pager.pages().total for pager in pagers] == [PAGES, 2 * PAGES]  # as they were
+        assert list(pagers[0].events()) == []
+        for ask in (pagers[0].arm, pagers[0].event_fd, lambda: pagers[0].states(0, 1)):
+            with pytest.raises(ValueError, match="closed"):
+                ask()
+        assert pagers[0].counters()["faults_total"] == pagers[0].histogram("fault_fetch_ns").total == 0
     client.close()
     client.close()

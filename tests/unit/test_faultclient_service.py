@@ -28,7 +28,7 @@ Watch = migrations_pb2.WatchSessionsRequest
 def pager() -> Iterator[FakePager]:
     made = FakePager()
     yield made
-    made.close()
+    made.let_go()
 
 
 @pytest.fixture

@@ -18,7 +18,7 @@ from tests.support.fake_pager import FakePager, session_of
 def pager() -> Iterator[FakePager]:
     made = FakePager()
     yield made
-    made.close()
+    made.let_go()
 
 
 @pytest.fixture
@@ -248,9 +248,10 @@ def test_followed_to_its_end(session: Session, pager: FakePager) -> None:
 
     asyncio.run(asyncio.wait_for(run(), 10))
     assert phase_of(session) is Phase.RELEASED
+    assert not pager.closed
 
 
-def test_following_ends_when_it_is_given_up(session: Session) -> None:
+def test_following_ends_when_it_is_given_up(session: Session, pager: FakePager) -> None:
     """The pager says nothing: the follower waited on, for ever."""
 
     async def run() -> None:
@@ -261,6 +262,7 @@ def test_following_ends_when_it_is_given_up(session: Session) -> None:
 
     asyncio.run(asyncio.wait_for(run(), 10))
     assert phase_of(session) is Phase.ABORTED
+    assert pager.closed  # before anything else is waited for: nobody arms it any more
 
 
 def test_what_has_been_told_before_is_not_missed(session: Session, pager: FakePager) -> None:
