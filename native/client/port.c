@@ -191,7 +191,7 @@ static void start_ranges(struct port *port, uint64_t now_ns)
 {
     bool open = port->link.conn != NULL && !port->link.held && !grpc_going_away(conn_session(port->link.conn));
 
-    for (uint32_t i = 0; open && i < PF_LIMIT_BULK_RANGES_IN_FLIGHT; i++) {
+    for (uint32_t i = 0; open && i < PF_LIMIT_BULK_RANGES_IN_FLIGHT && i < port->slot_count; i++) {
         struct port_flight *flight = &port->flights[i];
         if (flight->call != NULL)
             continue;
@@ -225,15 +225,25 @@ static void on_down(void *owner, const char *why)
 
 static const struct link_events port_link_events = {.up = on_up, .down = on_down};
 
-/* Without a slot nothing is read, and epoll tells when one comes back. */
+static bool is_gathering(const struct port *port)
+{
+    bool gathering = false;
+
+    for (uint32_t i = 0; i < PF_LIMIT_BULK_RANGES_IN_FLIGHT; i++)
+        gathering |= port->flights[i].call != NULL && port->flights[i].gathering != PORT_NO_SLOT;
+    return gathering;
+}
+
+/* Without a slot nothing is read, unless it is to fill a slot that waits for the rest of its message;
+ * and epoll tells when one comes back. */
 static void hold(struct port *port, const struct port_watch *watch, uint64_t now_ns)
 {
     struct epoll_event event = {.events = EPOLLIN, .data.u64 = watch->back_tag};
     bool lacking;
 
     reclaim(port);
-    lacking = port->free_count == 0;
-    port->starved = port->starved && lacking;
+    lacking = port->free_count == 0 && !is_gathering(port);
+    port->starved = port->starved && port->free_count == 0;
     if (lacking && !port->watches_back)
         port->watches_back = epoll_ctl(watch->epoll_fd, EPOLL_CTL_ADD, port->back.bell_fd, &event) == 0;
     else if (!lacking && port->watches_back)

@@ -50,10 +50,12 @@ uint64_t client_state(struct client_vm *vm, uint64_t page);
 /* Looks every millisecond or so. */
 #define CLIENT_UNTIL(condition) \
     ({ \
-        int looks_ = 0; \
-        while (!(condition) && looks_++ < 20000) \
+        bool so_ = (condition); \
+        for (int looks_ = 0; !so_ && looks_ < 20000; looks_++) { \
             client_moment(); \
-        (condition); \
+            so_ = (condition); \
+        } \
+        so_; \
     })
 void client_moment(void);
 

@@ -475,8 +475,9 @@ static void test_four_vms(void)
 
     server_start(&server);
     fds = client_count("/proc/self/fd");
-    for (int i = 0; i < 4; i++) {
+    for (int i = 0; i < 4; i++) /* all processes first: none is forked from one whose threads are at work */
         CHECK(client_prepare(&vms[i], i % 2 == 0 ? REAL_MEMFD : REAL_PRIVATE, SERVER_PAGES, server.address, false));
+    for (int i = 0; i < 4; i++) {
         vms[i].client = vms[0].client;
         vms[i].options.background = 1;
         CHECK_EQ(client_open(&vms[i]), 0);
