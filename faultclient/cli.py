@@ -29,7 +29,7 @@ def cli() -> None:
     """
 
 
-@cli.command()
+@cli.command(short_help="Take one VM over and serve its page faults.")
 @run_options
 @click.option(
     "--json",
@@ -102,7 +102,7 @@ def run(
         raise outcome.error
 
 
-@cli.command()
+@cli.command(short_help="Show the sessions of a running fault client.")
 @click.option(
     "--address",
     type=AddressType(),

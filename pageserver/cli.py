@@ -95,7 +95,7 @@ def serve_opened(images: list[ImageFile], options: ServeOptions) -> None:
     uvloop.run(serve_until_told(images, options))
 
 
-@cli.command()
+@cli.command(short_help="Look at an image file: its size, its holes, its content id.")
 @click.argument("path", type=click.Path(path_type=Path))
 @click.option(
     "--json",
