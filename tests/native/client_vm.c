@@ -168,3 +168,13 @@ uint32_t client_count(const char *folder)
         closedir(dir);
     return count;
 }
+
+bool client_busy(void)
+{
+    struct timespec before, after, pause = {.tv_nsec = 300000000};
+
+    clock_gettime(CLOCK_PROCESS_CPUTIME_ID, &before);
+    nanosleep(&pause, NULL);
+    clock_gettime(CLOCK_PROCESS_CPUTIME_ID, &after);
+    return (after.tv_sec - before.tv_sec) * 1000000000 + after.tv_nsec - before.tv_nsec > 150000000;
+}

@@ -62,7 +62,10 @@ void client_moment(void);
 /* What READ answers for a page of the image: its word, or 0 where the image has a hole. */
 int64_t client_word(uint64_t page);
 
-/* Threads of this process, and its open fds. */
+/* What this process computes while it waits for nothing: a loop that does not sleep shows, whatever else the machine
+ * does. */
+bool client_busy(void);
+/* Entries of a folder of /proc: threads of this process, or its open fds. */
 uint32_t client_count(const char *folder);
 
 #endif

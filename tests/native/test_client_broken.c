@@ -44,16 +44,6 @@ static void pause_ms(long ms)
     nanosleep(&pause, NULL);
 }
 
-static bool busy(void)
-{
-    struct timespec before, after;
-
-    clock_gettime(CLOCK_PROCESS_CPUTIME_ID, &before);
-    pause_ms(300);
-    clock_gettime(CLOCK_PROCESS_CPUTIME_ID, &after);
-    return (after.tv_sec - before.tv_sec) * 1000000000 + after.tv_nsec - before.tv_nsec > 150000000;
-}
-
 /* -------------------------------------------------------------------------------------------------------- links */
 
 static void test_lost_links(void)
@@ -103,11 +93,11 @@ static void test_nobody_there(void)
     CHECK_EQ(client_open(&vm), 0);
     CHECK(client_wait(&vm, PAGEFERRY_EVENT_PAUSED)); /* at once: the address may be wrong */
     CHECK_EQ(vm.event.reason, PF_REASON_GOING_AWAY);
-    CHECK(!busy());
+    CHECK(!client_busy());
     dials = client_counter(&vm, STATS_dials_total);
     CHECK(dials < 20);
     CHECK(client_order(&vm, PAGEFERRY_ORDER_ARM, 0, 1));
-    CHECK(!busy());
+    CHECK(!client_busy());
     end();
 }
 
@@ -153,9 +143,9 @@ static void test_frozen_server(void)
     atomic_store(&server.will.frozen, 1);
     for (uint64_t page = 0; page < 60; page++)
         real_begin(&vm.real, REAL_READ, 450, 1, 0);
-    CHECK(!busy());
+    CHECK(!client_busy());
     CHECK(CLIENT_UNTIL(client_counter(&vm, STATS_links_lost_total) > 0));
-    CHECK(!busy());
+    CHECK(!client_busy());
     atomic_store(&server.will.frozen, 0);
     for (uint64_t page = 0; page < 60; page++)
         CHECK_EQ(real_answer(&vm.real), client_word(450));
@@ -171,7 +161,7 @@ static void fails(uint32_t reason)
     CHECK(client_wait(&vm, PAGEFERRY_EVENT_FAILED));
     CHECK_EQ(vm.event.reason, reason);
     CHECK(vm.event.text[0] != 0);
-    CHECK(!busy());
+    CHECK(!client_busy());
     end();
 }
 
@@ -203,17 +193,17 @@ static void test_slow_and_odd_descriptions(void)
     atomic_store(&server.will.describe_reason, PF_REASON_BUSY);
     CHECK_EQ(client_open(&vm), 0);
     CHECK(client_wait(&vm, PAGEFERRY_EVENT_PAUSED));
-    CHECK(!busy());
+    CHECK(!client_busy());
     atomic_store(&server.will.describe_empty, 1);
     atomic_store(&server.will.describe_reason, 0);
-    CHECK(!busy());
+    CHECK(!client_busy());
     CHECK(atomic_load(&server.seen.describes) < 30);
     atomic_store(&server.will.describe_empty, 0);
     CHECK(client_wait(&vm, PAGEFERRY_EVENT_ATTACHED));
     CHECK(client_wait(&vm, PAGEFERRY_EVENT_RESUMED));
     atomic_store(&server.will.describe_twice, 1);
     server_cut(&server);
-    CHECK(!busy());
+    CHECK(!client_busy());
     atomic_store(&server.will.describe_twice, 0);
     CHECK(client_arm(&vm));
     reads(3);
@@ -244,7 +234,7 @@ static void test_other_bytes_after_a_reconnect(void)
     CHECK_EQ(vm.event.reason, PF_REASON_MISMATCH);
     real_begin(&vm.real, REAL_READ, 2, 1, 0);
     CHECK(real_sleeps(&vm.real));
-    CHECK(!busy());
+    CHECK(!client_busy());
     atomic_store(&server.will.content_id, SERVER_CONTENT_ID);
     CHECK(client_wait(&vm, PAGEFERRY_EVENT_RESUMED));
     CHECK_EQ(real_answer(&vm.real), client_word(2));
@@ -261,7 +251,7 @@ static void test_other_bytes_before_arming(void)
     server_cut(&server);
     CHECK(client_wait(&vm, PAGEFERRY_EVENT_FAILED));
     CHECK_EQ(vm.event.reason, PF_REASON_MISMATCH);
-    CHECK(!busy());
+    CHECK(!client_busy());
     end();
 }
 
@@ -278,7 +268,7 @@ static void test_other_bytes_on_the_same_connection(void)
     real_begin(&vm.real, REAL_READ, 2, 1, 0);
     CHECK(client_wait(&vm, PAGEFERRY_EVENT_PAUSED));
     CHECK_EQ(vm.event.reason, PF_REASON_MISMATCH);
-    CHECK(!busy());
+    CHECK(!client_busy());
     atomic_store(&server.will.content_id, SERVER_CONTENT_ID);
     CHECK_EQ(real_answer(&vm.real), client_word(2));
     CHECK(client_wait(&vm, PAGEFERRY_EVENT_RESUMED));
@@ -432,7 +422,7 @@ static void no_storm(void)
     streams = atomic_load(&server.seen.streams);
     CHECK(streams < 150);
     reads(9);
-    CHECK(!busy());
+    CHECK(!client_busy());
 }
 
 static void test_bulk_brings_nothing(void)
@@ -478,7 +468,7 @@ static void test_bulk_falls_silent(void)
     open_armed();
     CHECK(CLIENT_UNTIL(atomic_load(&server.seen.streams) > 0));
     reads(400);
-    CHECK(!busy());
+    CHECK(!client_busy());
     CHECK(CLIENT_UNTIL(client_counter(&vm, STATS_links_lost_total) > 0));
     atomic_store(&server.will.stream_mute, 0);
     server_cut(&server);
