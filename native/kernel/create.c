@@ -106,7 +106,7 @@ const char *create_remedy(int rc)
 
     if (rc == -EPERM || rc == -EACCES)
         remedy = "give the process CAP_SYS_PTRACE, or set vm.unprivileged_userfaultfd=1, or let it open "
-                 "/dev/userfaultfd, or pass it an open fd of that";
+                 "/dev/userfaultfd, or pass an open fd of it by PAGEFERRY_SHIM_UFFD_FD";
     else if (rc == -ENOSYS)
         remedy = "use a kernel with CONFIG_USERFAULTFD, and let the seccomp profile allow userfaultfd";
     else if (rc == -EOPNOTSUPP)
