@@ -40,10 +40,11 @@ struct kernel_span {
 };
 
 enum kernel_event_kind {
-    KERNEL_EVENT_FAULT = 1,  /* start: the page's address */
-    KERNEL_EVENT_REMOVE = 2, /* start, end */
-    KERNEL_EVENT_UNMAP = 3,  /* start, end */
-    KERNEL_EVENT_OTHER = 4   /* fork, remap: not asked for, counted */
+    KERNEL_EVENT_FAULT = 0x12,
+    KERNEL_EVENT_FORK = 0x13,  /* not asked for; the child's userfaultfd has been closed */
+    KERNEL_EVENT_REMAP = 0x14,  /* not asked for */
+    KERNEL_EVENT_REMOVE = 0x15,
+    KERNEL_EVENT_UNMAP = 0x16
 };
 
 enum kernel_fault_flags {
@@ -52,19 +53,32 @@ enum kernel_fault_flags {
     KERNEL_FAULT_MINOR = 4 /* a hint, never a verdict (DESIGN 3.3) */
 };
 
-/* Lives in the shared page table, so that a successor can read the last batch again. No pointers. */
+/*
+ * Byte for byte the message that read(2) of a userfaultfd writes: so the kernel itself puts events into the shared page
+ * table, where a successor finds them, whenever their reader dies. No pointers.
+ */
 struct kernel_event {
-    uint32_t kind;
-    uint32_t flags;
-    uint64_t start;
-    uint64_t end;
-    uint64_t thread; /* id of the faulting thread, or 0 */
+    uint8_t kind; /* 0: no event */
+    uint8_t reserved[7];
+    union {
+        struct { /* FAULT */
+            uint64_t flags;
+            uint64_t address; /* somewhere in the page */
+            uint32_t thread;  /* its id, or 0 */
+            uint32_t unused;
+        };
+        struct { /* REMOVE, UNMAP */
+            uint64_t start;
+            uint64_t end;
+        };
+    };
 };
 
 /*
  * `kernel` is the implementation's own state. Calls never block for longer than the work they name.
  *
- *   read_events  up to `capacity` events into `events`, in the kernel's order; their number, 0 when there is none
+ *   read_events  up to `capacity` events straight into `events`, in the kernel's order; their number, 0 when there is
+ *                none. What has been read lies there at once: its reader may die in the very next instruction
  *   populate     write whole pages to the page cache through our own view of the file; maps nothing (shared only)
  *   map          UFFDIO_CONTINUE, wakes
  *   copy         UFFDIO_COPY, wakes: fills and maps in one call, refuses where anything is

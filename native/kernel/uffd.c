@@ -28,6 +28,7 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <string.h>
 #include <sys/ioctl.h>
 #include <sys/stat.h>
 #include <unistd.h>
@@ -35,7 +36,6 @@
 #include "uapi.h"
 
 #define KERNEL_PAGE_BYTES UINT64_C(4096)
-#define MESSAGES_A_READ 64
 
 /* What is left of a span while a call works its way through it. */
 struct rest {
@@ -249,51 +249,41 @@ static struct kernel_outcome op_punch(void *kernel, const struct kernel_span *sp
 _Static_assert(KERNEL_FAULT_WRITE == UFFD_PAGEFAULT_FLAG_WRITE && KERNEL_FAULT_WP == UFFD_PAGEFAULT_FLAG_WP &&
                    KERNEL_FAULT_MINOR == UFFD_PAGEFAULT_FLAG_MINOR,
                "the flags are the kernel's own bits");
+_Static_assert(KERNEL_EVENT_FAULT == UFFD_EVENT_PAGEFAULT && KERNEL_EVENT_FORK == UFFD_EVENT_FORK &&
+                   KERNEL_EVENT_REMAP == UFFD_EVENT_REMAP && KERNEL_EVENT_REMOVE == UFFD_EVENT_REMOVE &&
+                   KERNEL_EVENT_UNMAP == UFFD_EVENT_UNMAP,
+               "the kinds are the kernel's own numbers");
+#define SAME_PLACE(ours, theirs) (offsetof(struct kernel_event, ours) == offsetof(struct uffd_msg, theirs))
+_Static_assert(sizeof(struct kernel_event) == sizeof(struct uffd_msg) && SAME_PLACE(kind, event) &&
+                   SAME_PLACE(flags, arg.pagefault.flags) && SAME_PLACE(address, arg.pagefault.address) &&
+                   SAME_PLACE(thread, arg.pagefault.feat.ptid) && SAME_PLACE(start, arg.remove.start) &&
+                   SAME_PLACE(end, arg.remove.end),
+               "an event is the kernel's message as it is");
 
-static struct kernel_event event_of(const struct uffd_msg *message)
+/* The child's userfaultfd, put among our fds by the read. */
+static void close_child(const struct kernel_event *event)
 {
-    struct kernel_event event = {.kind = KERNEL_EVENT_OTHER};
+    struct uffd_msg message;
 
-    switch (message->event) {
-    case UFFD_EVENT_PAGEFAULT:
-        event.kind = KERNEL_EVENT_FAULT;
-        event.flags = (uint32_t)message->arg.pagefault.flags;
-        event.start = message->arg.pagefault.address & ~(KERNEL_PAGE_BYTES - 1); /* exact with EXACT_ADDRESS */
-        event.end = event.start + KERNEL_PAGE_BYTES;
-        event.thread = message->arg.pagefault.feat.ptid;
-        break;
-    case UFFD_EVENT_REMOVE:
-    case UFFD_EVENT_UNMAP:
-        event.kind = message->event == UFFD_EVENT_REMOVE ? KERNEL_EVENT_REMOVE : KERNEL_EVENT_UNMAP;
-        event.start = message->arg.remove.start;
-        event.end = message->arg.remove.end;
-        break;
-    case UFFD_EVENT_FORK:
-        close((int)message->arg.fork.ufd); /* the child's uffd, put among our fds by the read */
-        break;
-    case UFFD_EVENT_REMAP:
-        event.start = message->arg.remap.from;
-        event.end = message->arg.remap.from + message->arg.remap.len;
-        break;
-    }
-    return event;
+    memcpy(&message, event, sizeof(message));
+    close((int)message.arg.fork.ufd);
 }
 
-/* One read(2). The fd does not block; a readable fd may still have nothing (EAGAIN), and so has one of a VMM that is
- * gone (test_gone_after_exit). */
+/* One read(2), straight to where a successor would look (test_an_event_outlives_its_reader). The fd does not block; a
+ * readable fd may still have nothing (EAGAIN), and so has one of a VMM that is gone (test_gone_after_exit). */
 static int op_read_events(void *kernel, struct kernel_event *events, int capacity)
 {
     const struct uffd *uffd = kernel;
-    struct uffd_msg messages[MESSAGES_A_READ];
-    size_t wanted = capacity < MESSAGES_A_READ ? (size_t)capacity : MESSAGES_A_READ;
     ssize_t got_bytes;
-    int count = 0;
+    int count;
 
     do {
-        got_bytes = read(uffd->fd, messages, wanted * sizeof(messages[0]));
+        got_bytes = read(uffd->fd, events, (size_t)capacity * sizeof(events[0]));
     } while (got_bytes < 0 && errno == EINTR);
-    for (; got_bytes >= (ssize_t)sizeof(messages[0]); got_bytes -= (ssize_t)sizeof(messages[0]), count++)
-        events[count] = event_of(&messages[count]);
+    count = got_bytes < 0 ? 0 : (int)((size_t)got_bytes / sizeof(events[0]));
+    for (int i = 0; i < count; i++)
+        if (events[i].kind == KERNEL_EVENT_FORK)
+            close_child(&events[i]);
     return count;
 }
 

@@ -134,10 +134,10 @@ static void take_fault_event(struct engine *engine, const struct kernel_event *e
 
     stats_add(engine->stats, STATS_faults_total, 1);
     stats_add(engine->stats, STATS_faults_minor_total, (event->flags & KERNEL_FAULT_MINOR) != 0);
-    if (regions_page(engine->regions, event->start, &page))
+    if (regions_page(engine->regions, event->address, &page))
         *resolved += take_fault(engine, page);
     else
-        wait_alarm(engine, UINT64_MAX, event->start, "a fault outside the regions of the hand-off");
+        wait_alarm(engine, UINT64_MAX, event->address, "a fault outside the regions of the hand-off");
 }
 
 /* The batch is done with. Its kinds go first, its count last: whoever finds it half emptied, or finds the next one half

@@ -16,7 +16,7 @@
 #include "../kernel/kernel_ops.h"
 #include "page.h"
 
-#define TABLE_MAGIC UINT64_C(0x3130656c62617470) /* "ptable01": grows with the layout */
+#define TABLE_MAGIC UINT64_C(0x3230656c62617470) /* "ptable02": grows with the layout */
 #define TABLE_BATCH_EVENTS 64
 
 /* At offset 0 of the memfd; the words follow at words_offset_bytes. */

@@ -353,9 +353,10 @@ bool real_faults(struct real_vm *vm, uint64_t page, uint32_t flags)
 
     if (!real_event(vm, &event))
         printf("no event came\n");
-    else if (event.kind != KERNEL_EVENT_FAULT || event.start != vm->address + page * REAL_PAGE || event.flags != flags)
-        printf("event kind %u, page %lld, flags %u\n", event.kind,
-               (long long)(event.start - vm->address) / (long long)REAL_PAGE, event.flags);
+    else if (event.kind != KERNEL_EVENT_FAULT || event.address / REAL_PAGE != vm->address / REAL_PAGE + page ||
+             event.flags != flags)
+        printf("event kind %u, page %lld, flags %llu\n", event.kind,
+               (long long)(event.address - vm->address) / (long long)REAL_PAGE, (unsigned long long)event.flags);
     else
         return true;
     return false;

@@ -199,7 +199,7 @@ static int read_faults(struct sim_kernel *sim, struct kernel_event *events, int 
             .kind = KERNEL_EVENT_FAULT,
             .flags = (thread->write ? KERNEL_FAULT_WRITE : 0) |
                      (sim->pages[thread->page].present ? KERNEL_FAULT_MINOR : 0),
-            .start = address_of(sim, thread->page),
+            .address = address_of(sim, thread->page),
         };
     }
     return count;

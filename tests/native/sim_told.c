@@ -187,7 +187,7 @@ static void foretell_batch(struct world *world, uint64_t *words, uint64_t *poiso
             }
     }
     for (int i = 0; i < world->sim.newest_batch_count; i++)
-        if (batch[i].kind == KERNEL_EVENT_FAULT && regions_page(&world->regions, batch[i].start, &page)) {
+        if (batch[i].kind == KERNEL_EVENT_FAULT && regions_page(&world->regions, batch[i].address, &page)) {
             uint64_t next = model_fault(&model, words[page]);
             *poisoned += model.armed && page_state(words[page]) == PAGE_POISONED;
             entered(world, page, words[page], PAGE_EVENT_FAULT, next);

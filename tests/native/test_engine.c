@@ -417,7 +417,7 @@ static void what_cannot_be_parked_is_not_forgotten(void)
 static void a_fault_outside_the_regions_is_an_alarm(void)
 {
     bed_begin_armed(false);
-    bed.table.header->batch[0] = (struct kernel_event){.kind = KERNEL_EVENT_FAULT, .start = 4096};
+    bed.table.header->batch[0] = (struct kernel_event){.kind = KERNEL_EVENT_FAULT, .address = 4096};
     atomic_store(&bed.table.header->batch_count, 1);
     bed_succeed(false);
     CHECK_EQ(bed.reports[ENGINE_REPORT_ALARM], 1);

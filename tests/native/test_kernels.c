@@ -143,7 +143,7 @@ static void resolve_both(struct pair *pair, uint64_t page, bool write)
     CHECK(real_event(&pair->real, &real));
     pair->sim.random = 1; /* a whole batch */
     CHECK_EQ(sim_kernel_ops.read_events(&pair->sim, sim, 4), 1);
-    if (real.kind != sim[0].kind || real.start != sim[0].start || real.flags != sim[0].flags)
+    if (real.kind != sim[0].kind || real.address != sim[0].address || real.flags != sim[0].flags)
         differs(pair, "the event", page, 1);
     minor = (real.flags & KERNEL_FAULT_MINOR) != 0;
     call_both(pair, minor ? SIM_MAP : SIM_COPY, page, 1);
