@@ -151,7 +151,7 @@ static int set_file(struct image *image, int fd, const struct pageferry_image_fa
     if (position >= 0)
         lseek(fd, position, SEEK_SET);
     if (rc != 0) {
-        sparse_explain(error, error_bytes, "the image cannot be opened: %s", strerror(-rc));
+        sparse_explain(error, error_bytes, "the image cannot be opened: %s", sparse_why(rc));
         return rc == -ENOMEM || rc == -EMFILE ? -PF_REASON_NO_MEMORY : -PF_REASON_BAD_REQUEST;
     }
     return 0;

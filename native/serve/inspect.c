@@ -59,8 +59,7 @@ static bool look_reports(struct look *look, uint64_t page)
 
 static int look_unreadable(struct look *look, int rc)
 {
-    sparse_explain(look->error, look->error_bytes, "the image cannot be read: %s",
-                   rc > 0 ? "it got shorter meanwhile; stop what writes it" : strerror(-rc));
+    sparse_explain(look->error, look->error_bytes, "the image cannot be read: %s", sparse_why(rc));
     return -PF_REASON_BAD_REQUEST;
 }
 

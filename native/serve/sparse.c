@@ -50,6 +50,16 @@ int sparse_check(int fd, uint64_t *page_count, char *error, size_t error_bytes)
     return 0;
 }
 
+/* lseek found nothing more: 0 if that is how the file is, 1 if it ends before `page_count` pages, or -errno. */
+static int found_no_more(int fd, uint64_t page_count)
+{
+    struct stat status;
+
+    if (errno != ENXIO || fstat(fd, &status) != 0)
+        return -errno;
+    return (uint64_t)status.st_size / IMAGE_PAGE_BYTES < page_count;
+}
+
 int sparse_next_extent(int fd, uint64_t page, uint64_t page_count, uint64_t *first, uint64_t *end)
 {
     off_t data = lseek(fd, (off_t)(page * IMAGE_PAGE_BYTES), SEEK_DATA);
@@ -57,10 +67,10 @@ int sparse_next_extent(int fd, uint64_t page, uint64_t page_count, uint64_t *fir
 
     *first = *end = page_count;
     if (data < 0)
-        return errno == ENXIO ? 0 : -errno;
+        return found_no_more(fd, page_count);
     hole = lseek(fd, data, SEEK_HOLE);
     if (hole < 0)
-        return errno == ENXIO ? 0 : -errno;
+        return found_no_more(fd, page_count);
     *first = (uint64_t)data / IMAGE_PAGE_BYTES;
     *end = ((uint64_t)hole + IMAGE_PAGE_BYTES - 1) / IMAGE_PAGE_BYTES;
     if (*first < page) /* its first page was the last one of the extent before */
@@ -86,4 +96,9 @@ int sparse_read(int fd, uint64_t offset_bytes, uint64_t length_bytes, uint8_t *b
             done += (uint64_t)got;
     }
     return 0;
+}
+
+const char *sparse_why(int rc)
+{
+    return rc > 0 ? "it got shorter meanwhile; stop what writes it" : strerror(-rc);
 }

@@ -245,6 +245,22 @@ static void test_extents_are_rounded_outward(void)
     close(fd);
 }
 
+/* Cut while it is looked at: what is gone is not a hole, or a guest would read zeros there. */
+static void test_a_file_cut_short_has_no_hole_at_its_end(void)
+{
+    uint64_t first, end;
+    int fd = new_file(4);
+
+    put_page(fd, 0, 1);
+    CHECK_EQ(sparse_next_extent(fd, 1, 4, &first, &end), 0);
+    CHECK_EQ(first, 4);
+    CHECK(ftruncate(fd, (off_t)(3 * IMAGE_PAGE_BYTES)) == 0);
+    CHECK_EQ(sparse_next_extent(fd, 1, 4, &first, &end), 1);
+    CHECK_EQ(sparse_next_extent(fd, 3, 4, &first, &end), 1);
+    CHECK(strstr(sparse_why(1), "shorter") != NULL);
+    close(fd);
+}
+
 static void not_opened(const char *name, int fd, const struct pageferry_image_facts *facts,
                        const uint64_t *regions,
                        uint32_t region_count, const char *words)
@@ -333,6 +349,7 @@ int main(void)
     RUN(test_the_map_of_data);
     RUN(test_reads_are_whole_or_say_why);
     RUN(test_extents_are_rounded_outward);
+    RUN(test_a_file_cut_short_has_no_hole_at_its_end);
     RUN(test_what_is_not_opened);
     RUN(test_images_by_name);
     return check_done();
