@@ -68,6 +68,14 @@ int64_t real_do(struct real_vm *vm, enum real_step step, uint64_t page, uint64_t
 /* No step ends, though a moment is given to it. */
 bool real_sleeps(struct real_vm *vm);
 
+/* For programs that include check.h. */
+#define CHECK_OUTCOME(outcome, want_result, want_pages) \
+    do { \
+        struct kernel_outcome outcome_ = (outcome); \
+        CHECK_EQ(outcome_.result, want_result); \
+        CHECK_EQ(outcome_.done_bytes, (want_pages) * REAL_PAGE); \
+    } while (0)
+
 struct kernel_span real_span(const struct real_vm *vm, uint64_t page, uint64_t count);
 /* The calls of uffd_kernel_ops on pages, those that take bytes with `word` all over them. */
 typedef struct kernel_outcome real_op(void *kernel, const struct kernel_span *span);

@@ -20,12 +20,6 @@
 
 #define PAGES 16
 #define OPS (&uffd_kernel_ops)
-#define CHECK_OUTCOME(outcome, want_result, want_pages) \
-    do { \
-        struct kernel_outcome outcome_ = (outcome); \
-        CHECK_EQ(outcome_.result, want_result); \
-        CHECK_EQ(outcome_.done_bytes, (want_pages) * REAL_PAGE); \
-    } while (0)
 
 static bool poison_works; /* Linux 6.6 */
 
@@ -331,7 +325,7 @@ int main(void)
     if (poison_works) {
         RUN(test_poison);
         RUN(test_poison_is_overwritten);
-        } else {
+    } else {
         SKIP(test_poison, "no UFFDIO_POISON: Linux 6.6");
     }
     RUN(test_already_mapped);

@@ -19,13 +19,6 @@
 
 #define PAGES 16
 #define OPS (&uffd_kernel_ops)
-#define CHECK_OUTCOME(outcome, want_result, want_pages) \
-    do { \
-        struct kernel_outcome outcome_ = (outcome); \
-        CHECK_EQ(outcome_.result, want_result); \
-        CHECK_EQ(outcome_.done_bytes, (want_pages) * REAL_PAGE); \
-    } while (0)
-
 static _Alignas(4096) uint8_t bytes[PAGES * 4096];
 static bool poison_works; /* Linux 6.6 */
 
