@@ -363,8 +363,15 @@ void server_start(struct server *server)
     atomic_store(&server->will.wanted_pages_max, PF_LIMIT_WANTED_PAGES_MAX);
     server->listen_fd = serve_listen(&server->port);
     snprintf(server->address, sizeof(server->address), "127.0.0.1:%u", server->port);
+}
+
+void server_go(struct server *server)
+{
+    if (server->goes || server->elsewhere)
+        return;
     if (pthread_create(&server->thread, NULL, run, server) != 0)
         abort();
+    server->goes = true;
 }
 
 void server_cut(struct server *server)
@@ -377,6 +384,8 @@ void server_cut(struct server *server)
 void server_stop(struct server *server)
 {
     atomic_store(&server->stop, true);
-    pthread_join(server->thread, NULL);
+    if (server->goes)
+        pthread_join(server->thread, NULL);
+    server->goes = false;
     close(server->listen_fd);
 }

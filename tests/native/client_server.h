@@ -55,12 +55,17 @@ struct server {
     char address[64];
     int listen_fd;
     pthread_t thread;
+    bool goes;      /* the thread runs */
+    bool elsewhere; /* somebody else serves on listen_fd */
     _Atomic bool stop;
     struct server_will will;
     struct server_seen seen;
 };
 
+/* Listens, and does not serve yet: processes that play VMs are forked before there are threads. */
 void server_start(struct server *server);
+/* Serves, unless it does already or somebody else does. */
+void server_go(struct server *server);
 void server_stop(struct server *server);
 /* Closes every connection; returns when that is done. */
 void server_cut(struct server *server);

@@ -11,7 +11,6 @@
 #include <time.h>
 #include <unistd.h>
 
-#include "client_server.h"
 #include "kernel/create.h"
 
 #define PATIENCE_MS 20000
@@ -33,19 +32,20 @@ void client_moment(void)
     nanosleep(&moment, NULL);
 }
 
-bool client_prepare(struct client_vm *vm, enum real_memory memory, uint64_t pages, const char *address, bool frames)
+bool client_prepare(struct client_vm *vm, enum real_memory memory, uint64_t pages, struct server *server, bool frames)
 {
     struct real_options real = {.memory = memory, .pages = pages};
     int ends[2] = {-1, -1};
 
     memset(vm, 0, sizeof(*vm));
     vm->frames_end = -1;
+    vm->server = server;
     if (!real_start(&vm->real, &real))
         return false;
     if (frames && socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, ends) < 0)
         return false;
     vm->frames_end = ends[1];
-    snprintf(vm->address, sizeof(vm->address), "%s", address);
+    snprintf(vm->address, sizeof(vm->address), "%s", server->address);
     vm->region = (struct pageferry_region){.address = vm->real.address, .length_bytes = pages * REAL_PAGE};
     vm->options = (struct pageferry_vm_options){
         .image = CLIENT_IMAGE,
@@ -66,7 +66,10 @@ bool client_prepare(struct client_vm *vm, enum real_memory memory, uint64_t page
 int client_open(struct client_vm *vm)
 {
     struct pageferry_client_options options = {0};
-    int rc = vm->client == NULL ? pageferry_client_open(&options, &vm->client) : 0;
+    int rc;
+
+    server_go(vm->server);
+    rc = vm->client == NULL ? pageferry_client_open(&options, &vm->client) : 0;
 
     if (rc == 0)
         rc = pageferry_vm_open(vm->client, &vm->options, &vm->vm);

@@ -12,6 +12,7 @@
 
 #include "base/stats.h"
 #include "pageferry.h"
+#include "client_server.h"
 #include "pager/page.h"
 #include "real_vm.h"
 
@@ -19,6 +20,7 @@
 
 struct client_vm {
     struct real_vm real;
+    struct server *server;
     struct pageferry_client *client;
     struct pageferry_vm *vm;
     struct pageferry_vm_options options;
@@ -33,8 +35,8 @@ struct client_vm {
 bool client_may(void);
 
 /* Defaults: memfd, no background; `frames` gives it a socket. Open it with client_open. */
-bool client_prepare(struct client_vm *vm, enum real_memory memory, uint64_t pages, const char *address, bool frames);
-/* What pageferry_vm_open says. */
+bool client_prepare(struct client_vm *vm, enum real_memory memory, uint64_t pages, struct server *server, bool frames);
+/* What pageferry_vm_open says; the server goes from now on. */
 int client_open(struct client_vm *vm);
 /* The VM and the client it came with; `shared`: the client is somebody else's. */
 void client_end(struct client_vm *vm);

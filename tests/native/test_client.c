@@ -11,7 +11,6 @@
 #include <unistd.h>
 
 #include "check.h"
-#include "client_server.h"
 #include "client_vm.h"
 #include "gen/contract.h"
 #include "kernel/frames.h"
@@ -22,7 +21,7 @@ static struct client_vm vm;
 static bool begin(enum real_memory memory, bool frames, bool background)
 {
     server_start(&server);
-    if (!client_prepare(&vm, memory, SERVER_PAGES, server.address, frames))
+    if (!client_prepare(&vm, memory, SERVER_PAGES, &server, frames))
         return false;
     vm.options.background = background;
     return client_open(&vm) == 0;
@@ -101,7 +100,7 @@ static void test_whole_private(void)
 static void test_spinning(void)
 {
     server_start(&server);
-    CHECK(client_prepare(&vm, REAL_MEMFD, SERVER_PAGES, server.address, false));
+    CHECK(client_prepare(&vm, REAL_MEMFD, SERVER_PAGES, &server, false));
     vm.options.spin_us = 200;
     CHECK_EQ(client_open(&vm), 0);
     CHECK(client_arm(&vm));
@@ -127,17 +126,14 @@ static void test_our_own_server(void)
         if (server_holds(page))
             CHECK_EQ(pwrite(image, bytes, sizeof(bytes), (off_t)(page * 4096)), sizeof(bytes));
     }
-    server_stop(&server); /* only its address was wanted: a port that nobody else has */
-    server_start(&server);
-    atomic_store(&server.stop, true);
-    pthread_join(server.thread, NULL);
+    server.elsewhere = true;
     options.listen_fds = &server.listen_fd;
+    CHECK(client_prepare(&vm, REAL_MEMFD, SERVER_PAGES, &server, false));
+    vm.options.background = 1;
     CHECK_EQ(pageferry_server_open(&options, &own), 0);
     CHECK_EQ(pageferry_image_inspect(image, NULL, &facts, error, sizeof(error)), 0);
     CHECK_EQ(pageferry_server_add_file(own, CLIENT_IMAGE, image, &facts, &facts.page_count, 1, error, sizeof(error)),
              0);
-    CHECK(client_prepare(&vm, REAL_MEMFD, SERVER_PAGES, server.address, false));
-    vm.options.background = 1;
     CHECK_EQ(client_open(&vm), 0);
     CHECK(client_arm(&vm));
     read_all(11);
@@ -147,7 +143,7 @@ static void test_our_own_server(void)
     client_end(&vm);
     pageferry_server_close(own);
     close(image);
-    close(server.listen_fd);
+    server_stop(&server);
 }
 
 /* --------------------------------------------------------------------------------------------- before it is armed */
@@ -156,7 +152,7 @@ static void test_armed_before_it_is_attached(void)
 {
     server_start(&server);
     atomic_store(&server.will.frozen, 1);
-    CHECK(client_prepare(&vm, REAL_MEMFD, SERVER_PAGES, server.address, false));
+    CHECK(client_prepare(&vm, REAL_MEMFD, SERVER_PAGES, &server, false));
     CHECK_EQ(client_open(&vm), 0);
     CHECK(client_order(&vm, PAGEFERRY_ORDER_ARM, 0, 9));
     real_begin(&vm.real, REAL_READ, 42, 1, 0);
@@ -176,7 +172,7 @@ static void test_stale_bytes_are_replaced(void)
     uint8_t bytes[4096];
 
     server_start(&server);
-    CHECK(client_prepare(&vm, REAL_MEMFD, SERVER_PAGES, server.address, false));
+    CHECK(client_prepare(&vm, REAL_MEMFD, SERVER_PAGES, &server, false));
     real_fill(bytes, 1, 4711);
     CHECK_EQ(pwrite(vm.real.uffd.backing_fd, bytes, sizeof(bytes), 5 * 4096), sizeof(bytes));
     CHECK_EQ(pwrite(vm.real.uffd.backing_fd, bytes, sizeof(bytes), 80 * 4096), sizeof(bytes));

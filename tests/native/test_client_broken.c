@@ -6,7 +6,6 @@
 #include <time.h>
 
 #include "check.h"
-#include "client_server.h"
 #include "client_vm.h"
 #include "gen/contract.h"
 
@@ -16,7 +15,7 @@ static struct client_vm vm;
 static void begin(bool background)
 {
     server_start(&server);
-    CHECK(client_prepare(&vm, REAL_MEMFD, SERVER_PAGES, server.address, false));
+    CHECK(client_prepare(&vm, REAL_MEMFD, SERVER_PAGES, &server, false));
     vm.options.background = background;
 }
 

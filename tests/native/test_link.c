@@ -124,6 +124,7 @@ static void test_up_and_lost(void)
     struct server server;
 
     server_start(&server);
+    server_go(&server);
     begin_at(server.address, NULL);
     CHECK_EQ(link_next_ns(&link_), 0); /* dials at once */
     CHECK(TURNS_UNTIL(ups == 1));
@@ -175,6 +176,7 @@ static void test_several_addresses(void)
     struct server server;
 
     server_start(&server);
+    server_go(&server);
     begin_at("unix:/nonexistent/socket", server.address);
     CHECK(TURNS_UNTIL(ups == 1));
     CHECK_EQ(downs, 1);
@@ -249,6 +251,7 @@ static void test_dropped(void)
     struct server server;
 
     server_start(&server);
+    server_go(&server);
     begin_at(server.address, NULL);
     link_drop(&link_, "there is nothing to drop", now_ns);
     CHECK_EQ(downs, 0);

@@ -50,6 +50,7 @@ static void begin(void)
     char error[256];
 
     server_start(&server);
+    server_go(&server);
     CHECK_EQ(address_resolve(server.address, &address, error, sizeof(error)), 0);
     CHECK_EQ(bulk_open(&bulk), 0);
 }
