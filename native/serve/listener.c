@@ -174,15 +174,17 @@ static int open_connection(struct worker *worker, int fd)
 
 /* ---------------------------------------------------------------------------------------------- accepting */
 
-/* EPOLLEXCLUSIVE: a new connection wakes one worker. */
+/* EPOLLEXCLUSIVE: a new connection wakes one worker. What stopped half way may be repeated. */
 static int watch_listeners(struct worker *worker, int operation)
 {
+    const int done_before = operation == EPOLL_CTL_ADD ? EEXIST : ENOENT;
     int rc = 0;
 
-    for (uint32_t i = 0; i < worker->listener_count && rc == 0; i++) {
+    for (uint32_t i = 0; i < worker->listener_count; i++) {
         struct epoll_event event = {.events = EPOLLIN | EPOLLEXCLUSIVE,
                                     .data.ptr = (void *)&worker->listeners[i]};
-        rc = epoll_ctl(worker->epoll_fd, operation, worker->listeners[i].fd, &event);
+        if (epoll_ctl(worker->epoll_fd, operation, worker->listeners[i].fd, &event) != 0 && errno != done_before)
+            rc = -1;
     }
     return rc;
 }
