@@ -70,7 +70,8 @@ static int resolve_host(const char *text, struct address *address, char *error, 
     int rc = 0, failure;
 
     if (!split_host(text, host, sizeof(host), &port)) {
-        snprintf(error, error_bytes, "\"%s\" is no address: give host:port (1 to 65535), dns:///host:port or unix:/path", text);
+        snprintf(error, error_bytes,
+                 "\"%s\" is no address: give host:port (1 to 65535), dns:///host:port or unix:/path", text);
         rc = -PF_REASON_BAD_REQUEST;
         goto out;
     }

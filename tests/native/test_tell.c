@@ -79,7 +79,7 @@ static void test_pause_needs_patience(void)
     CHECK_EQ(tell_open(&teller), 0);
     CHECK(tell_pause_next_ns(&pause, S_NS) == UINT64_MAX);
     tell_pause_began(&pause, PF_REASON_GOING_AWAY, "first", 5 * S_NS);
-    tell_pause_began(&pause, PF_REASON_GOING_AWAY, "second", 6 * S_NS); /* the beginning stays, the text is the newest */
+    tell_pause_began(&pause, PF_REASON_GOING_AWAY, "second", 6 * S_NS); /* since the first, by the last text */
     CHECK_EQ(tell_pause_next_ns(&pause, 3 * S_NS), 8 * S_NS);
     tell_pause_if_long(&teller, &pause, 3 * S_NS, 8 * S_NS - 1);
     CHECK(!ring_take(&teller.events, &event));
