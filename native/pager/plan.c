@@ -85,10 +85,3 @@ void plan_landed(struct plan *plan, uint64_t first_page)
             plan->passed_pages = 0;
         }
 }
-
-void plan_reset(struct plan *plan)
-{
-    memset(plan->flights, 0, sizeof(plan->flights));
-    plan->flight_count = 0;
-    plan->passed_pages = 0;
-}

@@ -36,7 +36,5 @@ void plan_hint(struct plan *plan, uint64_t page);
 bool plan_next(struct plan *plan, uint64_t pages_max, uint64_t look_pages, struct plan_range *range, bool *exhausted);
 /* The answer came, or never will; pages that are still MISSING may be planned again. */
 void plan_landed(struct plan *plan, uint64_t first_page);
-/* The link was lost: nothing is in flight. */
-void plan_reset(struct plan *plan);
 
 #endif

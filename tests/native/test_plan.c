@@ -89,10 +89,6 @@ static void what_landed_or_was_lost_is_planned_again(void)
     CHECK(plan_next(&plan, 16, PAGES, &range, &exhausted));
     CHECK_EQ(range.first_page, 8);
     CHECK_EQ(range.page_count, 8);
-    plan_reset(&plan);
-    CHECK_EQ(plan.flight_count, 0);
-    CHECK(plan_next(&plan, 16, PAGES, &range, &exhausted));
-    CHECK_EQ(range.first_page, 8);
 }
 
 static void flights_are_bounded(void)
