@@ -95,14 +95,37 @@ static void read_message(const char *value, size_t length, char *message)
     message[used] = 0;
 }
 
+struct reason_words {
+    uint32_t number;
+    uint32_t code;
+    const char *name;
+    const char *text;
+};
+
+#define REASON_WORDS(number, name, code, text) {number, code, #name, text},
+static const struct reason_words reasons[] = {PF_REASONS(REASON_WORDS)};
+#undef REASON_WORDS
+#define REASON_COUNT (sizeof(reasons) / sizeof(reasons[0]))
+
+/* NULL: none, or one that this version does not know. */
+static const struct reason_words *words_of(uint32_t reason)
+{
+    const struct reason_words *found = NULL;
+
+    for (size_t i = 0; i < REASON_COUNT && found == NULL; i++)
+        if (reasons[i].number == reason)
+            found = &reasons[i];
+    return found;
+}
+
 static uint32_t read_reason(const char *value, size_t length)
 {
-#define REASON(number, name, code, text) \
-    if (is_name(value, length, #name)) \
-        return number;
-    PF_REASONS(REASON)
-#undef REASON
-    return 0;
+    uint32_t reason = 0;
+
+    for (size_t i = 0; i < REASON_COUNT && reason == 0; i++)
+        if (is_name(value, length, reasons[i].name))
+            reason = reasons[i].number;
+    return reason;
 }
 
 static void add_request_field(struct field_block *block, const char *name, size_t name_length, const char *value,
@@ -164,42 +187,14 @@ int field_block_add(struct field_block *block, const char *name, size_t name_len
 
 /* ------------------------------------------------------------------------------------------------------- status */
 
-static uint32_t code_of_reason(uint32_t reason)
-{
-#define CODE(number, name, code, text) \
-    if (reason == number) \
-        return code;
-    PF_REASONS(CODE)
-#undef CODE
-    return GRPC_UNKNOWN;
-}
-
-static const char *name_of_reason(uint32_t reason)
-{
-#define NAME(number, name, code, text) \
-    if (reason == number) \
-        return #name;
-    PF_REASONS(NAME)
-#undef NAME
-    return NULL;
-}
-
-static const char *text_of_reason(uint32_t reason)
-{
-#define TEXT(number, name, code, text) \
-    if (reason == number) \
-        return text;
-    PF_REASONS(TEXT)
-#undef TEXT
-    return "";
-}
-
 void fields_complete_status(struct grpc_status *status)
 {
+    const struct reason_words *words = words_of(status->reason);
+
     if (status->code == GRPC_OK && status->reason != 0)
-        status->code = code_of_reason(status->reason);
-    if (status->message[0] == 0 && status->reason != 0)
-        snprintf(status->message, sizeof(status->message), "%s", text_of_reason(status->reason));
+        status->code = words != NULL ? words->code : GRPC_UNKNOWN;
+    if (status->message[0] == 0 && words != NULL)
+        snprintf(status->message, sizeof(status->message), "%s", words->text);
 }
 
 /* Percent-encoded: what is not printable ASCII, and the percent sign. */
@@ -223,7 +218,7 @@ static size_t write_message(const char *message, char *text)
 
 size_t fields_of_status(const struct grpc_status *status, struct field_text *text, struct h2_field *fields)
 {
-    const char *reason = name_of_reason(status->reason);
+    const struct reason_words *words = words_of(status->reason);
     size_t count = 0, length = (size_t)snprintf(text->code, sizeof(text->code), "%u", status->code);
 
     fields[count++] = (struct h2_field){"grpc-status", text->code, length, false};
@@ -231,8 +226,8 @@ size_t fields_of_status(const struct grpc_status *status, struct field_text *tex
         length = write_message(status->message, text->message);
         fields[count++] = (struct h2_field){"grpc-message", text->message, length, false};
     }
-    if (reason != NULL)
-        fields[count++] = (struct h2_field){"pageferry-reason", reason, strlen(reason), true};
+    if (words != NULL)
+        fields[count++] = (struct h2_field){"pageferry-reason", words->name, strlen(words->name), true};
     if (status->retry_after_ms != 0) {
         length = (size_t)snprintf(text->retry_after, sizeof(text->retry_after), "%u", status->retry_after_ms);
         fields[count++] = (struct h2_field){"pageferry-retry-after-ms", text->retry_after, length, false};
