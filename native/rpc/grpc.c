@@ -13,7 +13,6 @@
 
 #define CLIENT_CALLS_MAX 1024
 #define USER_AGENT "pageferry/" PF_VERSION
-#define CONSTANT(name, value) ((struct h2_field){name, value, sizeof(value) - 1, true})
 
 struct grpc_call *call_new(struct grpc_session *session)
 {
@@ -114,14 +113,14 @@ void call_fail(struct grpc_call *call, uint32_t code, uint32_t reason, const cha
 struct grpc_call *grpc_start(struct grpc_session *session, const char *path, void *user)
 {
     struct h2_field fields[] = {
-        CONSTANT(":method", "POST"),
-        CONSTANT(":scheme", "http"),
+        H2_CONSTANT(":method", "POST"),
+        H2_CONSTANT(":scheme", "http"),
         {":path", path, strlen(path), false},
         {":authority", session->authority, strlen(session->authority), true},
-        CONSTANT("te", "trailers"),
-        CONSTANT("content-type", "application/grpc"),
-        CONSTANT("user-agent", USER_AGENT),
-        CONSTANT("grpc-accept-encoding", "identity"),
+        H2_CONSTANT("te", "trailers"),
+        H2_CONSTANT("content-type", "application/grpc"),
+        H2_CONSTANT("user-agent", USER_AGENT),
+        H2_CONSTANT("grpc-accept-encoding", "identity"),
     };
     struct grpc_call *call = NULL;
 

@@ -16,6 +16,7 @@
 #include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
+#include <string.h>
 
 enum grpc_role { GRPC_CLIENT = 1, GRPC_SERVER = 2 };
 
@@ -49,6 +50,11 @@ struct grpc_bytes {
     const uint8_t *data;
     size_t length;
 };
+
+static inline bool grpc_is_text(struct grpc_bytes bytes, const char *text)
+{
+    return bytes.length == strlen(text) && memcmp(bytes.data, text, bytes.length) == 0;
+}
 
 struct grpc_status {
     uint32_t code;           /* enum grpc_code; whatever came, if it came from a peer */
@@ -116,7 +122,7 @@ void grpc_set_user(struct grpc_call *call, void *user);
 uint32_t grpc_open_calls(const struct grpc_session *session);
 /* Server: GOAWAY; no new calls are taken, open ones go on. */
 void grpc_go_away(struct grpc_session *session);
-/* The peer has sent GOAWAY, or a protocol error ended the session: no new calls. */
+/* Either side has sent GOAWAY, a protocol error included: no new calls. */
 bool grpc_going_away(const struct grpc_session *session);
 
 #endif

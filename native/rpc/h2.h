@@ -4,7 +4,8 @@
  * internal: grpc.c is above it, the out buffer comes from conn.c.
  *
  * DATA is never handed over in advance: when a frame can leave, `body` says how long it is and `copy` writes it
- * straight to the out buffer. Callbacks run inside h2_feed and h2_gather and may call anything here but those two and h2_close.
+ * straight to the out buffer. Callbacks run inside h2_feed and h2_gather and may call anything here but those two and
+ * h2_close.
  */
 #ifndef PAGEFERRY_H2_H
 #define PAGEFERRY_H2_H
@@ -41,6 +42,7 @@ struct h2_field {
     size_t value_length;
     bool constant; /* the value too is kept by pointer */
 };
+#define H2_CONSTANT(name, value) ((struct h2_field){name, value, sizeof(value) - 1, true})
 
 /* Bytes that wait for the socket. A frame is begun only while `used` is below `budget` and the frame has room. */
 struct h2_out {
@@ -95,7 +97,7 @@ int h2_respond(struct h2 *h2, int32_t stream, const struct h2_field *fields, siz
 int h2_trailers(struct h2 *h2, int32_t stream, const struct h2_field *fields, size_t field_count);
 void h2_resume(struct h2 *h2, int32_t stream);
 void h2_reset(struct h2 *h2, int32_t stream, enum h2_error error);
-/* Bytes that the peer would take now; the smaller of the stream's window and the connection's. */
+/* The peer would take bytes now: on some stream; on this one. */
 bool h2_connection_window_open(struct h2 *h2);
 bool h2_stream_window_open(struct h2 *h2, int32_t stream);
 /* Server: GOAWAY; open streams go on. */

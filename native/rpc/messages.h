@@ -16,6 +16,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
+#include "../gen/contract.h"
 #include "grpc.h"
 
 struct run {
@@ -34,7 +35,7 @@ struct describe_response {
     uint64_t page_count;
     uint32_t page_bytes;
     uint32_t unit_pages;
-    uint64_t region_pages[64];
+    uint64_t region_pages[PF_LIMIT_REGIONS_MAX];
     uint32_t region_count;
     bool live;
     uint64_t as_of;

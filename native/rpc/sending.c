@@ -11,8 +11,6 @@
 #include "call.h"
 #include "session.h"
 
-#define CONSTANT(name, value) ((struct h2_field){name, value, sizeof(value) - 1, true})
-
 static enum grpc_pulled pull(struct grpc_call *call)
 {
     struct grpc_session *session = call->session;
@@ -54,8 +52,8 @@ static void give_answer(struct grpc_call *call, bool body)
 
     snprintf(http_status, sizeof(http_status), "%u", call->http_status == 0 ? 200 : call->http_status);
     fields[count++] = (struct h2_field){":status", http_status, 3, false};
-    fields[count++] = CONSTANT("content-type", "application/grpc");
-    fields[count++] = CONSTANT("grpc-accept-encoding", "identity");
+    fields[count++] = H2_CONSTANT("content-type", "application/grpc");
+    fields[count++] = H2_CONSTANT("grpc-accept-encoding", "identity");
     if (!body)
         count += fields_of_status(&call->status, &text, fields + count);
     call->answering = true;

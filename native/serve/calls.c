@@ -122,6 +122,16 @@ enum grpc_pulled call_done(struct call *call)
 
 /* ------------------------------------------------------------------------------------------ the callbacks */
 
+const struct method *method_of(const struct method *methods, size_t count, struct grpc_bytes path)
+{
+    const struct method *found = NULL;
+
+    for (size_t i = 0; i < count && found == NULL; i++)
+        if (grpc_is_text(path, methods[i].path))
+            found = &methods[i];
+    return found;
+}
+
 static void begin(struct connection *connection, struct call *call, const struct method *method,
                   const struct grpc_headers *headers)
 {

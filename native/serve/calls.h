@@ -19,7 +19,8 @@ struct method {
     enum grpc_pulled (*pull)(struct call *call, struct grpc_bytes *message);
 };
 
-/* Of each file that has methods: the one of this path, or NULL. */
+/* The one of this path in a table, or NULL; and in the table of each file that has methods. */
+const struct method *method_of(const struct method *methods, size_t count, struct grpc_bytes path);
 const struct method *methods_find(struct grpc_bytes path);
 const struct method *standard_find(struct grpc_bytes path);
 /* standard.c */

@@ -4,12 +4,6 @@
 
 #include "image.h"
 
-static bool named(const struct image *image, struct grpc_bytes name)
-{
-    return name.length > 0 && name.length == strlen(image->name) &&
-           memcmp(image->name, name.data, name.length) == 0;
-}
-
 int images_add(struct images *images, struct image *image)
 {
     uint32_t count = atomic_load_explicit(&images->count, memory_order_relaxed);
@@ -30,7 +24,7 @@ const struct image *images_find(struct images *images, struct grpc_bytes name)
     const struct image *found = NULL;
 
     for (uint32_t i = 0; i < count && found == NULL; i++) {
-        if (named(images->image[i], name))
+        if (grpc_is_text(name, images->image[i]->name))
             found = images->image[i];
     }
     return found;

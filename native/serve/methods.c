@@ -285,11 +285,5 @@ static const struct method methods[] = {
 
 const struct method *methods_find(struct grpc_bytes path)
 {
-    const struct method *found = NULL;
-
-    for (size_t i = 0; i < sizeof(methods) / sizeof(methods[0]) && found == NULL; i++) {
-        if (strlen(methods[i].path) == path.length && memcmp(methods[i].path, path.data, path.length) == 0)
-            found = &methods[i];
-    }
-    return found;
+    return method_of(methods, sizeof(methods) / sizeof(methods[0]), path);
 }

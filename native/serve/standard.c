@@ -16,11 +16,6 @@
 #define NAMES_BYTES_MAX 1024     /* of all services, as a message */
 #define SERVICE "pageferry.v1.PageService"
 
-static bool is_text(struct grpc_bytes bytes, const char *text)
-{
-    return bytes.length == strlen(text) && memcmp(bytes.data, text, bytes.length) == 0;
-}
-
 static struct grpc_bytes text_bytes(const char *text)
 {
     return (struct grpc_bytes){.data = (const uint8_t *)text, .length = strlen(text)};
@@ -41,7 +36,7 @@ static int health_message(struct call *call, struct grpc_bytes message)
     }
     if (more < 0)
         return call_refuse(call, PF_REASON_BAD_REQUEST, "the request is malformed");
-    call->known = service.length == 0 || is_text(service, SERVICE);
+    call->known = service.length == 0 || grpc_is_text(service, SERVICE);
     return 0;
 }
 
@@ -120,7 +115,7 @@ static const struct pf_descriptor *find_file(struct grpc_bytes name)
     const struct pf_descriptor *found = NULL;
 
     for (size_t i = 0; i < PF_DESCRIPTOR_COUNT && found == NULL; i++) {
-        if (is_text(name, pf_descriptors[i].file))
+        if (grpc_is_text(name, pf_descriptors[i].file))
             found = &pf_descriptors[i];
     }
     return found;
@@ -130,7 +125,7 @@ static const struct pf_descriptor *find_symbol(struct grpc_bytes name)
 {
     for (size_t i = 0; i < PF_DESCRIPTOR_COUNT; i++) {
         for (const char *const *symbol = pf_descriptors[i].symbols; *symbol != NULL; symbol++) {
-            if (is_text(name, *symbol))
+            if (grpc_is_text(name, *symbol))
                 return &pf_descriptors[i];
         }
     }
@@ -285,13 +280,7 @@ static const struct method methods[] = {
 
 const struct method *standard_find(struct grpc_bytes path)
 {
-    const struct method *found = NULL;
-
-    for (size_t i = 0; i < sizeof(methods) / sizeof(methods[0]) && found == NULL; i++) {
-        if (is_text(path, methods[i].path))
-            found = &methods[i];
-    }
-    return found;
+    return method_of(methods, sizeof(methods) / sizeof(methods[0]), path);
 }
 
 void standard_health_changed(struct call *call)
