@@ -153,21 +153,31 @@ void sim_drop_mapping(struct sim_kernel *sim, uint64_t page)
         sim->pages[page].pte = SIM_PTE_NONE;
 }
 
-void sim_map_silently(struct sim_kernel *sim, uint64_t page)
-{
-    if (sim->pages[page].pte == SIM_PTE_NONE && sim->pages[page].present) {
-        sim->pages[page].pte = SIM_PTE_MAPPED;
-        sim->pages[page].ever_mapped = true;
-    }
-}
-
-static bool changing(const struct sim_kernel *sim)
+static bool any_removal(const struct sim_kernel *sim, enum sim_removal_stage stage)
 {
     bool any = false;
 
     for (uint32_t i = 0; i < SIM_REMOVALS; i++)
-        any |= sim->removals[i].stage == SIM_REMOVAL_POSTED || sim->removals[i].stage == SIM_REMOVAL_READ;
+        any |= sim->removals[i].stage == stage;
     return any;
+}
+
+static bool changing(const struct sim_kernel *sim)
+{
+    return any_removal(sim, SIM_REMOVAL_POSTED) || any_removal(sim, SIM_REMOVAL_READ);
+}
+
+void sim_map_silently(struct sim_kernel *sim, uint64_t page)
+{
+    struct sim_page *facts = &sim->pages[page];
+
+    if (facts->pte != SIM_PTE_NONE || !(facts->present || sim->private_memory) || changing(sim))
+        return;
+    if (!facts->present)
+        facts->token = 0;
+    facts->present = true;
+    facts->pte = SIM_PTE_MAPPED;
+    facts->ever_mapped = true;
 }
 
 /* --------------------------------------------------------------------------------------------------------- events */
@@ -232,6 +242,7 @@ static int sim_read_events(void *kernel, struct kernel_event *events, int capaci
 
     sim->calls[SIM_READ]++;
     hook(sim, sim->before, SIM_READ);
+    sim->refused_page_plus_1 = 0;
     if (sim->table != NULL && atomic_load(&sim->table->header->batch_count) < (uint32_t)capacity)
         failed(sim, 0, "events are read while the table does not say that a batch is there");
     for (int i = 0; sim->table != NULL && i < capacity; i++)
@@ -415,6 +426,12 @@ static enum kernel_result stopped(struct sim_kernel *sim, enum sim_call call, ui
     return KERNEL_MAPPED;
 }
 
+/* What is refused in the middle of a batch waits for the end of it, and may be tried again before the next is read. */
+static bool in_batch(const struct sim_kernel *sim)
+{
+    return sim->table == NULL || atomic_load(&sim->table->header->batch_count) != 0;
+}
+
 static struct kernel_outcome run_call(struct sim_kernel *sim, enum sim_call call, const struct kernel_span *span,
                                       const uint8_t *bytes)
 {
@@ -427,6 +444,8 @@ static struct kernel_outcome run_call(struct sim_kernel *sim, enum sim_call call
         failed(sim, page, "a call outside the regions");
     if (page * PAGE_BYTES != span->file_offset)
         failed(sim, page, "a call with the wrong file offset");
+    if (maps(call) && sim->refused_page_plus_1 > page && sim->refused_page_plus_1 <= page + count)
+        failed(sim, page, "tried again, and the events that refused it are still unread");
     if (sim->gone)
         outcome.result = KERNEL_GONE;
     for (uint64_t i = 0; i < count && outcome.result == KERNEL_MAPPED; i++) {
@@ -438,6 +457,8 @@ static struct kernel_outcome run_call(struct sim_kernel *sim, enum sim_call call
         if (outcome.result == KERNEL_MAPPED)
             outcome.done_bytes += PAGE_BYTES;
     }
+    if (outcome.result == KERNEL_LATER && any_removal(sim, SIM_REMOVAL_POSTED) && !in_batch(sim))
+        sim->refused_page_plus_1 = page + outcome.done_bytes / PAGE_BYTES + 1;
     sim->troubles += outcome.result == KERNEL_LATER || outcome.result == KERNEL_FULL || outcome.result == KERNEL_GONE;
     hook(sim, sim->after, call);
     return outcome;

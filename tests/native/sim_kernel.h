@@ -80,6 +80,7 @@ struct sim_kernel {
     struct sim_removal removals[SIM_REMOVALS];
     struct sim_force force[SIM_CALL_COUNT];
     uint64_t calls[SIM_CALL_COUNT];
+    uint64_t refused_page_plus_1; /* LATER for this page, by a removal that has not been read since; 0: none */
     uint64_t troubles;       /* LATER, FULL and GONE given so far */
     uint64_t events_read;    /* faults and others, and of them: */
     uint64_t faults_unarmed; /* faults that were read before arming */
@@ -122,7 +123,8 @@ const struct sim_removal *sim_removal_step(struct sim_kernel *sim, uint32_t inde
 void sim_discard(struct sim_kernel *sim, uint64_t page);
 /* Swap, reclaim or collapse: a mapping goes, its data stays; no event. */
 void sim_drop_mapping(struct sim_kernel *sim, uint64_t page);
-/* MADV_COLLAPSE or another resolver: what is present is mapped, who sleeps sleeps on. */
+/* MADV_COLLAPSE or another resolver: what is present is mapped, on private memory zeros where nothing is; who sleeps
+ * sleeps on. Nothing happens while a removal is under way. */
 void sim_map_silently(struct sim_kernel *sim, uint64_t page);
 
 #endif

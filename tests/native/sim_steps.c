@@ -12,6 +12,17 @@ static uint64_t below(struct world *world, uint64_t limit)
     return sim_below(&world->random, limit);
 }
 
+/* Some page; now and then one that a thread waits for, if there is one. */
+static uint64_t page_in_need(struct world *world)
+{
+    uint64_t page = below(world, WORLD_PAGES), passed = 0;
+
+    if (below(world, 3) == 0)
+        while (passed++ < WORLD_PAGES && page_state(table_word(&world->table, page)) != PAGE_WANTED)
+            page = (page + 1) % WORLD_PAGES;
+    return page;
+}
+
 static uint64_t version_for(const struct world *world, uint64_t page, enum world_lie lie)
 {
     const struct world_page *facts = &world->pages[page];
@@ -89,8 +100,8 @@ void steps_server_asked(struct world *world, uint64_t page)
     post(world, &answer);
     if (dice >= 20 && dice < 25)
         post(world, &answer); /* twice */
-    if (answer.lie != LIE_NONE) {
-        answer.lie = LIE_NONE; /* and the truth after it, perhaps before it is asked again */
+    if (answer.lie != LIE_NONE && below(world, 2) == 0) {
+        answer.lie = LIE_NONE; /* and the truth after it, perhaps before it is asked again; else only then */
         answer.due_ns += below(world, 100) * 1000000;
         post(world, &answer);
     }
@@ -160,7 +171,7 @@ static void find_link(struct world *world)
 
 static void lose_page(struct world *world)
 {
-    uint64_t page = below(world, WORLD_PAGES), lost = 0;
+    uint64_t page = page_in_need(world), lost = 0;
 
     for (uint64_t i = 0; i < WORLD_PAGES; i++)
         lost += world->pages[i].server_lost;
@@ -328,7 +339,7 @@ static void removal_goes_on(struct world *world, uint32_t index)
 
 static void report_discard(struct world *world)
 {
-    struct world_drop drop = {.used = true, .first_page = below(world, WORLD_PAGES), .page_count = 1 + below(world, 6)};
+    struct world_drop drop = {.used = true, .first_page = page_in_need(world), .page_count = 1 + below(world, 6)};
     uint32_t i = 0;
 
     while (i < WORLD_DROPS && world->drops[i].used)
@@ -381,7 +392,10 @@ static void vmm(struct world *world)
 {
     uint64_t page = below(world, WORLD_PAGES), dice = below(world, 16);
 
-    if (world->private_memory) {
+    if (world->private_memory && dice < 3) {
+        if (page_state(table_word(&world->table, page)) == PAGE_OWNED)
+            sim_map_silently(&world->sim, page);
+    } else if (world->private_memory) {
         madvise_something(world, true);
     } else if (dice < 2) {
         madvise_something(world, false);

@@ -195,14 +195,42 @@ static void foretell_batch(struct world *world, uint64_t *words, uint64_t *poiso
         }
 }
 
+/* Whatever stands in the way of calls: a batch asks for what is missing, unless a removal of the same batch says that
+ * it is zero, even when the kernel gave the fault first. */
+static uint64_t foretell_asks(const struct world *world, const uint64_t *words)
+{
+    const struct kernel_event *batch = world->sim.newest_batch;
+    bool settled[WORLD_PAGES] = {false};
+    uint64_t asks = 0, page, first, count;
+
+    for (int i = 0; i < world->sim.newest_batch_count; i++) {
+        uint64_t start = batch[i].start;
+        if (batch[i].kind != KERNEL_EVENT_REMOVE || !world->private_memory)
+            continue;
+        while ((count = regions_pages(&world->regions, &start, batch[i].end, &first)) > 0)
+            for (page = first; page < first + count; page++)
+                settled[page] = true;
+    }
+    for (int i = 0; i < world->sim.newest_batch_count && world_armed(world); i++)
+        if (batch[i].kind == KERNEL_EVENT_FAULT && regions_page(&world->regions, batch[i].address, &page)) {
+            asks += page_state(words[page]) == PAGE_MISSING && !settled[page];
+            settled[page] = true;
+        }
+    return asks;
+}
+
 void told_turn(struct world *world)
 {
     struct calm before = calm_before(world);
     uint64_t words[WORLD_PAGES], poison_calls = world->sim.calls[SIM_POISON], poisoned = 0;
+    uint64_t asks = stats_get(&world->stats, STATS_asks_total);
 
     for (uint64_t page = 0; page < WORLD_PAGES; page++)
         words[page] = table_word(&world->table, page);
     engine_turn(&world->engine, world->now_ns);
+    if (world->sim.calls[SIM_READ] == before.reads + 1 && !world->dead &&
+        stats_get(&world->stats, STATS_asks_total) - asks != foretell_asks(world, words))
+        world_failed(world, WORLD_PAGES, "a batch does not ask for what is missing, and not removed by it, once each");
     if (!was_calm(world, &before, 1))
         return;
     foretell_batch(world, words, &poisoned);

@@ -294,6 +294,7 @@ static void take_over(struct world *world)
 {
     world->kills++;
     world->kill_countdown = 0;
+    world->sim.refused_page_plus_1 = 0; /* who knew of it is dead */
     atomic_fetch_add(&world->table.header->takeovers, 1);
     for (uint64_t page = 0; page < WORLD_PAGES; page++)
         world->pages[page].again = true;
