@@ -228,11 +228,11 @@ int pageferry_vm_open(struct pageferry_client *client, struct pageferry_vm_optio
     memset(vm, 0, sizeof(*vm));
     rc = check_names(options, vm);
     if (rc == 0)
+        rc = check_thp(options); /* before the fds: a memfd made meanwhile looks like one on huge pages */
+    if (rc == 0)
         rc = check_fds(options);
     if (rc == 0)
         rc = check_regions(options, vm->regions);
-    if (rc == 0)
-        rc = check_thp(options);
     if (rc == 0)
         rc = address_resolve(options->data_address, &vm->address, options->error, sizeof(options->error));
     if (rc < 0)

@@ -58,8 +58,8 @@ static bool same_regions(const struct urgent *urgent, const struct describe_resp
                             " in %u: give the VM the memory size of the image, or serve it with --regions",
                             response->page_count, response->region_count, regions->page_count, regions->count);
         for (uint32_t i = 0; i < regions->count && used > 0 && (size_t)used < size; i++)
-            used += snprintf(why + used, size - (size_t)used, "%s%" PRIu64, i == 0 ? " " : ",",
-                             regions->by_page[i].page_count);
+            used += snprintf(why + used, size - (size_t)used, "%s%" PRIu64 "K", i == 0 ? " NAME=" : ",",
+                             regions->by_page[i].page_count * (PAGE_BYTES / 1024));
     }
     return same;
 }
@@ -223,8 +223,11 @@ static void on_ended(void *owner, struct grpc_call *call, const struct grpc_stat
             urgent_drop_soon(urgent, "DescribeImage ended without an answer");
         return;
     }
-    snprintf(why, sizeof(why), "%s ended with status %u: %.120s", fetch ? "FetchPages" : "DescribeImage", status->code,
-             status->message);
+    if (status->reason != 0) /* a page server of our contract: its own words say it best */
+        snprintf(why, sizeof(why), "%.180s", status->message);
+    else
+        snprintf(why, sizeof(why), "%s ended with status %u: %.120s", fetch ? "FetchPages" : "DescribeImage",
+                 status->code, status->message);
     if (final_reason(status->reason) || (status->reason == 0 && status->code == GRPC_UNIMPLEMENTED))
         refuse(urgent, status->reason != 0 ? status->reason : PF_REASON_UNSUPPORTED, why);
     else
