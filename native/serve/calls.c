@@ -17,12 +17,14 @@
 
 static struct call *take_call(struct worker *worker)
 {
-    struct call *call = worker->free_calls;
+    struct call *call = LIST_FIRST(&worker->free_calls);
 
-    if (call == NULL)
+    if (call == NULL) {
         call = malloc(sizeof(*call));
-    else
-        worker->free_calls = call->next, worker->free_call_count--;
+    } else {
+        LIST_REMOVE(call, all);
+        worker->free_call_count--;
+    }
     if (call != NULL)
         memset(call, 0, offsetof(struct call, own));
     return call;
@@ -33,8 +35,7 @@ static void give_call(struct worker *worker, struct call *call)
     if (worker->free_call_count == FREE_CALLS_MAX) {
         free(call);
     } else {
-        call->next = worker->free_calls;
-        worker->free_calls = call;
+        LIST_INSERT_HEAD(&worker->free_calls, call, all);
         worker->free_call_count++;
     }
 }
@@ -76,9 +77,10 @@ void call_release(struct call *call)
 
 void calls_close(struct worker *worker)
 {
-    while (worker->free_calls != NULL) {
-        struct call *call = worker->free_calls;
-        worker->free_calls = call->next;
+    struct call *call;
+
+    while ((call = LIST_FIRST(&worker->free_calls)) != NULL) {
+        LIST_REMOVE(call, all);
         free(call);
     }
     while (worker->free_batches != NULL) {
@@ -146,10 +148,7 @@ static void begin(struct connection *connection, struct call *call, const struct
         call->deadline_ns = headers->timeout_ns < NEVER_NS - now_ns ? now_ns + headers->timeout_ns : NEVER_NS;
         serve_due(worker, call->deadline_ns);
     }
-    call->next = connection->calls;
-    if (call->next != NULL)
-        call->next->previous = call;
-    connection->calls = call;
+    LIST_INSERT_HEAD(&connection->calls, call, all);
     stats_add(&worker->stats, STATS_calls_open, 1);
     if (method->pages) {
         connection->served_pages = true;
@@ -240,12 +239,7 @@ static void on_ended(void *owner, struct grpc_call *grpc, const struct grpc_stat
         stats_add(&worker->stats, STATS_calls_failed_total, 1);
     if (call == NULL) /* it was refused when it was opened */
         return;
-    if (call->previous != NULL)
-        call->previous->next = call->next;
-    else
-        connection->calls = call->next;
-    if (call->next != NULL)
-        call->next->previous = call->previous;
+    LIST_REMOVE(call, all);
     stats_set(&worker->stats, STATS_calls_open, stats_get(&worker->stats, STATS_calls_open) - 1);
     if (call->method->pages)
         connection->page_calls--;
@@ -277,8 +271,8 @@ void calls_look_up(struct connection *connection)
 {
     bool draining = atomic_load(&connection->worker->service->draining) != 0;
 
-    for (struct call *call = connection->calls, *next; call != NULL; call = next) {
-        next = call->next;
+    for (struct call *call = LIST_FIRST(&connection->calls), *next; call != NULL; call = next) {
+        next = LIST_NEXT(call, all);
         if (!call->method->pages)
             standard_health_changed(call);
         else if (draining && !owes(call)) /* the others end when they have answered */
@@ -290,8 +284,8 @@ uint64_t calls_expire(struct connection *connection, uint64_t now_ns)
 {
     uint64_t due_ns = NEVER_NS;
 
-    for (struct call *call = connection->calls, *next; call != NULL; call = next) {
-        next = call->next;
+    for (struct call *call = LIST_FIRST(&connection->calls), *next; call != NULL; call = next) {
+        next = LIST_NEXT(call, all);
         if (call->deadline_ns <= now_ns && call->finished) {
             grpc_cancel(call->grpc); /* may free it */
         } else {

@@ -80,12 +80,7 @@ static void close_connection(struct connection *connection)
     count_traffic(connection);
     conn_close(connection->conn); /* closes the socket, which leaves the epoll by that */
     count_owing(connection, false);
-    if (connection->previous != NULL)
-        connection->previous->next = connection->next;
-    else
-        worker->connections = connection->next;
-    if (connection->next != NULL)
-        connection->next->previous = connection->previous;
+    LIST_REMOVE(connection, all);
     free(connection);
     stats_set(&worker->stats, STATS_connections_open, stats_get(&worker->stats, STATS_connections_open) - 1);
     atomic_fetch_sub(&worker->service->connections, 1);
@@ -161,10 +156,7 @@ static int open_connection(struct worker *worker, int fd)
         free(connection);
         return -ENOMEM;
     }
-    connection->next = worker->connections;
-    if (connection->next != NULL)
-        connection->next->previous = connection;
-    worker->connections = connection;
+    LIST_INSERT_HEAD(&worker->connections, connection, all);
     stats_add(&worker->stats, STATS_connections_open, 1);
     stats_add(&worker->stats, STATS_connections_total, 1);
     serve_due(worker, connection->first_due_ns);
@@ -245,8 +237,9 @@ static void silence(int fd)
 static void look_up(struct worker *worker)
 {
     silence(worker->bell.fd);
-    for (struct connection *connection = worker->connections, *next; connection != NULL; connection = next) {
-        next = connection->next;
+    for (struct connection *connection = LIST_FIRST(&worker->connections), *next; connection != NULL;
+         connection = next) {
+        next = LIST_NEXT(connection, all);
         calls_look_up(connection);
         turn(connection, 0);
     }
@@ -261,8 +254,9 @@ static void expire(struct worker *worker)
     if (worker->accept_due_ns <= now_ns && watch_listeners(worker, EPOLL_CTL_ADD) == 0)
         worker->accept_due_ns = NEVER_NS;
     due_ns = worker->accept_due_ns;
-    for (struct connection *connection = worker->connections, *next; connection != NULL; connection = next) {
-        next = connection->next;
+    for (struct connection *connection = LIST_FIRST(&worker->connections), *next; connection != NULL;
+         connection = next) {
+        next = LIST_NEXT(connection, all);
         if (connection->first_due_ns <= now_ns) {
             close_connection(connection);
         } else {
@@ -311,14 +305,14 @@ static void *run(void *argument)
 {
     struct worker *worker = argument;
     struct epoll_event events[EVENTS_MAX];
+    struct connection *connection;
 
     while (atomic_load_explicit(&worker->service->stopping, memory_order_relaxed) == 0) {
         int count = epoll_wait(worker->epoll_fd, events, EVENTS_MAX, -1);
         if (count > 0)
             work(worker, events, count);
     }
-    while (worker->connections != NULL) {
-        struct connection *connection = worker->connections;
+    while ((connection = LIST_FIRST(&worker->connections)) != NULL) {
         grpc_go_away(conn_session(connection->conn));
         conn_write(connection->conn, PF_LIMIT_WRITE_BUDGET_BYTES); /* a last word, if it can be said */
         close_connection(connection);

@@ -18,6 +18,7 @@
 #include <stdatomic.h>
 #include <stdbool.h>
 #include <stdint.h>
+#include <sys/queue.h>
 
 #include "../base/stats.h"
 #include "../rpc/conn.h"
@@ -49,13 +50,13 @@ struct watched {
 
 struct connection {
     struct watched watched;
-    struct connection *previous, *next; /* of the worker */
+    LIST_ENTRY(connection) all; /* of the worker */
     struct worker *worker;
     struct conn *conn;
     uint64_t first_due_ns; /* the first call must have been opened by then; NEVER_NS: it was */
     uint32_t interest;     /* what epoll watches for */
     struct conn_traffic counted;
-    struct call *calls;
+    LIST_HEAD(, call) calls;
     uint32_t page_calls; /* of them, those of PageService */
     uint32_t owing;      /* of the worker's: page_calls, or one while bytes of the last wait for the socket */
     bool served_pages;   /* there was one once */
@@ -70,7 +71,7 @@ struct method;    /* calls.h */
 struct questions; /* standard.c */
 
 struct call {
-    struct call *previous, *next; /* of the connection; `next` also of the worker's free ones */
+    LIST_ENTRY(call) all; /* of the connection, or of the worker's free ones */
     struct grpc_call *grpc;
     struct connection *connection;
     const struct method *method;
@@ -106,9 +107,9 @@ struct worker {
     const struct watched *listeners;
     uint32_t listener_count;
     uint64_t accept_due_ns; /* accepting waits for file descriptors until then; NEVER_NS: it does not */
-    struct connection *connections;
+    LIST_HEAD(, connection) connections;
     struct run *runs; /* RUNS_MAX, for one request or one answer at a time */
-    struct call *free_calls;
+    LIST_HEAD(, call) free_calls;
     uint32_t free_call_count;
     void *free_batches; /* memory of answers; the first word of each leads to the next */
     uint32_t free_batch_count;
