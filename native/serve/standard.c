@@ -27,7 +27,7 @@ static int health_message(struct call *call, struct grpc_bytes message)
 {
     struct pb_reader reader = pb_reader_of(message);
     struct grpc_bytes service = {NULL, 0};
-    struct pb_field field;
+    struct pb_field field = {0};
     int more;
 
     while ((more = pb_read_field(&reader, &field)) > 0) {
