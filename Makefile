@@ -8,7 +8,7 @@
 PYTHON ?= python3
 VENV := .venv/bin
 
-.PHONY: demo test check bench nightly lint generate native venv packages ghz lock clean
+.PHONY: demo test check bench mutants nightly lint generate native venv packages ghz lock clean
 .NOTPARALLEL:
 
 demo: native
@@ -22,6 +22,10 @@ check: native
 
 bench: native
 	$(VENV)/python bench/run.py
+
+# MUTANTS: a regular expression of names, or --tenth
+mutants: native
+	$(VENV)/python -m tests.mutants $(if $(MUTANTS),'$(MUTANTS)')
 
 nightly: demo test
 	$(MAKE) --no-print-directory -C native asan
