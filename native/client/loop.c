@@ -134,11 +134,12 @@ static void on_refused(void *owner, uint32_t reason, const char *why)
 {
     struct loop *loop = owner;
 
-    if (loop->stage < LOOP_ARMED)
+    if (loop->stage < LOOP_ARMED) {
         fail(loop, reason, why);
-    else
+    } else { /* told at once: it will not pass by itself */
         tell_pause_began(&loop->link_pause, reason, why, loop->now_ns);
-    tell_pause_if_long(&loop->tell, &loop->link_pause, 0, loop->now_ns); /* it will not pass by itself */
+        tell_pause_if_long(&loop->tell, &loop->link_pause, 0, loop->now_ns);
+    }
 }
 
 const struct urgent_events loop_urgent_events = {
