@@ -125,7 +125,6 @@ def test_half_open_link_is_found_and_dialled_again(proxy: Proxy, folder: Path, b
     assert figures["links_lost_total"] >= 1
 
 
-@pytest.mark.xfail(strict=True, reason="bulk has no heartbeat: its half-open link is found only by a fault")
 def test_half_open_link_is_found_while_nobody_waits(proxy: Proxy, folder: Path) -> None:
     """The guest touches nothing: it is bulk that must not wait for ever."""
     proxy.allow(STRETCH_BYTES)
