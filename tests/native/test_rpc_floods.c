@@ -17,6 +17,7 @@
 #include "rpc_raw.h"
 
 #define CALM 11
+#define INTERNAL 2
 #define FRAMES_MAX 20000 /* far beyond the limit */
 #define HELD_BYTES_MAX (8 << 20)
 
@@ -89,11 +90,16 @@ static void frame_reset(uint32_t number)
     rpc_raw_number(raw, RAW_RST, number * 2 + 1, 8);
 }
 
+/* nghttp2 with the security updates of 2023 has a limit of its own, as high as ours, which says INTERNAL_ERROR: the
+ * clock decides which of the two is reached first. */
 static void test_rapid_reset(void)
 {
+    int error;
+
     begin();
     flood(frame_reset, true);
-    CHECK_EQ(rpc_raw_goaway(raw), CALM);
+    error = rpc_raw_goaway(raw);
+    CHECK(error == CALM || error == INTERNAL);
     CHECK(pair.server.call_count <= PF_LIMIT_FLOOD_FRAMES_MAX + 64);
     conn_close(pair.server.conn);
     pair.server.conn = NULL;
