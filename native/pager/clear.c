@@ -44,13 +44,17 @@ struct placed place_zeros(struct engine *engine, uint64_t page, uint64_t count, 
 
 void place_removed(struct engine *engine, uint64_t page, uint64_t count)
 {
-    bool doubt = !engine->private_memory && place_in_doubt(table_word(engine->table, page));
+    bool doubt = !engine->private_memory && place_in_doubt(table_word(engine->table, page)), held = false;
 
-    for (uint64_t i = 0; i < count; i++)
+    for (uint64_t i = 0; i < count; i++) {
+        held |= page_held(table_word(engine->table, page + i));
         place_word(engine, page + i, PAGE_ZERO, doubt, place_version(engine, page + i));
+    }
     if (doubt && punch(engine, page, count) == PLACING_DONE)
         for (uint64_t i = 0; i < count; i++)
             place_word(engine, page + i, PAGE_ZERO, false, place_version(engine, page + i));
+    if (held) /* whose threads were left asleep */
+        place_wake(engine, page, count);
 }
 
 /* What the cache holds goes. */

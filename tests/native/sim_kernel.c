@@ -452,6 +452,8 @@ static struct kernel_outcome run_call(struct sim_kernel *sim, enum sim_call call
         if (i > 0)
             hook(sim, sim->before, call); /* a signal ends a call between two pages, too */
         outcome.result = stopped(sim, call, i);
+        if ((maps(call) || call == SIM_POPULATE) && sim->table != NULL && page_held(table_word(sim->table, page + i)))
+            failed(sim, page + i, "a page that is held back is filled or mapped");
         if (outcome.result == KERNEL_MAPPED)
             outcome.result = page_calls[call](sim, page + i, bytes == NULL ? NULL : bytes + i * PAGE_BYTES);
         if (outcome.result == KERNEL_MAPPED)
@@ -459,7 +461,8 @@ static struct kernel_outcome run_call(struct sim_kernel *sim, enum sim_call call
     }
     if (outcome.result == KERNEL_LATER && any_removal(sim, SIM_REMOVAL_POSTED) && !in_batch(sim))
         sim->refused_page_plus_1 = page + outcome.done_bytes / PAGE_BYTES + 1;
-    sim->troubles += outcome.result == KERNEL_LATER || outcome.result == KERNEL_FULL || outcome.result == KERNEL_GONE;
+    sim->troubles += outcome.result == KERNEL_LATER || outcome.result == KERNEL_FULL ||
+                      outcome.result == KERNEL_GONE || outcome.result == KERNEL_REFUSED;
     hook(sim, sim->after, call);
     return outcome;
 }

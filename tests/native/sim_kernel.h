@@ -81,7 +81,7 @@ struct sim_kernel {
     struct sim_force force[SIM_CALL_COUNT];
     uint64_t calls[SIM_CALL_COUNT];
     uint64_t refused_page_plus_1; /* LATER for this page, by a removal that has not been read since; 0: none */
-    uint64_t troubles;       /* LATER, FULL and GONE given so far */
+    uint64_t troubles;       /* LATER, FULL, GONE and REFUSED given so far */
     uint64_t events_read;    /* faults and others, and of them: */
     uint64_t faults_unarmed; /* faults that were read before arming */
     struct kernel_event newest_batch[TABLE_BATCH_EVENTS];

@@ -106,6 +106,8 @@ struct model_outcome model_news(const struct model_world *world, uint64_t word, 
         told = outcome(MODEL_STALE, word, false);
     else if (world->frozen_version != 0 && version > world->frozen_version)
         told = outcome(MODEL_ALARM, word, false);
+    else if (page_held(word) && kind != ENGINE_POISON && !(kind == ENGINE_FLOOR && world->armed))
+        told = outcome(MODEL_DROPPED, word, false);
     else if (kind == ENGINE_DATA)
         told = data(world, word, version);
     else if (kind == ENGINE_ZEROS)
@@ -121,7 +123,7 @@ uint64_t model_fault(const struct model_world *world, uint64_t word)
 {
     uint64_t version = page_version(word);
 
-    if (!world->armed)
+    if (!world->armed || page_held(word))
         return word;
     switch (page_state(word)) {
     case PAGE_MISSING:

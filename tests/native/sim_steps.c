@@ -175,7 +175,7 @@ static void lose_page(struct world *world)
 
     for (uint64_t i = 0; i < WORLD_PAGES; i++)
         lost += world->pages[i].server_lost;
-    if (lost >= 8 || world->pages[page].drops > 0)
+    if (lost >= 12 || world->pages[page].drops > 0)
         return;
     world->pages[page].server_lost = true;
     if (below(world, 2) == 0)
@@ -414,11 +414,22 @@ static void vmm(struct world *world)
 
 /* ----------------------------------------------------------------------------------------------------------- steps */
 
+/* The next call of some kind, or one page of it, is refused for good. */
+static void refuse_something(struct world *world)
+{
+    static const enum sim_call calls[] = {SIM_POPULATE, SIM_MAP, SIM_COPY, SIM_ZERO};
+
+    world->sim.force[calls[below(world, 4)]] =
+        (struct sim_force){.times = 1, .result = KERNEL_REFUSED, .done_pages = below(world, 3)};
+}
+
 static void trouble(struct world *world)
 {
     uint64_t dice = below(world, 10);
 
-    if (dice < 2)
+    if (world->refusals && below(world, 3) == 0)
+        refuse_something(world);
+    else if (dice < 2)
         world->sim.full = !world->private_memory || below(world, 2) == 0;
     else if (dice < 6)
         world->sim.full = false;

@@ -190,7 +190,8 @@ static void foretell_batch(struct world *world, uint64_t *words, uint64_t *poiso
         if (batch[i].kind == KERNEL_EVENT_FAULT && regions_page(&world->regions, batch[i].address, &page)) {
             uint64_t next = model_fault(&model, words[page]);
             *poisoned += model.armed && page_state(words[page]) == PAGE_POISONED;
-            entered(world, page, words[page], PAGE_EVENT_FAULT, next);
+            if (!page_held(words[page]))
+                entered(world, page, words[page], PAGE_EVENT_FAULT, next);
             words[page] = next;
         }
 }
@@ -213,7 +214,7 @@ static uint64_t foretell_asks(const struct world *world, const uint64_t *words)
     }
     for (int i = 0; i < world->sim.newest_batch_count && world_armed(world); i++)
         if (batch[i].kind == KERNEL_EVENT_FAULT && regions_page(&world->regions, batch[i].address, &page)) {
-            asks += page_state(words[page]) == PAGE_MISSING && !settled[page];
+            asks += page_state(words[page]) == PAGE_MISSING && !page_held(words[page]) && !settled[page];
             settled[page] = true;
         }
     return asks;

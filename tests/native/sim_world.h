@@ -27,6 +27,7 @@ struct world_page {
     bool server_lost;                 /* the server has only poison for it */
     bool lost, lost_mapped;           /* the engine knows; the guest had it mapped, on private memory */
     bool asked, again;                /* an ask is out; it may be made again */
+    bool held;                        /* the kernel has refused it, and the engine has said so */
 };
 
 enum world_lie { LIE_NONE = 0, LIE_STALE, LIE_OTHER, LIE_ABOVE }; /* OTHER: a version that another page has */
@@ -46,6 +47,7 @@ struct world_drop {
 struct world {
     uint64_t seed, random, steps, now_ns;
     bool private_memory, live, frozen, crashes, verbose, healing;
+    bool refusals; /* the kernel may refuse calls */
     bool link_up, alarm_expected, alarm_seen, dead;
     uint64_t frozen_version, round;
     uint64_t answered; /* pages that were asked and are not WANTED any more */
