@@ -255,6 +255,7 @@ int read_page_batch(struct grpc_bytes message, struct run *runs, uint32_t runs_m
 
     memset(out, 0, sizeof(*out));
     out->runs = runs;
+    out->data.data = message.data; /* none: still a pointer that 0 can be added to */
     while (good && (more = pb_read_field(&reader, &field)) > 0)
         good = take_batch_field(out, &list, &field);
     return ended_well(more, good && run_list_end(&list, &out->run_count) == 0);
