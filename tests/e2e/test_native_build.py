@@ -42,6 +42,7 @@ TOOLS = (
         "mount",
         "umount",
         "unshare",
+        "xargs",
     ),
 )
 
