@@ -2,13 +2,14 @@
 # Thin: each line calls the room that does the work.
 #   make demo      a real guest resumes before its memory has arrived
 #   make test      every suite;   make check   the inner loop, under two minutes
+#   make fuzz      each fuzzer for SECONDS (60), line coverage, planted bugs: tests/fuzz/README.md
 #   make bench     ours against plain C, interleaved;   make nightly   all of these, and C under sanitizers
 # All of them set up what they need first: system packages, .venv, the C library. What is there already is kept.
 
 PYTHON ?= python3
 VENV := .venv/bin
 
-.PHONY: demo test check bench mutants nightly lint generate native venv packages ghz lock clean
+.PHONY: demo test check bench mutants nightly lint fuzz generate native venv packages ghz lock clean
 .NOTPARALLEL:
 
 demo: native
@@ -35,6 +36,11 @@ nightly: demo test
 lint: venv
 	$(VENV)/ruff check --quiet
 	$(VENV)/mypy --no-error-summary
+
+SECONDS ?= 60
+fuzz: venv
+	@.ci/system-packages $(PYTHON) fuzz
+	$(VENV)/python -m tests.fuzz.run --seconds $(SECONDS)
 
 # Writes everything that is generated: code from the contract, pages of docs/ from the C tables.
 generate: native

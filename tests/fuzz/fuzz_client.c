@@ -27,7 +27,7 @@
 #define FIRST 13
 #define CONTENT_ID 7
 #define MS_NS UINT64_C(1000000)
-#define TURNS_MAX 400
+#define TURNS_MAX 150
 
 enum manner { BULK = 1, UNARMED = 2, PRIVATE = 4, CUT_SHIFT = 3, CUT_MASK = 3, TIME_FLIES = 32 };
 
