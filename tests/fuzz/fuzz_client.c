@@ -190,6 +190,15 @@ static void begin(uint8_t manner)
     }
 }
 
+/* A dial that nobody has taken must not be met by the next input. */
+static void refuse_pending(void)
+{
+    int fd;
+
+    while ((fd = accept4(bed.listener, NULL, NULL, SOCK_CLOEXEC)) >= 0)
+        close(fd);
+}
+
 static void end(uint8_t manner)
 {
     if ((manner & BULK) != 0) {
@@ -200,6 +209,7 @@ static void end(uint8_t manner)
     if (bed.server_fd >= 0)
         close(bed.server_fd);
     bed.server_fd = -1;
+    refuse_pending();
     sim_close(&bed.sim);
 }
 

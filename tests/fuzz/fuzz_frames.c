@@ -1,12 +1,13 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * Frames of the hand-off socket, arbitrary bytes in arbitrary pieces, at each of their three readers: the reader itself,
+ * Frames of the hand-off socket, arbitrary bytes in arbitrary pieces, at each of their readers: the reader itself,
  * the fault client (client/vmm.h) and the shim (vmm/handoff.h). What comes out is held against the bytes that went in.
  *
  * Input: a byte that chooses the reader and the pieces, then the bytes.
  */
 #include <errno.h>
 #include <fcntl.h>
+#include <pthread.h>
 #include <stdbool.h>
 #include <sys/socket.h>
 #include <unistd.h>
@@ -16,7 +17,7 @@
 #include "kernel/frames.h"
 #include "vmm/handoff.h"
 
-#define READERS 3
+#define READERS 4
 #define FRAME_BYTES sizeof(struct frame)
 #define SECOND_NS UINT64_C(1000000000)
 
@@ -179,6 +180,41 @@ static void at_shim(int ends[2], struct expected *expected, size_t size, size_t 
     fuzz_check(handoff_discard(&handoff, 0, 4096) == (complete ? 0 : -EIO));
 }
 
+/* ------------------------------------------------------------------------------------------------------ the sender */
+
+static void *read_all(void *argument)
+{
+    const int *end = argument;
+    uint8_t bytes[65536];
+    ssize_t length;
+    uintptr_t total = 0;
+
+    while ((length = recv(*end, bytes, sizeof(bytes), 0)) > 0)
+        total += (uintptr_t)length;
+    return (void *)total;
+}
+
+/* Into a socket that is full: it waits until somebody reads, and nothing is lost or cut. */
+static void at_sender(int ends[2], const uint8_t *data, size_t size)
+{
+    struct frame frame = {.magic = FRAME_MAGIC, .kind = FRAME_DISCARD};
+    uintptr_t filled = 0;
+    pthread_t thread;
+    ssize_t sent = 1;
+    void *total;
+
+    memcpy(&frame.sequence, data, size < 24 ? size : 24);
+    for (; sent > 0; filled += sent > 0 ? (uintptr_t)sent : 0)
+        sent = send(ends[1], &frame, sizeof(frame) - filled % 7, MSG_DONTWAIT);
+    fcntl(ends[1], F_SETFL, O_NONBLOCK);
+    fuzz_check(pthread_create(&thread, NULL, read_all, &ends[0]) == 0);
+    fuzz_check(frame_send(ends[1], &frame) == 0 && frame_send(ends[1], &frame) == 0);
+    close(ends[1]);
+    ends[1] = -1;
+    pthread_join(thread, &total);
+    fuzz_check((uintptr_t)total == filled + 2 * FRAME_BYTES);
+}
+
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 {
     int ends[2];
@@ -192,8 +228,10 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
         at_reader(ends, &expected, size - 1, piece);
     else if (data[0] % READERS == 1)
         at_client(ends, &expected, size - 1, piece, data[0] / READERS / 5);
-    else
+    else if (data[0] % READERS == 2)
         at_shim(ends, &expected, size - 1, piece);
+    else if (data[0] == 3) /* a thread each time: seldom */
+        at_sender(ends, copy, size - 1);
     for (int i = 0; i < 2; i++)
         if (ends[i] >= 0)
             close(ends[i]);

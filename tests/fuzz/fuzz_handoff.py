@@ -86,7 +86,7 @@ def check_socket(data: bytes, dice: random.Random) -> None:
     before = descriptors()
     ours, theirs = socket.socketpair()
     with ours, theirs, open(os.devnull, "rb") as null:
-        fds = [null.fileno()] * dice.choice((1, 2, 2, 3, 17))
+        fds = [null.fileno()] * dice.choice((1, 1, 1, 2, 2, 2, 3, 17) if dice.randrange(20) else (0,))
         with contextlib.suppress(BlockingIOError):
             theirs.setblocking(False)
             socket.send_fds(theirs, [data or b"["], fds)
@@ -212,12 +212,16 @@ def run(corpus: list[bytes], dice: random.Random, seconds: float, runs: int) -> 
     end = time.monotonic() + seconds
     seeds = list(corpus)
     while done < runs and time.monotonic() < end:
-        data = seeds[done] if done < len(seeds) else changed(dice.choice(corpus), dice)
+        by_socket = done % SOCKET_EACH == 0
+        data = seeds[done] if done < len(seeds) else dice.choice(corpus)
+        if done >= len(seeds) and not (by_socket and dice.randrange(2)):
+            data = changed(data, dice)
         before = len(lines.seen)
+        traced = by_socket or done < len(seeds) or dice.randrange(4) == 0
         try:
-            with lines if done < len(seeds) or dice.randrange(4) == 0 else contextlib.nullcontext():
+            with lines if traced else contextlib.nullcontext():
                 check(data, dice)
-                if done % SOCKET_EACH == 0 and len(data) < HANDOFF_BYTES_MAX:
+                if by_socket and len(data) < HANDOFF_BYTES_MAX:
                     check_socket(data, dice)
         except BaseException:
             print(f"finding after {done + 1} runs: {data!r}", file=sys.stderr)
