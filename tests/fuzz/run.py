@@ -67,8 +67,13 @@ def names() -> list[str]:
     return [*sorted(path.stem.removeprefix("fuzz_") for path in HERE.glob("fuzz_*.c")), HANDOFF]
 
 
-def build(root: Path) -> None:
-    subprocess.run(["make", "--silent", "--no-print-directory", "-C", root / "native", "fuzz"], check=True)
+def build(root: Path, only: str | None = None) -> None:
+    chosen = [f"FUZZERS=build/fuzz/fuzzers/fuzz_{only}"] if only else []
+    subprocess.run(
+        ["make", "--silent", "--no-print-directory", "-C", root / "native", "fuzz", *chosen],
+        check=True,
+        stdout=subprocess.DEVNULL,
+    )
 
 
 def run(name: str, root: Path, *, seconds: int, runs: int | None, corpus: Path) -> Result:
@@ -145,7 +150,7 @@ def plant(name: str) -> Path:
         sys.exit(f"plants.toml, {name}: {bug['file']} does not hold its `old` once: plant it anew")
     target.write_text(text.replace(bug["old"], bug["new"]))
     if name != HANDOFF:
-        build(root)
+        build(root, name)
     return root
 
 

@@ -280,7 +280,6 @@ def frame_seeds() -> dict[str, bytes]:
     return {
         **{f"frames_{manner}": bytes([manner]) + all_kinds for manner in (0, 4, 8, 1, 5, 21, 41, 61, 101, 2, 6, 10, 14, 3)},
         "wrong_magic": b"\0" + one(2) + bytes(32),
-        "wrong_kind": b"\x10" + one(2) + one(5),
     }
 
 
