@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 # Thin: each line calls the room that does the work.
-#   make demo      a real guest resumes before its memory has arrived
+#   make demo      a real guest resumes before its memory has arrived; DEMO="--machine microvm" or "--smp 2", QEMU=...
 #   make test      every suite;   make check   the inner loop, under two minutes
 #   make fuzz      each fuzzer for SECONDS (60), line coverage, planted bugs: tests/fuzz/README.md
 #   make bench     ours against plain C, interleaved;   make nightly   all of these, and C under sanitizers
@@ -13,7 +13,7 @@ VENV := .venv/bin
 .NOTPARALLEL:
 
 demo: native
-	$(VENV)/python -m tests.e2e.demo
+	$(VENV)/python -m tests.e2e.demo $(DEMO)
 
 test: native ghz
 	$(VENV)/python -m tests.suites
