@@ -3,9 +3,9 @@
 
     python -m tests.fuzz.fuzz_handoff [--seconds 60] [--runs N] [--seed N] SEED_FOLDER
 
-An input is refused with a reason, or it is a layout that obeys every rule of docs/handoff.md; anything else is
-a finding. Cut in pieces or whole, it must come to the same. Some inputs go through a socket with descriptors,
-none of which may be left behind. Ends with libFuzzer's words, which run.py reads.
+An input is refused with a reason, or it is a layout that obeys every rule of docs/handoff.md; anything else
+is a finding. Cut in pieces or whole, it must come to the same. Some inputs go through a socket with
+descriptors, none of which may be left behind. Ends with libFuzzer's words, which run.py reads.
 """
 
 import argparse
@@ -30,11 +30,40 @@ from pageferry.reasons import PageferryError
 PARSER: Final = handoff.__file__
 SOCKET_EACH: Final = 10
 SHORT_BYTES: Final = 4096  # most are: each byte is looked at one by one
-NUMBERS: Final = (0, 1, -1, 4095, 4096, 8192, 1 << 20, 1 << 30, 1 << 63, (1 << 64) - 4096, 1 << 64, 1.5, 1e400)
+NUMBERS: Final = (
+    0,
+    1,
+    -1,
+    4095,
+    4096,
+    8192,
+    1 << 20,
+    1 << 30,
+    1 << 63,
+    (1 << 64) - 4096,
+    1 << 64,
+    1.5,
+    1e400,
+)
 KEYS: Final = ("base_host_virt_addr", "size", "offset", "page_size", "page_size_kib", "pageferry_frames")
-PIECES: Final = (b"[", b"]", b"{", b"}", b'"', b"\\", b",", b":", b"1e9", b"NaN", b"\xff", b" ", b"null", b"0" * 5000)
+PIECES: Final = (
+    b"[",
+    b"]",
+    b"{",
+    b"}",
+    b'"',
+    b"\\",
+    b",",
+    b":",
+    b"1e9",
+    b"NaN",
+    b"\xff",
+    b" ",
+    b"null",
+    b"0" * 5000,
+)
 
-# --------------------------------------------------------------------------------------------------- what is checked
+# -------------------------------------------------------------------------------------------- what is checked
 
 
 def check_layout(regions: tuple[handoff.Region, ...]) -> None:
@@ -78,14 +107,14 @@ def check(data: bytes, dice: random.Random) -> None:
 
 
 def descriptors() -> int:
-    return len(os.listdir("/proc/self/fd"))
+    return len(list(Path("/proc/self/fd").iterdir()))
 
 
 def check_socket(data: bytes, dice: random.Random) -> None:
     """As from a VMM. Nothing is left open, whatever comes of it."""
     before = descriptors()
     ours, theirs = socket.socketpair()
-    with ours, theirs, open(os.devnull, "rb") as null:
+    with ours, theirs, Path(os.devnull).open("rb") as null:
         fds = [null.fileno()] * dice.choice((1, 1, 1, 2, 2, 2, 3, 17) if dice.randrange(20) else (0,))
         with contextlib.suppress(BlockingIOError):
             theirs.setblocking(False)
@@ -104,7 +133,7 @@ def check_socket(data: bytes, dice: random.Random) -> None:
     assert descriptors() == before, "a descriptor is left behind"
 
 
-# -------------------------------------------------------------------------------------------------------- mutation
+# --------------------------------------------------------------------------------------------------- mutation
 
 
 def places(value: Any) -> Iterator[tuple[Any, Any]]:
@@ -170,7 +199,7 @@ def changed(data: bytes, dice: random.Random) -> bytes:
     return data[: SHORT_BYTES if dice.randrange(300) else 2 * HANDOFF_BYTES_MAX]
 
 
-# --------------------------------------------------------------------------------------------------------- coverage
+# --------------------------------------------------------------------------------------------------- coverage
 
 
 def lines_of(code: CodeType) -> set[int]:

@@ -4,9 +4,9 @@
     python -m tests.fuzz.run [--seconds 60] [--no-plants] [NAME...]
 
 Each runs for so long from its seeds, and from what earlier runs have found worth keeping (build/fuzz/corpus).
-Then its planted bug (plants.toml) must be found within PLANT_RUNS. Closes with executions, the line coverage of
-the parsers that they aim at, and one line of JSON. Exit status 1: a finding, a parser below 90 % of its lines,
-or a planted bug that was not found.
+Then its planted bug (plants.toml) must be found within PLANT_RUNS. Closes with executions, the line coverage
+of the parsers that they aim at, and one line of JSON. Exit status 1: a finding, a parser below 90 % of its
+lines, or a planted bug that was not found.
 """
 
 import argparse
@@ -25,6 +25,7 @@ ROOT: Final = HERE.parents[1]
 WORK: Final = ROOT / "build/fuzz"
 BUILT: Final = "native/build/fuzz"
 LINES_MIN: Final = 0.9
+TELLING: Final = re.compile(r"not so:|ERROR|error:|^\s+#\d+ .*(native|tests)/|written")
 PLANT_RUNS: Final = 1_000_000
 PLANT_SECONDS: Final = 300
 HANDOFF: Final = "handoff"
@@ -87,12 +88,17 @@ def run(name: str, root: Path, *, seconds: int, runs: int | None, corpus: Path) 
         command += [f"--runs={runs}"] if runs else []
     else:
         command = [root / BUILT / "fuzzers" / f"fuzz_{name}", f"-max_total_time={seconds}", "-timeout=10"]
-        command += [f"-max_len={INPUT_BYTES_MAX.get(name, 4096)}", "-print_final_stats=1", "-rss_limit_mb=2048"]
+        command += [
+            f"-max_len={INPUT_BYTES_MAX.get(name, 4096)}",
+            "-print_final_stats=1",
+            "-rss_limit_mb=2048",
+        ]
         command += [f"-artifact_prefix={corpus.parent}/finding-{name}-", *([f"-runs={runs}"] if runs else [])]
         command += [corpus, seeds]
     environment = os.environ | {"LLVM_PROFILE_FILE": str(WORK / f"{name}.profraw"), "PYTHONPATH": str(root)}
+    nothing = subprocess.DEVNULL
     with log.open("w") as out:
-        ended = subprocess.run(command, cwd=root, env=environment, stdout=out, stderr=out, stdin=subprocess.DEVNULL)
+        ended = subprocess.run(command, cwd=root, env=environment, stdout=out, stderr=out, stdin=nothing)
     text = log.read_text(errors="replace")
     executed = re.search(r"number_of_executed_units: (\d+)|finding after (\d+) runs", text)
     return Result(int(executed[1] or executed[2]) if executed else 0, ended.returncode != 0)
@@ -101,11 +107,11 @@ def run(name: str, root: Path, *, seconds: int, runs: int | None, corpus: Path) 
 def show_finding(name: str, corpus: Path) -> None:
     log = corpus.parent / f"{corpus.name}.log"
     lines = log.read_text(errors="replace").splitlines()
-    telling = [line for line in lines if re.search(r"not so:|ERROR|error:|^\s+#\d+ .*(native|tests)/|written", line)]
+    telling = [line for line in lines if TELLING.search(line)]
     print(f"FINDING by {name}, see {log}:", *telling[:20], *(lines[-5:] if not telling else []), sep="\n    ")
 
 
-# --------------------------------------------------------------------------------------------------------- coverage
+# --------------------------------------------------------------------------------------------------- coverage
 
 
 def covered(file: str, fuzzers: list[str]) -> Cover:
@@ -116,7 +122,9 @@ def covered(file: str, fuzzers: list[str]) -> Cover:
     programs = [ROOT / BUILT / "fuzzers" / f"fuzz_{name}" for name in fuzzers]
     objects = [word for program in programs[1:] for word in ("-object", program)]
     command = ["llvm-cov-14", "export", "-summary-only", f"-instr-profile={profile}", programs[0], *objects]
-    out = subprocess.run([*command, ROOT / file], check=True, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+    out = subprocess.run(
+        [*command, ROOT / file], check=True, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
+    )
     for one in json.loads(out.stdout)["data"][0]["files"]:
         if Path(one["filename"]).resolve() == ROOT / file:
             return Cover(file, one["summary"]["lines"]["covered"], one["summary"]["lines"]["count"])
@@ -132,7 +140,7 @@ def coverage(ran: list[str]) -> list[Cover]:
     return covers
 
 
-# ----------------------------------------------------------------------------------------------------- planted bugs
+# ----------------------------------------------------------------------------------------------- planted bugs
 
 
 def plant(name: str) -> Path:

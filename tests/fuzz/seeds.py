@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Writes the seeds: short inputs from which the fuzzers start (README.md). Run it after a change of the contract.
+"""Writes the seeds: short inputs from which the fuzzers start. Run it after a change of the contract.
 
-    python -m tests.fuzz.seeds
+python -m tests.fuzz.seeds
 """
 
 import json
@@ -40,11 +40,17 @@ def message(content: bytes) -> bytes:
     return b"\0" + len(content).to_bytes(4, "big") + content
 
 
-# ------------------------------------------------------------------------------------------------- as a client
+# ------------------------------------------------------------------------------------------------ as a client
 
 
 def request(stream: int, path: str, *contents: bytes, end: bool = True, **more: str) -> bytes:
-    fields = {":method": "POST", ":scheme": "http", ":path": path, ":authority": "localhost", "te": "trailers"}
+    fields = {
+        ":method": "POST",
+        ":scheme": "http",
+        ":path": path,
+        ":authority": "localhost",
+        "te": "trailers",
+    }
     fields["content-type"] = "application/grpc"
     fields |= {name.replace("_", "-"): value for name, value in more.items()}
     parts = [frame(HEADERS, END_HEADERS, stream, block(fields))]
@@ -68,11 +74,15 @@ def server_seeds() -> dict[str, bytes]:
     reflect += [b"\x32\x01x", b"\x2a\x03\x0a\x01x", b"\x0a\x01h" + reflect[0], b""]
     files = [b"\x1a" + bytes([len(name)]) + name for name in (b"pageferry/v1/pages.proto", b"none")]
     seeds = {
-        "describe": request(1, page + "DescribeImage", pb.DescribeImageRequest(image="vm").SerializeToString()),
+        "describe": request(
+            1, page + "DescribeImage", pb.DescribeImageRequest(image="vm").SerializeToString()
+        ),
         "get": request(1, page + "GetPage", pb.GetPageRequest(image="vm", page=5).SerializeToString()),
         "get_end": request(1, page + "GetPage", pb.GetPageRequest(image="vm", page=700).SerializeToString()),
         "get_lost": request(1, page + "GetPage", pb.GetPageRequest(image="vm", page=650).SerializeToString()),
-        "fetch": request(1, page + "FetchPages", *(one.SerializeToString() for one in ask), grpc_timeout="5S"),
+        "fetch": request(
+            1, page + "FetchPages", *(one.SerializeToString() for one in ask), grpc_timeout="5S"
+        ),
         "fetch_open": request(1, page + "FetchPages", *(one.SerializeToString() for one in ask), end=False),
         "fetch_much": request(
             1, page + "FetchPages", fetch(image="vm", runs=[0, 600]).SerializeToString(), end=False
@@ -86,7 +96,9 @@ def server_seeds() -> dict[str, bytes]:
             1, page + "StreamPages", pb.StreamPagesRequest(image="vm", open_round=True).SerializeToString()
         ),
         "stream_since": request(
-            1, page + "StreamPages", pb.StreamPagesRequest(image="vm", since_version=1 << 40).SerializeToString()
+            1,
+            page + "StreamPages",
+            pb.StreamPagesRequest(image="vm", since_version=1 << 40).SerializeToString(),
         ),
         "unknown": request(1, page + "None", b"") + request(3, page + "GetPage", b"\xff"),
         "metadata": request(
@@ -100,7 +112,8 @@ def server_seeds() -> dict[str, bytes]:
             grpc_timeout="1n",
         ),
         "health": request(1, health + "Check", b"") + request(3, health + "Watch", b"", end=False),
-        "health_none": request(1, health + "Check", b"\x0a\x01x") + request(3, health + "Watch", b"\x0a\x01x"),
+        "health_none": request(1, health + "Check", b"\x0a\x01x")
+        + request(3, health + "Watch", b"\x0a\x01x"),
         "reflection": request(
             1, "/grpc.reflection.v1.ServerReflection/ServerReflectionInfo", *reflect, *files
         ),
@@ -117,26 +130,36 @@ def server_seeds() -> dict[str, bytes]:
         "cut_short": request(1, page + "DescribeImage", end=False) + frame(DATA, 1, 1, b"\0\0\0\0\4\x0a"),
         "reset": request(1, page + "FetchPages", ask[0].SerializeToString(), end=False)
         + frame(RST, 0, 1, b"\0\0\0\x08"),
-        "get_http": frame(HEADERS, 5, 1, block({":method": "GET", ":scheme": "http", ":path": "/", ":authority": "x"})),
+        "get_http": frame(
+            HEADERS, 5, 1, block({":method": "GET", ":scheme": "http", ":path": "/", ":authority": "x"})
+        ),
         "no_grpc": request(1, page + "GetPage", b"", content_type="text/html"),
         "long_fields": frame(
-            HEADERS, 5, 1, block({":method": "POST", ":scheme": "http", ":path": "/", ":authority": "x"})
-            + block({"a": "b" * 120}) * 120
+            HEADERS,
+            5,
+            1,
+            block({":method": "POST", ":scheme": "http", ":path": "/", ":authority": "x"})
+            + block({"a": "b" * 120}) * 120,
         ),
         "ping": frame(PING, 0, 0, b"12345678") * 3 + frame(GOAWAY, 0, 0, bytes(8)),
         "timeouts": b"".join(
-            request(2 * at + 1, page + "FetchPages", ask[0].SerializeToString(), end=False, grpc_timeout=value)
+            request(
+                2 * at + 1, page + "FetchPages", ask[0].SerializeToString(), end=False, grpc_timeout=value
+            )
             for at, value in enumerate(("1H", "2M", "3S", "4m", "5u", "6n", "0S", "x", "123456789S"))
         ),
     }
     return {
         **{name: b"\0" + session(content) for name, content in seeds.items()},
-        **{f"{name}_{manner:#04x}": bytes([manner]) + session(seeds[name])
-           for manner in (0x19, 0x5a, 0x37, 0x4b) for name in ("fetch_open", "stream", "health", "reflection")},
+        **{
+            f"{name}_{manner:#04x}": bytes([manner]) + session(seeds[name])
+            for manner in (0x19, 0x5A, 0x37, 0x4B)
+            for name in ("fetch_open", "stream", "health", "reflection")
+        },
     }
 
 
-# ------------------------------------------------------------------------------------------------- as a server
+# ------------------------------------------------------------------------------------------------ as a server
 
 
 def answer(stream: int, *contents: bytes, end: Fields | None = None, status: str = "200") -> bytes:
@@ -157,8 +180,17 @@ def batch(*runs: int, data: bytes = b"", **more: int) -> bytes:
 
 def client_seeds() -> dict[str, bytes]:
     described = pb.DescribeImageResponse(
-        content_id=CONTENT_ID, page_count=40, page_bytes=4096, unit_pages=1, region_pages=[13, 27], as_of=IMMUTABLE,
-        batch_bytes_max=262_144, runs_max=4096, wanted_pages_max=4096, urgent_calls_max=8, encodings=2,
+        content_id=CONTENT_ID,
+        page_count=40,
+        page_bytes=4096,
+        unit_pages=1,
+        region_pages=[13, 27],
+        as_of=IMMUTABLE,
+        batch_bytes_max=262_144,
+        runs_max=4096,
+        wanted_pages_max=4096,
+        urgent_calls_max=8,
+        encodings=2,
     )
     settings = frame(SETTINGS, 0, 0) + frame(SETTINGS, ACK, 0)
     ok = {"grpc-status": "0"}
@@ -205,20 +237,31 @@ def client_seeds() -> dict[str, bytes]:
         "unimplemented": failing("12"),
         "odd_status": failing("x", **{"pageferry-retry-after-ms": "x"}),
         "goaway": describe + frame(GOAWAY, 0, 0, bytes(8)) + answer(3, data, end=ok),
-        "reset": describe + b"".join(frame(RST, 0, 3, bytes([0, 0, 0, code])) for code in (7,)) + describe
-        + frame(RST, 0, 3, b"\0\0\0\x08") + describe + frame(RST, 0, 3, b"\0\0\0\x0b"),
-        "reset_security": settings + frame(RST, 0, 1, b"\0\0\0\x0c") + settings + frame(RST, 0, 1, b"\0\0\0\x02"),
+        "reset": describe
+        + b"".join(frame(RST, 0, 3, bytes([0, 0, 0, code])) for code in (7,))
+        + describe
+        + frame(RST, 0, 3, b"\0\0\0\x08")
+        + describe
+        + frame(RST, 0, 3, b"\0\0\0\x0b"),
+        "reset_security": settings
+        + frame(RST, 0, 1, b"\0\0\0\x0c")
+        + settings
+        + frame(RST, 0, 1, b"\0\0\0\x02"),
         "http": settings + frame(HEADERS, 5, 1, block({":status": "404", "content-type": "text/html"})),
         "http_codes": b"".join(
-            settings + frame(HEADERS, 5, 1, block({":status": code})) for code in ("400", "401", "403", "429", "500")
+            settings + frame(HEADERS, 5, 1, block({":status": code}))
+            for code in ("400", "401", "403", "429", "500")
         ),
         "informational": settings
         + frame(HEADERS, END_HEADERS, 1, block({":status": "103"}))
         + answer(1, described.SerializeToString(), end=ok),
         "no_status": settings + answer(1, described.SerializeToString()) + frame(DATA, 1, 1),
-        "cut_short": describe + answer(3) + frame(DATA, 0, 3, message(data)[:99])
+        "cut_short": describe
+        + answer(3)
+        + frame(DATA, 0, 3, message(data)[:99])
         + frame(HEADERS, 5, 3, block(ok)),
-        "long_fields": settings + frame(HEADERS, 5, 1, block({":status": "200"}) + block({"a": "b" * 120}) * 120),
+        "long_fields": settings
+        + frame(HEADERS, 5, 1, block({":status": "200"}) + block({"a": "b" * 120}) * 120),
         "compressed": describe + answer(3) + frame(DATA, 0, 3, b"\1\0\0\0\1x"),
         "too_long": describe + answer(3) + frame(DATA, 0, 3, b"\0\x7f\0\0\0x"),
     }
@@ -236,11 +279,17 @@ def client_seeds() -> dict[str, bytes]:
         + frame(DATA, 0, 3, message(data)[1000:]),
     }
     return {
-        **{f"{name}_{manner:#04x}": bytes([manner]) + content for name, content in seeds.items()
-           for manner in ((0x00, 0x3a) if name in ("pages", "in_pieces") else (0x18,))},
+        **{
+            f"{name}_{manner:#04x}": bytes([manner]) + content
+            for name, content in seeds.items()
+            for manner in ((0x00, 0x3A) if name in ("pages", "in_pieces") else (0x18,))
+        },
         "pages_private": b"\x04" + seeds["pages"],
-        **{f"{name}_{manner:#04x}": bytes([manner]) + content for name, content in bulk.items()
-           for manner in (0x01, 0x1b)},
+        **{
+            f"{name}_{manner:#04x}": bytes([manner]) + content
+            for name, content in bulk.items()
+            for manner in (0x01, 0x1B)
+        },
     }
 
 
@@ -249,22 +298,40 @@ def client_seeds() -> dict[str, bytes]:
 
 def message_seeds() -> dict[str, bytes]:
     described = pb.DescribeImageResponse(
-        content_id=1, page_count=2, page_bytes=4096, unit_pages=1, region_pages=[1, 300], live=True, as_of=IMMUTABLE,
-        batch_bytes_max=5, runs_max=6, wanted_pages_max=7, urgent_calls_max=8, encodings=9,
+        content_id=1,
+        page_count=2,
+        page_bytes=4096,
+        unit_pages=1,
+        region_pages=[1, 300],
+        live=True,
+        as_of=IMMUTABLE,
+        batch_bytes_max=5,
+        runs_max=6,
+        wanted_pages_max=7,
+        urgent_calls_max=8,
+        encodings=9,
     )
     stream = pb.StreamPagesRequest(
         image="vm", since_version=3, runs=[9, 1, 5, 1, 1, 2], versions_only=True, open_round=True, encodings=2
     )
     full = pb.PageBatch(
-        as_of=IMMUTABLE, runs=[0, 1, 1, IMMUTABLE, 5, 2, 2, IMMUTABLE], encoding=pb.ENCODING_IDENTITY, digest=5, heartbeat=6,
-        phase=pb.PHASE_POSTCOPY, cancel_requested=True, manifest_digest=b"12345678", data=bytes(PAGE_BYTES),
+        as_of=IMMUTABLE,
+        runs=[0, 1, 1, IMMUTABLE, 5, 2, 2, IMMUTABLE],
+        encoding=pb.ENCODING_IDENTITY,
+        digest=5,
+        heartbeat=6,
+        phase=pb.PHASE_POSTCOPY,
+        cancel_requested=True,
+        manifest_digest=b"12345678",
+        data=bytes(PAGE_BYTES),
     )
     return {
         "describe_request": b"\0" + pb.DescribeImageRequest(image="vm").SerializeToString(),
         "describe_response": b"\1" + described.SerializeToString(),
         "regions_unpacked": b"\1" + b"\x28\x05\x28\x06",
         "get_request": b"\2" + pb.GetPageRequest(image="vm", page=77).SerializeToString(),
-        "fetch_request": b"\3" + pb.FetchPagesRequest(image="vm", encodings=2, runs=[5, 1], heartbeat=9).SerializeToString(),
+        "fetch_request": b"\3"
+        + pb.FetchPagesRequest(image="vm", encodings=2, runs=[5, 1], heartbeat=9).SerializeToString(),
         "stream_request": b"\4" + stream.SerializeToString(),
         "page_batch": b"\5" + full.SerializeToString(),
         "runs_unpacked": b"\3" + b"\x18\x05\x18\x01\x18\x02\x18\x01\x18\x09\x18\x03",
@@ -278,7 +345,10 @@ def frame_seeds() -> dict[str, bytes]:
 
     all_kinds = one(1) + one(2, 5, 8192, 4096) + one(3, 1) + one(4)
     return {
-        **{f"frames_{manner}": bytes([manner]) + all_kinds for manner in (0, 4, 8, 1, 5, 21, 41, 61, 101, 2, 6, 10, 14, 3)},
+        **{
+            f"frames_{manner}": bytes([manner]) + all_kinds
+            for manner in (0, 4, 8, 1, 5, 21, 41, 61, 101, 2, 6, 10, 14, 3)
+        },
         "wrong_magic": b"\0" + one(2) + bytes(32),
     }
 
