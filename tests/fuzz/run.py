@@ -95,7 +95,7 @@ def run(name: str, root: Path, *, seconds: int, runs: int | None, corpus: Path) 
         ]
         command += [f"-artifact_prefix={corpus.parent}/finding-{name}-", *([f"-runs={runs}"] if runs else [])]
         command += [corpus, seeds]
-    environment = os.environ | {"LLVM_PROFILE_FILE": str(WORK / f"{name}.profraw"), "PYTHONPATH": str(root)}
+    environment = os.environ | {"LLVM_PROFILE_FILE": f"{corpus}.profraw", "PYTHONPATH": str(root)}
     nothing = subprocess.DEVNULL
     with log.open("w") as out:
         ended = subprocess.run(command, cwd=root, env=environment, stdout=out, stderr=out, stdin=nothing)
@@ -117,7 +117,7 @@ def show_finding(name: str, corpus: Path) -> None:
 def covered(file: str, fuzzers: list[str]) -> Cover:
     """Lines of a file that these fuzzers' runs have met, by LLVM's own counting."""
     profile = WORK / "merged.profdata"
-    profiles = [WORK / f"{name}.profraw" for name in fuzzers]
+    profiles = [WORK / f"corpus/{name}.profraw" for name in fuzzers]
     subprocess.run(["llvm-profdata-14", "merge", "-sparse", "-o", profile, *profiles], check=True)
     programs = [ROOT / BUILT / "fuzzers" / f"fuzz_{name}" for name in fuzzers]
     objects = [word for program in programs[1:] for word in ("-object", program)]

@@ -248,10 +248,11 @@ def client_seeds() -> dict[str, bytes]:
         + settings
         + frame(RST, 0, 1, b"\0\0\0\x02"),
         "http": settings + frame(HEADERS, 5, 1, block({":status": "404", "content-type": "text/html"})),
-        "http_codes": b"".join(
-            settings + frame(HEADERS, 5, 1, block({":status": code}))
+        **{
+            f"http_{code}": settings + frame(HEADERS, 5, 1, block({":status": code}))
             for code in ("400", "401", "403", "429", "500")
-        ),
+        },
+        **{f"reset_{code}": settings + frame(RST, 0, 1, bytes([0, 0, 0, code])) for code in (7, 8, 11, 12)},
         "informational": settings
         + frame(HEADERS, END_HEADERS, 1, block({":status": "103"}))
         + answer(1, described.SerializeToString(), end=ok),
