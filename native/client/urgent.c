@@ -6,6 +6,7 @@
 #include <stdio.h>
 #include <string.h>
 
+#include "../rpc/payload.h"
 #include "answers.h"
 
 #define MS_NS UINT64_C(1000000)
@@ -72,8 +73,8 @@ static bool describes_ours(const struct urgent *urgent, const struct describe_re
     if (response->page_bytes != PAGE_BYTES || response->unit_pages != 1)
         snprintf(why, size, "the image has pages of %u bytes in units of %u: only 4096 in units of 1 can be served",
                  response->page_bytes, response->unit_pages);
-    else if (response->as_of == 0 || response->content_id == 0)
-        snprintf(why, size, "the server's description lacks a version or a content id");
+    else if (response->as_of == 0 || response->as_of >= PAYLOAD_VERSION_END || response->content_id == 0)
+        snprintf(why, size, "the server's description lacks a content id, or a version within its bounds");
     else if (urgent->content_id != 0 && response->content_id != urgent->content_id)
         snprintf(why, size, "the server's image has other bytes now: content id %016" PRIx64 ", not %016" PRIx64,
                  response->content_id, urgent->content_id);

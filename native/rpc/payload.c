@@ -34,7 +34,9 @@ int payload_check(uint64_t content_id, const struct page_batch *batch, uint64_t 
         return -PF_REASON_BAD_REQUEST;
     for (uint32_t i = 0; i < batch->run_count; i++) {
         const struct run *run = &batch->runs[i];
-        if (run->kind < PF_RUN_KIND_DATA || run->kind > PF_RUN_KIND_VERSION || run->version == 0)
+        if (run->kind < PF_RUN_KIND_DATA || run->kind > PF_RUN_KIND_VERSION)
+            return -PF_REASON_BAD_REQUEST;
+        if (run->version == 0 || run->version >= PAYLOAD_VERSION_END)
             return -PF_REASON_BAD_REQUEST;
         if (run->kind != PF_RUN_KIND_DATA)
             continue;

@@ -146,6 +146,9 @@ static void test_other_faults(void)
     batch.as_of = 0;
     CHECK_EQ(check_signed(&batch), -PF_REASON_BAD_REQUEST);
     batch = good_batch(runs);
+    runs[1].version = UINT64_C(1) << 56; /* wider than a version is: a page's word would cut it */
+    CHECK_EQ(check_signed(&batch), -PF_REASON_BAD_REQUEST);
+    batch = good_batch(runs);
     batch.run_count = 0;
     CHECK_EQ(check_signed(&batch), -PF_REASON_BAD_REQUEST);
 }
