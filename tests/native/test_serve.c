@@ -140,14 +140,18 @@ static void test_the_whole_image(void)
  */
 static void asks_meanwhile(struct serve_client *const *clients, uint32_t count)
 {
+    uint32_t overtaken = 0;
+
     for (uint64_t i = 1; i <= 20; i++) {
         uint32_t before = call.batches, turns = 0;
         serve_ask(&urgent, NULL, i * 101, 1, 0, false);
         while (urgent.pages < i && !urgent.ended && turns++ < 2000)
             serve_turn(clients, count, 10);
         CHECK_EQ(urgent.pages, i);
-        CHECK(call.batches - before <= 32); /* a few; how many also hangs on when this thread gets to run */
+        CHECK(call.batches - before <= 32); /* how many also hangs on when this thread gets to run */
+        overtaken += call.batches - before > 8;
     }
+    CHECK(overtaken <= 2); /* so one or two may be unlucky, the others wait for a few */
 }
 
 static void test_an_urgent_page_overtakes_bulk(bool one_connection)
