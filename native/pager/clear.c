@@ -79,8 +79,7 @@ static bool zero_found_something(struct engine *engine, uint64_t page)
 
     if (placed) {
         place_owned(engine, page, 1, version);
-        if (place_mapped(engine, page, 1).status != PLACING_DONE)
-            place_wake(engine, page, 1);
+        place_map_or_wake(engine, page, 1);
     } else {
         place_word(engine, page, PAGE_ZERO, true, version);
     }

@@ -270,20 +270,10 @@ static bool sweepable(const struct engine *engine, uint64_t page)
 /* Claims a run and maps it; what cannot be mapped now faults and is mapped then. Returns pages mapped. */
 static uint64_t sweep_run(struct engine *engine, uint64_t page, uint64_t count)
 {
-    struct placed placed;
-    uint64_t mapped = 0;
-    int tries = 0;
-
     wait_note(engine, page, count, table_word(engine->table, page), PAGE_EVENT_SWEEP, PAGE_ACTION_MAP);
     for (uint64_t i = 0; i < count; i++)
         place_word(engine, page + i, PAGE_OWNED, false, page_version(table_word(engine->table, page + i)));
-    do {
-        placed = place_mapped(engine, page + mapped, count - mapped);
-        mapped += placed.pages;
-    } while (placed.status == PLACING_LATER && wait_drain(engine, &tries));
-    if (mapped < count)
-        place_wake(engine, page + mapped, count - mapped);
-    return mapped;
+    return place_map_or_wake(engine, page, count);
 }
 
 uint64_t engine_sweep(struct engine *engine, uint64_t first_page, uint64_t page_count)

@@ -9,6 +9,8 @@
 
 #include <stddef.h>
 
+#include "wait.h"
+
 #define HOLE_TRIES 3
 
 /* ---------------------------------------------------------------------------------------------- mapping what is */
@@ -78,13 +80,19 @@ struct placed place_mapped(struct engine *engine, uint64_t page, uint64_t count)
     return placed;
 }
 
-/* Claimed pages are mapped now; where that cannot be, who waits faults again. */
-static void map_or_wake(struct engine *engine, uint64_t page, uint64_t count)
+uint64_t place_map_or_wake(struct engine *engine, uint64_t page, uint64_t count)
 {
-    struct placed placed = place_mapped(engine, page, count);
+    struct placed placed;
+    uint64_t mapped = 0;
+    int tries = 0;
 
-    if (placed.status != PLACING_DONE)
-        place_wake(engine, page + placed.pages, count - placed.pages);
+    do {
+        placed = place_mapped(engine, page + mapped, count - mapped);
+        mapped += placed.pages;
+    } while (placed.status == PLACING_LATER && wait_drain(engine, &tries));
+    if (mapped < count)
+        place_wake(engine, page + mapped, count - mapped);
+    return mapped;
 }
 
 /* --------------------------------------------------------------------------------------------------------- bytes */
@@ -100,7 +108,7 @@ static enum placing copy_found_something(struct engine *engine, uint64_t page, u
         place_wake(engine, page, 1);
     } else if (atomic_load(&engine->table->header->takeovers) > 0) {
         place_owned(engine, page, 1, version);
-        map_or_wake(engine, page, 1);
+        place_map_or_wake(engine, page, 1);
     } else {
         place_hold(engine, page, "the RAM file holds something where nobody has written: the page is held back");
         status = PLACING_HELD;
@@ -175,7 +183,7 @@ struct placed place_data(struct engine *engine, uint64_t page, uint64_t count, c
         placed = write_run(engine, page, count, bytes);
         place_owned(engine, page, placed.pages, version);
         if (placed.pages > 0)
-            map_or_wake(engine, page, placed.pages);
+            place_map_or_wake(engine, page, placed.pages);
     }
     return placed;
 }

@@ -69,6 +69,9 @@ struct placed place_zeros(struct engine *engine, uint64_t page, uint64_t count, 
 void place_removed(struct engine *engine, uint64_t page, uint64_t count);
 /* Maps OWNED pages; a hole reads zero from now on. */
 struct placed place_mapped(struct engine *engine, uint64_t page, uint64_t count);
+/* The same, and what finds events unread reads them first; where it cannot be now, who waits is woken and faults again.
+ * Returns pages mapped. */
+uint64_t place_map_or_wake(struct engine *engine, uint64_t page, uint64_t count);
 
 /* MAP_ZERO: a ZERO page becomes OWNED. */
 enum placing place_zero(struct engine *engine, uint64_t page);

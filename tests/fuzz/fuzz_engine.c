@@ -55,13 +55,6 @@ static void on_failed(void *owner, uint64_t page, const char *text)
     abort();
 }
 
-/* LATER may have come by force here, so whoever tries again without reading does nothing wrong. */
-static void before_call(void *owner, enum sim_call call)
-{
-    (void)owner, (void)call;
-    bed.sim.refused_page_plus_1 = 0;
-}
-
 static void start(void)
 {
     struct engine_options options = {
@@ -279,7 +272,6 @@ static void begin(uint8_t manner)
     sim_open(&bed.sim, &bed.regions, bed.private_memory, 1);
     bed.sim.table = &bed.table;
     bed.sim.failed = on_failed;
-    bed.sim.before = before_call;
     start();
     for (uint64_t page = 0; (manner & 4) != 0 && !bed.private_memory && page < PAGES; page += 3) {
         sim_foreign(&bed.sim, page, UINT64_C(0xf0e1) << 48 | page);

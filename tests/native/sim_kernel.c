@@ -459,7 +459,7 @@ static struct kernel_outcome run_call(struct sim_kernel *sim, enum sim_call call
         if (outcome.result == KERNEL_MAPPED)
             outcome.done_bytes += PAGE_BYTES;
     }
-    if (outcome.result == KERNEL_LATER && any_removal(sim, SIM_REMOVAL_POSTED) && !in_batch(sim))
+    if (maps(call) && outcome.result == KERNEL_LATER && any_removal(sim, SIM_REMOVAL_POSTED) && !in_batch(sim))
         sim->refused_page_plus_1 = page + outcome.done_bytes / PAGE_BYTES + 1;
     sim->troubles += outcome.result == KERNEL_LATER || outcome.result == KERNEL_FULL ||
                       outcome.result == KERNEL_GONE || outcome.result == KERNEL_REFUSED;

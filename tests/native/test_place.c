@@ -166,6 +166,36 @@ static void later_in_news_reads_events_first(void)
     CHECK_EQ(bed_state(0), PAGE_ZERO);
 }
 
+/* Only a call that maps waits for events: what a punch answers says nothing of them, and the marker follows at once. */
+static void a_punch_that_fails_tells_nothing_of_events(void)
+{
+    bed_begin_armed(false);
+    sim_foreign(&bed.sim, 3, 0xf0e1);
+    engine_mark_stale(&bed.engine, 3, 1);
+    sim_remove(&bed.sim, bed_layout[0].address, bed_layout[0].address + PAGE_BYTES, false);
+    bed_force(SIM_PUNCH, KERNEL_LATER, 0, 1);
+    CHECK_EQ(bed_news(ENGINE_POISON, 3, 1, V1), 1);
+    CHECK_EQ(bed_state(3), PAGE_POISONED);
+    CHECK(page_stale(bed_word(3)));
+}
+
+/* The CONTINUE of a page that was written is refused by a removal that nobody has read: it is read before that page
+ * is mapped or marked again, whoever does so. */
+static void a_claimed_page_that_cannot_be_mapped_reads_events_first(void)
+{
+    bed_begin_armed(false);
+    sim_foreign(&bed.sim, 3, 0xf0e1);
+    engine_mark_stale(&bed.engine, 3, 1);
+    bed_fault(0, 3);
+    sim_remove(&bed.sim, bed_layout[0].address, bed_layout[0].address + PAGE_BYTES, false);
+    CHECK_EQ(bed_news(ENGINE_DATA, 3, 1, V1), 1);
+    CHECK_EQ(bed_state(3), PAGE_OWNED);
+    CHECK_EQ(bed_counter(STATS_removes_total), 1);
+    CHECK(!bed.sim.threads[0].sleeps); /* its VMM is not done: it faults again */
+    CHECK_EQ(bed_news(ENGINE_POISON, 3, 1, V1), 1);
+    CHECK_EQ(bed_state(3), PAGE_POISONED);
+}
+
 static void later_in_a_batch_is_parked_and_tried_soon(void)
 {
     bed_begin(false);
@@ -420,6 +450,8 @@ int main(void)
     RUN(a_page_that_fills_up_again_and_again_is_held_back);
     RUN(partial_progress_goes_on_where_it_stopped);
     RUN(later_in_news_reads_events_first);
+    RUN(a_punch_that_fails_tells_nothing_of_events);
+    RUN(a_claimed_page_that_cannot_be_mapped_reads_events_first);
     RUN(later_in_a_batch_is_parked_and_tried_soon);
     RUN(no_memory_is_said_once_and_tried_with_patience);
     RUN(a_vmm_that_is_gone_is_said_once);
