@@ -104,6 +104,30 @@ FIRST_REQUEST_MS: Final = 10_000
 FLOOD_FRAMES_MAX: Final = 1000
 FLOOD_FRAMES_PER_S: Final = 330
 
+# --------------------------------------------------------------------------------------------------- sessions
+
+# Name of a session: a Job's uid fits, and a DNS label.
+SESSION_NAME_BYTES_MAX: Final = 63
+
+# A session's token before base64url: 256 random bits.
+TOKEN_BYTES: Final = 32
+
+# Sessions that a page server keeps, those that have ended included: for a retry to find its outcome.
+SESSIONS_MAX: Final = 256
+
+# Incarnations of one image: 24 bits of its versions.
+INCARNATION_MAX: Final = (1 << 24) - 1
+
+# A device state: QEMU's is below 1 MiB; much more means that RAM is in it.
+DEVICE_STATE_BYTES_MAX: Final = 16 << 20
+
+# One piece of it on the control port, with room for the other fields below CONTROL_MESSAGE_BYTES_MAX.
+DEVICE_STATE_PIECE_BYTES: Final = 32_768
+
+# Bulk is paced to this share of what the link was seen to bring, so that an urgent page finds the queues
+# on the way empty. 80 % gives the shortest faults, and a total a quarter longer.
+PACE_PERCENT: Final = 95
+
 # --------------------------------------------------------------------------------------------------- liveness
 
 # A client sends a heartbeat on its FetchPages call this often: it proves the server's page thread, not the
@@ -206,3 +230,16 @@ DEFAULT_SERVER_THREADS: Final = 1
 
 # Spinning before sleep saves about 8 us a fault and takes a core; only who has one to spare turns it on.
 DEFAULT_SPIN_US: Final = 0
+
+# A session that no target has opened after this long is given up; KubeVirt's Jobs take a minute to start.
+DEFAULT_ATTACH_WITHIN_S: Final = 600
+
+# How long the guest may stand still: precopy goes on until what is left fits.
+DEFAULT_MAX_DOWNTIME_MS: Final = 900
+
+# Precopy ends after this many rounds, converged or not.
+DEFAULT_ROUNDS_MAX: Final = 30
+
+# KubeVirt's: time for the whole, by the size of the memory, and for a precopy that does not get on.
+DEFAULT_COMPLETION_TIMEOUT_PER_GIB_S: Final = 150
+DEFAULT_PROGRESS_TIMEOUT_S: Final = 150

@@ -222,6 +222,30 @@ enum pf_reason {
 #define PF_LIMIT_FLOOD_FRAMES_MAX 1000
 #define PF_LIMIT_FLOOD_FRAMES_PER_S 330
 
+/* Name of a session: a Job's uid fits, and a DNS label. */
+#define PF_LIMIT_SESSION_NAME_BYTES_MAX 63
+
+/* A session's token before base64url: 256 random bits. */
+#define PF_LIMIT_TOKEN_BYTES 32
+
+/* Sessions that a page server keeps, those that have ended included: for a retry to find its outcome. */
+#define PF_LIMIT_SESSIONS_MAX 256
+
+/* Incarnations of one image: 24 bits of its versions. */
+#define PF_LIMIT_INCARNATION_MAX 16777215
+
+/* A device state: QEMU's is below 1 MiB; much more means that RAM is in it. */
+#define PF_LIMIT_DEVICE_STATE_BYTES_MAX 16777216
+
+/* One piece of it on the control port, with room for the other fields below CONTROL_MESSAGE_BYTES_MAX. */
+#define PF_LIMIT_DEVICE_STATE_PIECE_BYTES 32768
+
+/*
+ * Bulk is paced to this share of what the link was seen to bring, so that an urgent page finds the queues
+ * on the way empty. 80 % gives the shortest faults, and a total a quarter longer.
+ */
+#define PF_LIMIT_PACE_PERCENT 95
+
 /*
  * A client sends a heartbeat on its FetchPages call this often: it proves the server's page thread, not
  * the transport.

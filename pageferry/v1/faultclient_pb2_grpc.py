@@ -4,6 +4,7 @@
 import grpc
 import warnings
 
+from pageferry.v1 import faultclient_pb2 as pageferry_dot_v1_dot_faultclient__pb2
 from pageferry.v1 import migrations_pb2 as pageferry_dot_v1_dot_migrations__pb2
 
 GRPC_GENERATED_VERSION = '1.76.0'
@@ -27,9 +28,8 @@ if _version_not_supported:
 
 
 class FaultClientServiceStub(object):
-    """Control port of the fault client: a caller watches, may go away and come back. Sessions are begun by `faultclient run`; to start,
-    switch over and cancel them from afar comes with live migration. All calls are an operator's; unary ones answer within 100 ms and never
-    touch guest memory.
+    """Control port of the fault client, which drives the move: a caller starts it, watches, may go away and come back. All calls are an
+    operator's; unary ones answer within 100 ms and never touch guest memory. Sessions begun by `faultclient run` are here too.
     Errors of all: NOT_ALLOWED, NO_SUCH_IMAGE, BAD_REQUEST, BUSY, GOING_AWAY, BUG; each also as google.rpc.ErrorInfo {reason, domain
     "pageferry"}.
     """
@@ -40,6 +40,16 @@ class FaultClientServiceStub(object):
         Args:
             channel: A grpc.Channel.
         """
+        self.StartSession = channel.unary_unary(
+                '/pageferry.v1.FaultClientService/StartSession',
+                request_serializer=pageferry_dot_v1_dot_faultclient__pb2.StartSessionRequest.SerializeToString,
+                response_deserializer=pageferry_dot_v1_dot_migrations__pb2.Session.FromString,
+                _registered_method=True)
+        self.SwitchOver = channel.unary_unary(
+                '/pageferry.v1.FaultClientService/SwitchOver',
+                request_serializer=pageferry_dot_v1_dot_migrations__pb2.SessionName.SerializeToString,
+                response_deserializer=pageferry_dot_v1_dot_migrations__pb2.Session.FromString,
+                _registered_method=True)
         self.GetSession = channel.unary_unary(
                 '/pageferry.v1.FaultClientService/GetSession',
                 request_serializer=pageferry_dot_v1_dot_migrations__pb2.SessionName.SerializeToString,
@@ -50,15 +60,35 @@ class FaultClientServiceStub(object):
                 request_serializer=pageferry_dot_v1_dot_migrations__pb2.WatchSessionsRequest.SerializeToString,
                 response_deserializer=pageferry_dot_v1_dot_migrations__pb2.Session.FromString,
                 _registered_method=True)
+        self.CancelSession = channel.unary_unary(
+                '/pageferry.v1.FaultClientService/CancelSession',
+                request_serializer=pageferry_dot_v1_dot_migrations__pb2.EndSessionRequest.SerializeToString,
+                response_deserializer=pageferry_dot_v1_dot_migrations__pb2.Session.FromString,
+                _registered_method=True)
 
 
 class FaultClientServiceServicer(object):
-    """Control port of the fault client: a caller watches, may go away and come back. Sessions are begun by `faultclient run`; to start,
-    switch over and cancel them from afar comes with live migration. All calls are an operator's; unary ones answer within 100 ms and never
-    touch guest memory.
+    """Control port of the fault client, which drives the move: a caller starts it, watches, may go away and come back. All calls are an
+    operator's; unary ones answer within 100 ms and never touch guest memory. Sessions begun by `faultclient run` are here too.
     Errors of all: NOT_ALLOWED, NO_SUCH_IMAGE, BAD_REQUEST, BUSY, GOING_AWAY, BUG; each also as google.rpc.ErrorInfo {reason, domain
     "pageferry"}.
     """
+
+    def StartSession(self, request, context):
+        """Attaches once the VM's hand-off is there, runs rounds, hands over, serves faults, commits. The session's token comes in this call's
+        authorization metadata. The same id and fields return the same session, also after its end. Errors: ALREADY_ATTACHED if the id has
+        other fields or the VM another session that has not ended; NO_VMM if there is no VM of this name.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def SwitchOver(self, request, context):
+        """Now, converged or not. Errors: WRONG_PHASE.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
 
     def GetSession(self, request, context):
         """NO_SUCH_IMAGE: no session of this name.
@@ -68,9 +98,14 @@ class FaultClientServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def WatchSessions(self, request, context):
-        """State, not events: the present Session of each match, then again at each change of phase, paused, failure, cancel_requested,
-        poison_seq, and once an interval while numbers move. A slow reader misses steps, never the newest. OK when the named session
-        has ended, or after the first round with `once` (that is the list). After a break, watch again.
+        """As MigrationService has it.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def CancelSession(self, request, context):
+        """Before it has accepted: ABORTED is recorded here, then reported. Later WRONG_PHASE: the guest's memory is in two places.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -79,6 +114,16 @@ class FaultClientServiceServicer(object):
 
 def add_FaultClientServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
+            'StartSession': grpc.unary_unary_rpc_method_handler(
+                    servicer.StartSession,
+                    request_deserializer=pageferry_dot_v1_dot_faultclient__pb2.StartSessionRequest.FromString,
+                    response_serializer=pageferry_dot_v1_dot_migrations__pb2.Session.SerializeToString,
+            ),
+            'SwitchOver': grpc.unary_unary_rpc_method_handler(
+                    servicer.SwitchOver,
+                    request_deserializer=pageferry_dot_v1_dot_migrations__pb2.SessionName.FromString,
+                    response_serializer=pageferry_dot_v1_dot_migrations__pb2.Session.SerializeToString,
+            ),
             'GetSession': grpc.unary_unary_rpc_method_handler(
                     servicer.GetSession,
                     request_deserializer=pageferry_dot_v1_dot_migrations__pb2.SessionName.FromString,
@@ -87,6 +132,11 @@ def add_FaultClientServiceServicer_to_server(servicer, server):
             'WatchSessions': grpc.unary_stream_rpc_method_handler(
                     servicer.WatchSessions,
                     request_deserializer=pageferry_dot_v1_dot_migrations__pb2.WatchSessionsRequest.FromString,
+                    response_serializer=pageferry_dot_v1_dot_migrations__pb2.Session.SerializeToString,
+            ),
+            'CancelSession': grpc.unary_unary_rpc_method_handler(
+                    servicer.CancelSession,
+                    request_deserializer=pageferry_dot_v1_dot_migrations__pb2.EndSessionRequest.FromString,
                     response_serializer=pageferry_dot_v1_dot_migrations__pb2.Session.SerializeToString,
             ),
     }
@@ -98,12 +148,65 @@ def add_FaultClientServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class FaultClientService(object):
-    """Control port of the fault client: a caller watches, may go away and come back. Sessions are begun by `faultclient run`; to start,
-    switch over and cancel them from afar comes with live migration. All calls are an operator's; unary ones answer within 100 ms and never
-    touch guest memory.
+    """Control port of the fault client, which drives the move: a caller starts it, watches, may go away and come back. All calls are an
+    operator's; unary ones answer within 100 ms and never touch guest memory. Sessions begun by `faultclient run` are here too.
     Errors of all: NOT_ALLOWED, NO_SUCH_IMAGE, BAD_REQUEST, BUSY, GOING_AWAY, BUG; each also as google.rpc.ErrorInfo {reason, domain
     "pageferry"}.
     """
+
+    @staticmethod
+    def StartSession(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/pageferry.v1.FaultClientService/StartSession',
+            pageferry_dot_v1_dot_faultclient__pb2.StartSessionRequest.SerializeToString,
+            pageferry_dot_v1_dot_migrations__pb2.Session.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def SwitchOver(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/pageferry.v1.FaultClientService/SwitchOver',
+            pageferry_dot_v1_dot_migrations__pb2.SessionName.SerializeToString,
+            pageferry_dot_v1_dot_migrations__pb2.Session.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
 
     @staticmethod
     def GetSession(request,
@@ -148,6 +251,33 @@ class FaultClientService(object):
             target,
             '/pageferry.v1.FaultClientService/WatchSessions',
             pageferry_dot_v1_dot_migrations__pb2.WatchSessionsRequest.SerializeToString,
+            pageferry_dot_v1_dot_migrations__pb2.Session.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def CancelSession(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/pageferry.v1.FaultClientService/CancelSession',
+            pageferry_dot_v1_dot_migrations__pb2.EndSessionRequest.SerializeToString,
             pageferry_dot_v1_dot_migrations__pb2.Session.FromString,
             options,
             channel_credentials,

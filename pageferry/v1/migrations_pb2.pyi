@@ -58,6 +58,22 @@ class Session(_message.Message):
     blocktime_us: int
     def __init__(self, session: _Optional[str] = ..., image: _Optional[str] = ..., revision: _Optional[int] = ..., phase: _Optional[_Union[_pages_pb2.Phase, str]] = ..., phase_since: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping[str, object]]] = ..., paused: _Optional[_Union[_pages_pb2.Reason, str]] = ..., failure: _Optional[_Union[_pages_pb2.Reason, str]] = ..., message: _Optional[str] = ..., peer: _Optional[str] = ..., cancel_requested: bool = ..., pages_total: _Optional[int] = ..., pages_settled: _Optional[int] = ..., pages_poisoned: _Optional[int] = ..., poison_seq: _Optional[int] = ..., wire_bytes: _Optional[int] = ..., round: _Optional[int] = ..., dirty_pages: _Optional[int] = ..., dirty_pages_per_second: _Optional[int] = ..., downtime_us: _Optional[int] = ..., faults: _Optional[int] = ..., faults_waiting: _Optional[int] = ..., blocktime_us: _Optional[int] = ...) -> None: ...
 
+class CreateSessionRequest(_message.Message):
+    __slots__ = ("session", "image", "token_sha256", "target_identity", "attach_within_s", "hold_source")
+    SESSION_FIELD_NUMBER: _ClassVar[int]
+    IMAGE_FIELD_NUMBER: _ClassVar[int]
+    TOKEN_SHA256_FIELD_NUMBER: _ClassVar[int]
+    TARGET_IDENTITY_FIELD_NUMBER: _ClassVar[int]
+    ATTACH_WITHIN_S_FIELD_NUMBER: _ClassVar[int]
+    HOLD_SOURCE_FIELD_NUMBER: _ClassVar[int]
+    session: str
+    image: str
+    token_sha256: bytes
+    target_identity: str
+    attach_within_s: int
+    hold_source: bool
+    def __init__(self, session: _Optional[str] = ..., image: _Optional[str] = ..., token_sha256: _Optional[bytes] = ..., target_identity: _Optional[str] = ..., attach_within_s: _Optional[int] = ..., hold_source: bool = ...) -> None: ...
+
 class SessionName(_message.Message):
     __slots__ = ("session",)
     SESSION_FIELD_NUMBER: _ClassVar[int]
@@ -73,3 +89,43 @@ class WatchSessionsRequest(_message.Message):
     interval_ms: int
     once: bool
     def __init__(self, session: _Optional[str] = ..., interval_ms: _Optional[int] = ..., once: bool = ...) -> None: ...
+
+class EndSessionRequest(_message.Message):
+    __slots__ = ("session", "force_image")
+    SESSION_FIELD_NUMBER: _ClassVar[int]
+    FORCE_IMAGE_FIELD_NUMBER: _ClassVar[int]
+    session: str
+    force_image: str
+    def __init__(self, session: _Optional[str] = ..., force_image: _Optional[str] = ...) -> None: ...
+
+class HandOverResponse(_message.Message):
+    __slots__ = ("as_of", "manifest_digest", "stopped_us", "device_state", "device_state_digest", "last")
+    AS_OF_FIELD_NUMBER: _ClassVar[int]
+    MANIFEST_DIGEST_FIELD_NUMBER: _ClassVar[int]
+    STOPPED_US_FIELD_NUMBER: _ClassVar[int]
+    DEVICE_STATE_FIELD_NUMBER: _ClassVar[int]
+    DEVICE_STATE_DIGEST_FIELD_NUMBER: _ClassVar[int]
+    LAST_FIELD_NUMBER: _ClassVar[int]
+    as_of: int
+    manifest_digest: bytes
+    stopped_us: int
+    device_state: bytes
+    device_state_digest: int
+    last: bool
+    def __init__(self, as_of: _Optional[int] = ..., manifest_digest: _Optional[bytes] = ..., stopped_us: _Optional[int] = ..., device_state: _Optional[bytes] = ..., device_state_digest: _Optional[int] = ..., last: bool = ...) -> None: ...
+
+class RecordPhaseRequest(_message.Message):
+    __slots__ = ("session", "phase", "manifest_digest", "pages_owned", "pages_zero", "pages_poisoned")
+    SESSION_FIELD_NUMBER: _ClassVar[int]
+    PHASE_FIELD_NUMBER: _ClassVar[int]
+    MANIFEST_DIGEST_FIELD_NUMBER: _ClassVar[int]
+    PAGES_OWNED_FIELD_NUMBER: _ClassVar[int]
+    PAGES_ZERO_FIELD_NUMBER: _ClassVar[int]
+    PAGES_POISONED_FIELD_NUMBER: _ClassVar[int]
+    session: str
+    phase: _pages_pb2.Phase
+    manifest_digest: bytes
+    pages_owned: int
+    pages_zero: int
+    pages_poisoned: int
+    def __init__(self, session: _Optional[str] = ..., phase: _Optional[_Union[_pages_pb2.Phase, str]] = ..., manifest_digest: _Optional[bytes] = ..., pages_owned: _Optional[int] = ..., pages_zero: _Optional[int] = ..., pages_poisoned: _Optional[int] = ...) -> None: ...

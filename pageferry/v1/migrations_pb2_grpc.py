@@ -4,6 +4,7 @@
 import grpc
 import warnings
 
+from pageferry.v1 import migrations_pb2 as pageferry_dot_v1_dot_migrations__pb2
 
 GRPC_GENERATED_VERSION = '1.76.0'
 GRPC_VERSION = grpc.__version__
@@ -23,3 +24,361 @@ if _version_not_supported:
         + f' Please upgrade your grpc module to grpcio>={GRPC_GENERATED_VERSION}'
         + f' or downgrade your generated code using grpcio-tools<={GRPC_VERSION}.'
     )
+
+
+class MigrationServiceStub(object):
+    """Control port of the page server. Calls are idempotent by name and wanted state; unary ones answer within 100 ms and never touch guest
+    memory; what takes longer shows in the Session. The server dials nobody: the target asks. Operator calls need a TLS identity on the
+    operators' list, target calls the session's metadata (pages.proto). Errors of all: NOT_ALLOWED, NO_SUCH_IMAGE, BAD_REQUEST,
+    BUSY, GOING_AWAY, BUG; each also as google.rpc.ErrorInfo {reason, domain "pageferry"}.
+    """
+
+    def __init__(self, channel):
+        """Constructor.
+
+        Args:
+            channel: A grpc.Channel.
+        """
+        self.CreateSession = channel.unary_unary(
+                '/pageferry.v1.MigrationService/CreateSession',
+                request_serializer=pageferry_dot_v1_dot_migrations__pb2.CreateSessionRequest.SerializeToString,
+                response_deserializer=pageferry_dot_v1_dot_migrations__pb2.Session.FromString,
+                _registered_method=True)
+        self.GetSession = channel.unary_unary(
+                '/pageferry.v1.MigrationService/GetSession',
+                request_serializer=pageferry_dot_v1_dot_migrations__pb2.SessionName.SerializeToString,
+                response_deserializer=pageferry_dot_v1_dot_migrations__pb2.Session.FromString,
+                _registered_method=True)
+        self.WatchSessions = channel.unary_stream(
+                '/pageferry.v1.MigrationService/WatchSessions',
+                request_serializer=pageferry_dot_v1_dot_migrations__pb2.WatchSessionsRequest.SerializeToString,
+                response_deserializer=pageferry_dot_v1_dot_migrations__pb2.Session.FromString,
+                _registered_method=True)
+        self.CancelSession = channel.unary_unary(
+                '/pageferry.v1.MigrationService/CancelSession',
+                request_serializer=pageferry_dot_v1_dot_migrations__pb2.EndSessionRequest.SerializeToString,
+                response_deserializer=pageferry_dot_v1_dot_migrations__pb2.Session.FromString,
+                _registered_method=True)
+        self.ReleaseSession = channel.unary_unary(
+                '/pageferry.v1.MigrationService/ReleaseSession',
+                request_serializer=pageferry_dot_v1_dot_migrations__pb2.EndSessionRequest.SerializeToString,
+                response_deserializer=pageferry_dot_v1_dot_migrations__pb2.Session.FromString,
+                _registered_method=True)
+        self.HandOver = channel.unary_stream(
+                '/pageferry.v1.MigrationService/HandOver',
+                request_serializer=pageferry_dot_v1_dot_migrations__pb2.SessionName.SerializeToString,
+                response_deserializer=pageferry_dot_v1_dot_migrations__pb2.HandOverResponse.FromString,
+                _registered_method=True)
+        self.RecordPhase = channel.unary_unary(
+                '/pageferry.v1.MigrationService/RecordPhase',
+                request_serializer=pageferry_dot_v1_dot_migrations__pb2.RecordPhaseRequest.SerializeToString,
+                response_deserializer=pageferry_dot_v1_dot_migrations__pb2.Session.FromString,
+                _registered_method=True)
+
+
+class MigrationServiceServicer(object):
+    """Control port of the page server. Calls are idempotent by name and wanted state; unary ones answer within 100 ms and never touch guest
+    memory; what takes longer shows in the Session. The server dials nobody: the target asks. Operator calls need a TLS identity on the
+    operators' list, target calls the session's metadata (pages.proto). Errors of all: NOT_ALLOWED, NO_SUCH_IMAGE, BAD_REQUEST,
+    BUSY, GOING_AWAY, BUG; each also as google.rpc.ErrorInfo {reason, domain "pageferry"}.
+    """
+
+    def CreateSession(self, request, context):
+        """Operator: a live image may be moved once. The same id and fields return the same session, also after its end; only the token
+        may be replaced until a target has attached. Errors: ALREADY_ATTACHED if the image has another session that has not ended.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetSession(self, request, context):
+        """Operator, or the session's own target; WatchSessions too.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def WatchSessions(self, request, context):
+        """State, not events: the present Session of each match, then again at each change of phase, paused, failure, cancel_requested,
+        poison_seq, and once an interval while numbers move. A slow reader misses steps, never the newest. OK when the named session
+        has ended, or after the first round with `once` (that is the list). After a break, watch again.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def CancelSession(self, request, context):
+        """Operator. Until the hand-over the source resumes: ABORTED. From then on a request to the target (cancel_requested), unless
+        force_image vouches that the target is dead and stays dead: the source resumes; audited. Errors: WRONG_PHASE from POSTCOPY on.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ReleaseSession(self, request, context):
+        """Operator. COMMITTED to RELEASED for hold_source. With force_image, after the hand-over: the memory is given up, LOST; audited.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def HandOver(self, request, context):
+        """Target. Stops the guest, settles the last round, freezes the versions, saves the device state; the first message leaves when
+        the map is frozen. Before the message with `last` leaves, the source records the hand-over: until then any error makes it
+        resume by itself, afterwards only ABORTED or force. Asked again: the same answer. Errors: WRONG_PHASE, SUPERSEDED, NO_VMM.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def RecordPhase(self, request, context):
+        """Target. Tells what the target has ALREADY recorded durably: POSTCOPY ("accepted": the device state is loaded, the guest runs here for
+        ever), or ABORTED (it never will), one of them for ever; later COMMITTED (nothing more is needed). Repeated until answered, and
+        nothing waits for the answer but detaching, which needs COMMITTED or RELEASED in it. Errors: WRONG_PHASE, SUPERSEDED; MISMATCH if
+        COMMITTED does not agree in every count and digest.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+
+def add_MigrationServiceServicer_to_server(servicer, server):
+    rpc_method_handlers = {
+            'CreateSession': grpc.unary_unary_rpc_method_handler(
+                    servicer.CreateSession,
+                    request_deserializer=pageferry_dot_v1_dot_migrations__pb2.CreateSessionRequest.FromString,
+                    response_serializer=pageferry_dot_v1_dot_migrations__pb2.Session.SerializeToString,
+            ),
+            'GetSession': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetSession,
+                    request_deserializer=pageferry_dot_v1_dot_migrations__pb2.SessionName.FromString,
+                    response_serializer=pageferry_dot_v1_dot_migrations__pb2.Session.SerializeToString,
+            ),
+            'WatchSessions': grpc.unary_stream_rpc_method_handler(
+                    servicer.WatchSessions,
+                    request_deserializer=pageferry_dot_v1_dot_migrations__pb2.WatchSessionsRequest.FromString,
+                    response_serializer=pageferry_dot_v1_dot_migrations__pb2.Session.SerializeToString,
+            ),
+            'CancelSession': grpc.unary_unary_rpc_method_handler(
+                    servicer.CancelSession,
+                    request_deserializer=pageferry_dot_v1_dot_migrations__pb2.EndSessionRequest.FromString,
+                    response_serializer=pageferry_dot_v1_dot_migrations__pb2.Session.SerializeToString,
+            ),
+            'ReleaseSession': grpc.unary_unary_rpc_method_handler(
+                    servicer.ReleaseSession,
+                    request_deserializer=pageferry_dot_v1_dot_migrations__pb2.EndSessionRequest.FromString,
+                    response_serializer=pageferry_dot_v1_dot_migrations__pb2.Session.SerializeToString,
+            ),
+            'HandOver': grpc.unary_stream_rpc_method_handler(
+                    servicer.HandOver,
+                    request_deserializer=pageferry_dot_v1_dot_migrations__pb2.SessionName.FromString,
+                    response_serializer=pageferry_dot_v1_dot_migrations__pb2.HandOverResponse.SerializeToString,
+            ),
+            'RecordPhase': grpc.unary_unary_rpc_method_handler(
+                    servicer.RecordPhase,
+                    request_deserializer=pageferry_dot_v1_dot_migrations__pb2.RecordPhaseRequest.FromString,
+                    response_serializer=pageferry_dot_v1_dot_migrations__pb2.Session.SerializeToString,
+            ),
+    }
+    generic_handler = grpc.method_handlers_generic_handler(
+            'pageferry.v1.MigrationService', rpc_method_handlers)
+    server.add_generic_rpc_handlers((generic_handler,))
+    server.add_registered_method_handlers('pageferry.v1.MigrationService', rpc_method_handlers)
+
+
+ # This class is part of an EXPERIMENTAL API.
+class MigrationService(object):
+    """Control port of the page server. Calls are idempotent by name and wanted state; unary ones answer within 100 ms and never touch guest
+    memory; what takes longer shows in the Session. The server dials nobody: the target asks. Operator calls need a TLS identity on the
+    operators' list, target calls the session's metadata (pages.proto). Errors of all: NOT_ALLOWED, NO_SUCH_IMAGE, BAD_REQUEST,
+    BUSY, GOING_AWAY, BUG; each also as google.rpc.ErrorInfo {reason, domain "pageferry"}.
+    """
+
+    @staticmethod
+    def CreateSession(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/pageferry.v1.MigrationService/CreateSession',
+            pageferry_dot_v1_dot_migrations__pb2.CreateSessionRequest.SerializeToString,
+            pageferry_dot_v1_dot_migrations__pb2.Session.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetSession(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/pageferry.v1.MigrationService/GetSession',
+            pageferry_dot_v1_dot_migrations__pb2.SessionName.SerializeToString,
+            pageferry_dot_v1_dot_migrations__pb2.Session.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def WatchSessions(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/pageferry.v1.MigrationService/WatchSessions',
+            pageferry_dot_v1_dot_migrations__pb2.WatchSessionsRequest.SerializeToString,
+            pageferry_dot_v1_dot_migrations__pb2.Session.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def CancelSession(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/pageferry.v1.MigrationService/CancelSession',
+            pageferry_dot_v1_dot_migrations__pb2.EndSessionRequest.SerializeToString,
+            pageferry_dot_v1_dot_migrations__pb2.Session.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ReleaseSession(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/pageferry.v1.MigrationService/ReleaseSession',
+            pageferry_dot_v1_dot_migrations__pb2.EndSessionRequest.SerializeToString,
+            pageferry_dot_v1_dot_migrations__pb2.Session.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def HandOver(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/pageferry.v1.MigrationService/HandOver',
+            pageferry_dot_v1_dot_migrations__pb2.SessionName.SerializeToString,
+            pageferry_dot_v1_dot_migrations__pb2.HandOverResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RecordPhase(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/pageferry.v1.MigrationService/RecordPhase',
+            pageferry_dot_v1_dot_migrations__pb2.RecordPhaseRequest.SerializeToString,
+            pageferry_dot_v1_dot_migrations__pb2.Session.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
