@@ -4,6 +4,7 @@
 
 #include <inttypes.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 
 #include "../rpc/payload.h"
@@ -195,6 +196,15 @@ static enum grpc_pulled on_pull(void *owner, struct grpc_call *call, struct grpc
     return pulled;
 }
 
+/* One call's at a time: what DescribeImage would add to its answer has no room. */
+static uint8_t *on_gather(void *owner, struct grpc_call *call, size_t length)
+{
+    struct urgent *urgent = owner;
+    bool has_room = length <= PF_LIMIT_BATCH_MESSAGE_BYTES_MAX && (urgent->fetch == NULL || call == urgent->fetch);
+
+    return has_room ? urgent->gathered : NULL;
+}
+
 static int on_message(void *owner, struct grpc_call *call, struct grpc_bytes message)
 {
     struct urgent *urgent = owner;
@@ -236,6 +246,7 @@ static void on_ended(void *owner, struct grpc_call *call, const struct grpc_stat
 }
 
 static const struct grpc_owner urgent_calls = {
+    .gather = on_gather,
     .message = on_message,
     .pull = on_pull,
     .ended = on_ended,
@@ -245,11 +256,15 @@ static void on_up(void *owner)
 {
     struct urgent *urgent = owner;
 
+    if (urgent->gathered == NULL)
+        urgent->gathered = malloc(PF_LIMIT_BATCH_MESSAGE_BYTES_MAX);
     urgent->drop_why[0] = 0;
     urgent->describe_sent = false;
     urgent->waiting_ns = *urgent->now_ns;
     urgent->describe = grpc_start(conn_session(urgent->link.conn), PF_PATH_DESCRIBE_IMAGE, NULL);
-    if (urgent->describe == NULL)
+    if (urgent->gathered == NULL)
+        urgent_drop_soon(urgent, "no memory for its answers");
+    else if (urgent->describe == NULL)
         urgent_drop_soon(urgent, "the connection takes no calls");
 }
 
@@ -379,4 +394,6 @@ uint64_t urgent_next_ns(const struct urgent *urgent)
 void urgent_close(struct urgent *urgent)
 {
     link_close(&urgent->link);
+    free(urgent->gathered);
+    urgent->gathered = NULL;
 }

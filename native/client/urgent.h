@@ -68,6 +68,7 @@ struct urgent {
     struct urgent_later laters[URGENT_LATERS];
     struct run runs[PF_LIMIT_RUNS_MAX];
     uint8_t request[URGENT_REQUEST_BYTES];
+    uint8_t *gathered; /* room for a message that comes in pieces; from the first connection on */
 };
 
 struct urgent_options {

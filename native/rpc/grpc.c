@@ -12,6 +12,7 @@
 #include "session.h"
 
 #define CLIENT_CALLS_MAX 1024
+#define FIRST_CALLS (2 * PF_LIMIT_BULK_RANGES_IN_FLIGHT) /* at once: those that begin, and those that just end */
 #define USER_AGENT "pageferry/" PF_VERSION
 
 struct grpc_call *call_new(struct grpc_session *session)
@@ -214,6 +215,18 @@ static const struct h2_events events = {
     .closed = receiving_closed,
 };
 
+/* So that a range of bulk that begins, and the answer to it, allocate no call. */
+static int make_spare(struct grpc_session *session)
+{
+    for (int i = 0; i < FIRST_CALLS; i++) {
+        struct grpc_call *call = calloc(1, sizeof(*call));
+        if (call == NULL)
+            return -ENOMEM;
+        TAILQ_INSERT_HEAD(&session->spare, call, all);
+    }
+    return 0;
+}
+
 int grpc_session_open(enum grpc_role role, const struct grpc_settings *settings, const struct grpc_owner *callbacks,
                       void *owner, struct grpc_session **session)
 {
@@ -240,6 +253,8 @@ int grpc_session_open(enum grpc_role role, const struct grpc_settings *settings,
     new->block.bytes_max = settings->header_bytes_max;
     new->block.memory = malloc(settings->header_bytes_max);
     if (new->authority != NULL && new->block.memory != NULL)
+        rc = make_spare(new);
+    if (rc == 0)
         rc = h2_open(&h2_settings, &events, new, &new->h2);
 out:
     if (rc == 0)

@@ -2,12 +2,14 @@
 /* See calls.h. */
 #include "calls.h"
 
+#include <errno.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
 #include "gate.h"
 
+#define FIRST_CALLS 16 /* a connection's ranges, those that end just then, and its urgent calls */
 #define FREE_CALLS_MAX 256
 #define FREE_BATCHES_MAX 16
 /* From a deadline's error to the reset of a call whose peer does not even read that. */
@@ -59,20 +61,38 @@ uint8_t *call_batch(struct call *call)
     return call->batch;
 }
 
-void call_release(struct call *call)
+static void give_batch(struct worker *worker, void *batch)
 {
-    struct worker *worker = call->connection->worker;
-
-    if (call->batch == NULL)
-        return;
     if (worker->free_batch_count == FREE_BATCHES_MAX) {
-        free(call->batch);
+        free(batch);
     } else {
-        memcpy(call->batch, &worker->free_batches, sizeof(worker->free_batches));
-        worker->free_batches = call->batch;
+        memcpy(batch, &worker->free_batches, sizeof(worker->free_batches));
+        worker->free_batches = batch;
         worker->free_batch_count++;
     }
+}
+
+void call_release(struct call *call)
+{
+    if (call->batch != NULL)
+        give_batch(call->connection->worker, call->batch);
     call->batch = NULL;
+}
+
+int calls_open(struct worker *worker)
+{
+    int rc = 0;
+
+    for (int i = 0; rc == 0 && i < FIRST_CALLS; i++) {
+        struct call *call = malloc(sizeof(*call));
+        void *batch = malloc(call_batch_bytes());
+        if (call != NULL)
+            give_call(worker, call);
+        if (batch != NULL)
+            give_batch(worker, batch);
+        rc = call == NULL || batch == NULL ? -ENOMEM : 0;
+    }
+    return rc;
 }
 
 void calls_close(struct worker *worker)

@@ -45,7 +45,10 @@ void call_release(struct call *call);
 void calls_look_up(struct connection *connection);
 /* Ends calls whose deadline has passed; returns when the next one is due. */
 uint64_t calls_expire(struct connection *connection, uint64_t now_ns);
-/* The worker's own memory, at its end. */
+/* The worker's own memory, for the calls that a client of ours has at once; later calls that find none left get more,
+ * which is kept. 0 or -ENOMEM. */
+int calls_open(struct worker *worker);
+/* All of it, at its end. */
 void calls_close(struct worker *worker);
 
 #endif

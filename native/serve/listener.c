@@ -370,7 +370,7 @@ int listener_start(struct worker *worker, const struct watched *listeners, uint3
     worker->timer.kind = WATCHED_TIMER;
     worker->timer.fd = timerfd_create(CLOCK_MONOTONIC, TFD_CLOEXEC | TFD_NONBLOCK);
     worker->runs = malloc(PF_LIMIT_RUNS_MAX * sizeof(*worker->runs));
-    if (worker->epoll_fd < 0 || worker->runs == NULL)
+    if (worker->epoll_fd < 0 || worker->runs == NULL || calls_open(worker) != 0)
         goto out;
     if (watch_always(worker, &worker->bell) != 0 || watch_always(worker, &worker->timer) != 0)
         goto out;
