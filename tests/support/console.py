@@ -3,7 +3,8 @@
 
 A thread reads whole pieces as they come. A line that was cut when the guest was stopped has its first half on
 the source's console and the rest on the destination's: the source's `tail` is given to the destination's
-reader, which joins them.
+reader, which joins them. Where the guest moves while both are read, the tail is known only later, and the halves
+are joined then: `head` is the first line as it came.
 """
 
 import os
@@ -36,6 +37,14 @@ class Heartbeat:
     arrived_ns: int  # the host's time.monotonic_ns()
 
 
+def heartbeat(line: str, arrived_ns: int) -> Heartbeat | None:
+    beat = BEAT.fullmatch(line)
+    if beat is None:
+        return None
+    figures = {name: int(figure) for name, figure in beat.groupdict().items()}
+    return Heartbeat(**figures, arrived_ns=arrived_ns)
+
+
 class Console:
     """Reads `fd` until its end. Everything public may be read from any thread; lists only grow."""
 
@@ -47,6 +56,7 @@ class Console:
         self.errors: list[str] = []  # the workload's ERR lines
         self.other: list[str] = []  # what the kernel or init says, and heartbeats that cannot be read
         self.tail = tail
+        self.head: tuple[str, int] | None = None  # the first line of all, and when it was whole
         self.closed = False
         self._fd = fd
         self._ended = ended
@@ -71,10 +81,10 @@ class Console:
                 return
 
     def _take(self, line: str, arrived_ns: int) -> None:
-        beat = BEAT.fullmatch(line)
+        self.head = self.head or (line, arrived_ns)
+        beat = heartbeat(line, arrived_ns)
         if beat:
-            figures = {name: int(figure) for name, figure in beat.groupdict().items()}
-            self.beats.append(Heartbeat(**figures, arrived_ns=arrived_ns))
+            self.beats.append(beat)
         elif line.startswith("ERR "):
             self.errors.append(line)
         else:

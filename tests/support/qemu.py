@@ -53,6 +53,7 @@ class Qemu:
         folder: Path,
         *,
         restoring: SavedGuest | None = None,
+        incoming: bool = False,
         environment: Mapping[str, str] | None = None,
         prefix: Sequence[str] = (),
         binary: str | None = None,
@@ -61,9 +62,10 @@ class Qemu:
         """Starts QEMU. Its sockets and log go to `folder` (a short path; it is made). It makes `ram_file`
         unless that is there.
 
-        `restoring`: wait for this guest's state instead of booting. `environment`: for QEMU alone (LD_PRELOAD
-        and the like). `prefix`: a command that executes the rest of its line without forking (nsenter,
-        setpriv). `binary`: else QEMU= of the environment, else the system's.
+        `restoring`: wait for this guest's state instead of booting. `incoming`: wait for one that moves here.
+        `environment`: for QEMU alone (LD_PRELOAD and the like). `prefix`: a command that executes the rest of
+        its line without forking (nsenter, setpriv). `binary`: else QEMU= of the environment, else the
+        system's.
         """
         self.shape = shape
         self.ram_file = ram_file
@@ -78,7 +80,7 @@ class Qemu:
             *("setpriv", "--pdeathsig", "KILL"),
             *("env", *(f"{name}={value}" for name, value in (environment or {}).items())),
             *(program, *qemu_options(shape, ram_file, self._qmp_path), *extra),
-            *(("-incoming", "defer") if restoring else ()),
+            *(("-incoming", "defer") if restoring or incoming else ()),
         ]
         with self._log_path.open("wb") as log:
             self._process = subprocess.Popen(

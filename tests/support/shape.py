@@ -21,6 +21,7 @@ class GuestShape:
     memory_mib: int = 384
     smp: int = 1
     workload_mib: int = 256  # of the guest's RAM, filled and verified by its workload
+    hot_mib: int = 0  # of these, written flat out and in order; 0: looked at more than written, and at random
 
     def __post_init__(self) -> None:
         if self.qemu_machine != "microvm" and not re.search(r"-\d+\.\d+$", self.qemu_machine):
@@ -30,6 +31,8 @@ class GuestShape:
             raise ValueError("microvm brings up one CPU only: use pc for more")
         if not 0 < self.workload_mib <= self.memory_mib - 96:
             raise ValueError("the guest's kernel needs about 96 MiB beside the workload")
+        if not 0 <= self.hot_mib <= self.workload_mib:
+            raise ValueError("the writer writes what the workload has filled")
 
     @property
     def qemu_machine(self) -> str:
@@ -53,6 +56,7 @@ def qemu_options(shape: GuestShape, ram_file: Path, qmp_path: Path) -> list[str]
     ram = f"memory-backend-file,id=ram0,mem-path={ram_file},size={shape.memory_mib}M,share=on"
     devices = f",{MICROVM_DEVICES}" if shape.qemu_machine == "microvm" else ""
     append = f"console=ttyS0 quiet panic=-1 reboot=t wl.mb={shape.workload_mib}"
+    append += f" wl.hot={shape.hot_mib}" if shape.hot_mib else ""
     return [
         *("-nodefaults", "-no-user-config", "-no-reboot", "-display", "none", "-serial", "stdio"),
         *("-accel", "tcg", "-cpu", "qemu64", "-smp", str(shape.smp), "-m", str(shape.memory_mib)),

@@ -16,7 +16,8 @@
  * Input "epoch\n" starts a new epoch: `distinct` counts the different pages looked at since. That is how
  * whoever restored the guest learns how much of its memory has been seen after the restore.
  *
- * Kernel command line: wl.mb=<MiB to fill>.
+ * Kernel command line: wl.mb=<MiB to fill>, and wl.hot=<MiB of these> for the flat-out writer: it goes over the hot
+ * pages alone, in order, and writes each one anew after its look at it. An epoch begins with one look at all pages.
  */
 #define _GNU_SOURCE
 #include <errno.h>
@@ -58,7 +59,7 @@ struct line {
 
 struct worker {
     pthread_t thread;
-    uint64_t first_page, page_count;
+    uint64_t first_page, page_count, hot_count;
     uint64_t next_in_order; /* of the share */
     uint64_t random_state;
     /* written by this worker, read by the heartbeat */
@@ -69,7 +70,7 @@ struct workload {
     struct line (*pages)[PAGE_LINES];
     uint32_t *expected; /* n of every page */
     uint8_t *seen;      /* 1: looked at in this epoch */
-    uint64_t page_count, incarnation;
+    uint64_t page_count, hot_count, incarnation;
     uint32_t worker_count;
     int console;
     atomic_int err_lines_left;
@@ -166,15 +167,17 @@ static void add(_Atomic uint64_t *counter, uint64_t more)
     atomic_store(counter, atomic_load(counter) + more);
 }
 
-static void join_epoch(struct worker *worker)
+/* True: a new one has begun. */
+static bool join_epoch(struct worker *worker)
 {
     uint64_t epoch = atomic_load(&workload.epoch);
 
     if (epoch == atomic_load(&worker->epoch))
-        return;
+        return false;
     memset(workload.seen + worker->first_page, 0, worker->page_count);
     atomic_store(&worker->distinct, 0);
     atomic_store(&worker->epoch, epoch);
+    return true;
 }
 
 /* In order and at random, in turns. */
@@ -192,25 +195,42 @@ static uint64_t next_page(struct worker *worker, uint64_t turn)
     return worker->first_page + at;
 }
 
+static void visit(struct worker *worker, uint64_t page, bool rewrite)
+{
+    uint32_t wrong = look(page);
+
+    add(&worker->verified, 1);
+    add(&worker->errors, wrong);
+    if (!workload.seen[page]) {
+        workload.seen[page] = 1;
+        add(&worker->distinct, 1);
+    }
+    /* A wrong page is left as it is: it stays to be found. */
+    if (wrong == 0 && rewrite) {
+        write_page(page, workload.expected[page] + 1u);
+        add(&worker->rewritten, 1);
+    }
+}
+
 static void *work(void *argument)
 {
     struct worker *worker = argument;
 
     for (uint64_t turn = 0;; turn++) {
         join_epoch(worker);
-        uint64_t page = next_page(worker, turn);
-        uint32_t wrong = look(page);
-        add(&worker->verified, 1);
-        add(&worker->errors, wrong);
-        if (!workload.seen[page]) {
-            workload.seen[page] = 1;
-            add(&worker->distinct, 1);
-        }
-        /* A wrong page is left as it is: it stays to be found. */
-        if (wrong == 0 && turn % LOOKS_PER_REWRITE == LOOKS_PER_REWRITE - 1) {
-            write_page(page, workload.expected[page] + 1u);
-            add(&worker->rewritten, 1);
-        }
+        visit(worker, next_page(worker, turn), turn % LOOKS_PER_REWRITE == LOOKS_PER_REWRITE - 1);
+    }
+    return NULL;
+}
+
+static void *write_flat_out(void *argument)
+{
+    struct worker *worker = argument;
+
+    for (;;) {
+        bool all = join_epoch(worker);
+        for (uint64_t at = 0; at < (all ? worker->page_count : worker->hot_count); at++)
+            visit(worker, worker->first_page + at, !all);
     }
     return NULL;
 }
@@ -271,7 +291,8 @@ static void beat_for_ever(void)
     }
 }
 
-static uint64_t mib_from_command_line(void)
+/* 0: it is not there. */
+static uint64_t mib_from_command_line(const char *name)
 {
     char text[2048];
     int fd = open("/proc/cmdline", O_RDONLY | O_CLOEXEC);
@@ -283,13 +304,8 @@ static uint64_t mib_from_command_line(void)
     if (length < 0)
         die("/proc/cmdline");
     text[length] = '\0';
-    const char *word = strstr(text, "wl.mb=");
-    uint64_t mib = word == NULL ? 0 : strtoull(word + strlen("wl.mb="), NULL, 10);
-    if (mib == 0) {
-        errno = EINVAL;
-        die("wl.mb");
-    }
-    return mib;
+    const char *word = strstr(text, name);
+    return word == NULL ? 0 : strtoull(word + strlen(name), NULL, 10);
 }
 
 static void *reserve(size_t bytes)
@@ -315,7 +331,12 @@ static void open_console(void)
 
 static void fill(void)
 {
-    workload.page_count = mib_from_command_line() * PAGES_PER_MIB;
+    workload.page_count = mib_from_command_line("wl.mb=") * PAGES_PER_MIB;
+    workload.hot_count = mib_from_command_line("wl.hot=") * PAGES_PER_MIB;
+    if (workload.page_count == 0 || workload.hot_count > workload.page_count) {
+        errno = EINVAL;
+        die("wl.mb, wl.hot");
+    }
     workload.pages = reserve(workload.page_count * PAGE_BYTES);
     workload.expected = reserve(workload.page_count * sizeof(*workload.expected));
     workload.seen = reserve(workload.page_count);
@@ -335,8 +356,9 @@ static void start_workers(void)
         struct worker *worker = &workload.workers[at];
         worker->first_page = at * share;
         worker->page_count = at + 1 == workload.worker_count ? workload.page_count - at * share : share;
+        worker->hot_count = workload.hot_count / workload.worker_count;
         worker->random_state = mix(workload.incarnation ^ at);
-        errno = pthread_create(&worker->thread, NULL, work, worker);
+        errno = pthread_create(&worker->thread, NULL, workload.hot_count ? write_flat_out : work, worker);
         if (errno != 0)
             die("pthread_create");
     }
