@@ -5,21 +5,15 @@ Nothing here is measured. The process's GIL is taken by C code that gives it bac
 pages: if one of them waited for a line of Python, the two would wait for each other.
 """
 
-import os
-import select
-import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Self
 
 import grpc
 import pytest
 
-from tests.support.build import SUPPORT, compiled
+from tests.support.gil import Holder
 from tests.support.guest import Guest, Shape
-from tests.support.pair import Client, client, serve
+from tests.support.pair import client, serve
 from tests.support.processes import PATIENCE_S
 from tests.support.proxy import Proxy
 from tests.support.ramfile import run_folder
@@ -35,49 +29,6 @@ MEMORIES = ["memfd", "private"]
 def folder() -> Iterator[Path]:
     with run_folder() as made:
         yield made
-
-
-@dataclass(frozen=True, slots=True)
-class Holder:
-    """The pipes to a process that was started by gil_holder.py, and how to start it."""
-
-    go: tuple[int, int]
-    held: tuple[int, int]
-    release: tuple[int, int]
-
-    @classmethod
-    @contextmanager
-    def made(cls) -> Iterator[Self]:
-        holder = cls(os.pipe(), os.pipe(), os.pipe())
-        try:
-            yield holder
-        finally:
-            for fd in (*holder.go, *holder.held, *holder.release):
-                os.close(fd)
-
-    def launcher(self, module: str) -> list[str]:
-        library = compiled("gil_holder.so", ["gil_holder.c"], [], "-shared", "-fPIC")
-        fds = (self.go[0], self.held[1], self.release[0])
-        return [sys.executable, *map(str, (SUPPORT / "gil_holder.py", library, *fds)), module]
-
-    def client(self, folder: Path, address: str, *options: str) -> Client:
-        launcher = self.launcher("faultclient.cli")
-        return client(folder, address, *options, launcher=launcher, pass_fds=self.pass_fds)
-
-    @property
-    def pass_fds(self) -> tuple[int, ...]:
-        return self.go[0], self.held[1], self.release[0]
-
-    @contextmanager
-    def holding(self) -> Iterator[None]:
-        """No Python runs over there inside this."""
-        os.write(self.go[1], b"g")
-        assert select.select([self.held[0]], [], [], PATIENCE_S)[0], "the GIL was not taken"
-        os.read(self.held[0], 1)
-        try:
-            yield
-        finally:
-            os.write(self.release[1], b"r")
 
 
 def answers(address: str, timeout_s: float) -> bool:
