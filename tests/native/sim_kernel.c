@@ -64,18 +64,35 @@ void sim_foreign(struct sim_kernel *sim, uint64_t page, uint64_t token)
 
 /* -------------------------------------------------------------------------------------------------------- threads */
 
+/* As the kernel does without us; `fills`: with zeros where nothing is. */
+static void map_present(struct sim_kernel *sim, uint64_t page, bool fills)
+{
+    struct sim_page *facts = &sim->pages[page];
+
+    if (facts->pte != SIM_PTE_NONE || !(facts->present || fills))
+        return;
+    if (!facts->present)
+        facts->token = 0;
+    facts->present = true;
+    facts->pte = SIM_PTE_MAPPED;
+    facts->ever_mapped = true;
+}
+
 enum sim_access sim_touch(struct sim_kernel *sim, uint32_t thread, uint64_t page, bool write, uint64_t *token)
 {
     struct sim_page *facts = &sim->pages[page];
     enum sim_access access = SIM_SLEEPS;
 
-    if (facts->pte == SIM_PTE_POISON) {
+    if (facts->mapping == SIM_UNREGISTERED)
+        map_present(sim, page, true);
+    if (facts->pte == SIM_PTE_POISON || facts->mapping == SIM_UNMAPPED || facts->mapping == SIM_CUT) {
         access = SIM_SIGBUS;
     } else if (facts->pte == SIM_PTE_MAPPED) {
         *token = facts->token;
         access = SIM_READS_TOKEN;
     } else {
-        sim->threads[thread] = (struct sim_thread){.sleeps = true, .write = write, .page = page};
+        sim->threads[thread] = (struct sim_thread){
+            .sleeps = true, .write = write, .minor = facts->present, .page = page, .fault = ++sim->faults};
     }
     return access;
 }
@@ -132,9 +149,10 @@ const struct sim_removal *sim_removal_step(struct sim_kernel *sim, uint32_t inde
     } else if (removal->stage == SIM_REMOVAL_COMPLETED) { /* and only then do the mappings go */
         while ((count = regions_pages(sim->regions, &start, removal->end, &first_page)) > 0)
             for (uint64_t page = first_page; page < first_page + count; page++) {
-                sim->pages[page].pte = SIM_PTE_NONE; /* a poison marker goes too */
                 if (removal->drops_data)
                     drop_data(sim, page);
+                if (!removal->drops_data || sim->private_memory) /* MADV_REMOVE leaves a poison marker */
+                    sim->pages[page].pte = SIM_PTE_NONE;
             }
         removal->stage = SIM_REMOVAL_FREE;
         return removal;
@@ -169,15 +187,20 @@ static bool changing(const struct sim_kernel *sim)
 
 void sim_map_silently(struct sim_kernel *sim, uint64_t page)
 {
-    struct sim_page *facts = &sim->pages[page];
+    if (!changing(sim))
+        map_present(sim, page, sim->private_memory);
+}
 
-    if (facts->pte != SIM_PTE_NONE || !(facts->present || sim->private_memory) || changing(sim))
-        return;
-    if (!facts->present)
-        facts->token = 0;
-    facts->present = true;
-    facts->pte = SIM_PTE_MAPPED;
-    facts->ever_mapped = true;
+void sim_change_mapping(struct sim_kernel *sim, uint64_t page, enum sim_mapping mapping)
+{
+    sim->pages[page].mapping = (uint8_t)mapping;
+    if (mapping == SIM_UNREGISTERED) {
+        wake_page(sim, page);
+    } else {
+        sim->pages[page].pte = SIM_PTE_NONE;
+        if (mapping == SIM_CUT || sim->private_memory)
+            drop_data(sim, page);
+    }
 }
 
 /* --------------------------------------------------------------------------------------------------------- events */
@@ -195,20 +218,29 @@ static uint64_t address_of(const struct sim_kernel *sim, uint64_t page)
     return span.address;
 }
 
+static struct sim_thread *oldest_fault(struct sim_kernel *sim)
+{
+    struct sim_thread *oldest = NULL;
+
+    for (uint32_t i = 0; i < SIM_THREADS; i++) {
+        struct sim_thread *thread = &sim->threads[i];
+        if (thread->sleeps && !thread->event_read && (oldest == NULL || thread->fault < oldest->fault))
+            oldest = thread;
+    }
+    return oldest;
+}
+
 static int read_faults(struct sim_kernel *sim, struct kernel_event *events, int capacity)
 {
+    struct sim_thread *thread;
     int count = 0;
 
-    for (uint32_t i = 0; i < SIM_THREADS && count < capacity; i++) {
-        struct sim_thread *thread = &sim->threads[i];
-        if (!thread->sleeps || thread->event_read)
-            continue;
+    while (count < capacity && (thread = oldest_fault(sim)) != NULL) {
         thread->event_read = true;
         sim->faults_unarmed += !armed(sim);
         events[count++] = (struct kernel_event){
             .kind = KERNEL_EVENT_FAULT,
-            .flags = (thread->write ? KERNEL_FAULT_WRITE : 0) |
-                     (sim->pages[thread->page].present ? KERNEL_FAULT_MINOR : 0),
+            .flags = (thread->write ? KERNEL_FAULT_WRITE : 0) | (thread->minor ? KERNEL_FAULT_MINOR : 0),
             .address = address_of(sim, thread->page),
         };
     }
@@ -288,12 +320,18 @@ static void map_page(struct sim_kernel *sim, uint64_t page)
     wake_page(sim, page);
 }
 
+static enum kernel_result refused(struct sim_kernel *sim, uint64_t page, const char *text)
+{
+    failed(sim, page, text);
+    return KERNEL_REFUSED;
+}
+
 static enum kernel_result populate_page(struct sim_kernel *sim, uint64_t page, const uint8_t *bytes)
 {
     struct sim_page *facts = &sim->pages[page];
 
     if (sim->private_memory)
-        failed(sim, page, "populate on private memory");
+        return refused(sim, page, "populate on private memory");
     if (facts->ever_mapped || facts->pte != SIM_PTE_NONE)
         failed(sim, page, "a page is written that may be mapped");
     if (sim->table != NULL && (!is_stale(sim, page) || page_held(table_word(sim->table, page)) ||
@@ -312,7 +350,7 @@ static enum kernel_result continue_page(struct sim_kernel *sim, uint64_t page, c
 
     (void)bytes;
     if (sim->private_memory)
-        failed(sim, page, "CONTINUE on private memory");
+        return refused(sim, page, "CONTINUE on private memory");
     if (sim->table != NULL && !is_state(sim, page, PAGE_OWNED))
         failed(sim, page, "CONTINUE before the page is claimed");
     if (facts->pte == SIM_PTE_MAPPED)
@@ -360,7 +398,7 @@ static enum kernel_result punch_page(struct sim_kernel *sim, uint64_t page, cons
 {
     (void)bytes;
     if (sim->private_memory)
-        failed(sim, page, "punch on private memory");
+        return refused(sim, page, "punch on private memory");
     if (sim->table != NULL && !is_stale(sim, page))
         failed(sim, page, "punched without the stale bit");
     if (sim->table != NULL && sim->pages[page].ever_mapped && !is_state(sim, page, PAGE_POISONED))
@@ -406,7 +444,7 @@ static bool maps(enum sim_call call)
 }
 
 /* What stops a call at its page number `at`, whatever the page says; MAPPED: nothing does. */
-static enum kernel_result stopped(struct sim_kernel *sim, enum sim_call call, uint64_t at)
+static enum kernel_result stopped(struct sim_kernel *sim, enum sim_call call, uint64_t page, uint64_t at)
 {
     struct sim_force *force = &sim->force[call];
 
@@ -418,7 +456,11 @@ static enum kernel_result stopped(struct sim_kernel *sim, enum sim_call call, ui
         return KERNEL_LATER;
     if (maps(call) && sim->later_permille > 0 && sim_below(&sim->random, 1000) < sim->later_permille)
         return KERNEL_LATER;
-    if (takes_memory(call) && sim->full)
+    if (maps(call) && sim->pages[page].mapping != SIM_REGISTERED) {
+        wake_page(sim, page); /* nobody else would */
+        return KERNEL_ABSENT;
+    }
+    if (takes_memory(call) && sim->full && !(call == SIM_POPULATE && sim->pages[page].present))
         return KERNEL_FULL;
     if ((takes_memory(call) || call == SIM_PUNCH) && sim->full_permille > 0 &&
         sim_below(&sim->random, 1000) < sim->full_permille)
@@ -432,26 +474,36 @@ static bool in_batch(const struct sim_kernel *sim)
     return sim->table == NULL || atomic_load(&sim->table->header->batch_count) != 0;
 }
 
+/* Pages of the span from its start on that lie in one region: no call of the engine may go any further. */
+static uint64_t pages_inside(const struct sim_kernel *sim, const struct kernel_span *span, uint64_t *page)
+{
+    uint64_t start = span->address;
+
+    if (!regions_page(sim->regions, start, page))
+        return 0;
+    return regions_pages(sim->regions, &start, start + span->length_bytes, page);
+}
+
 static struct kernel_outcome run_call(struct sim_kernel *sim, enum sim_call call, const struct kernel_span *span,
                                       const uint8_t *bytes)
 {
     struct kernel_outcome outcome = {.result = KERNEL_MAPPED};
-    uint64_t page = 0, count = span->length_bytes / PAGE_BYTES;
+    uint64_t page = 0, count = span->length_bytes / PAGE_BYTES, inside = pages_inside(sim, span, &page);
 
     sim->calls[call]++;
     hook(sim, sim->before, call);
-    if (!regions_page(sim->regions, span->address, &page) || count == 0)
-        failed(sim, page, "a call outside the regions");
+    if (count == 0 || inside < count)
+        failed(sim, page, "a call outside the regions, or across the end of one");
     if (page * PAGE_BYTES != span->file_offset)
         failed(sim, page, "a call with the wrong file offset");
     if (maps(call) && sim->refused_page_plus_1 > page && sim->refused_page_plus_1 <= page + count)
         failed(sim, page, "tried again, and the events that refused it are still unread");
-    if (sim->gone)
+    if (sim->gone && maps(call)) /* its file is there, and a WAKE looks at no mapping */
         outcome.result = KERNEL_GONE;
-    for (uint64_t i = 0; i < count && outcome.result == KERNEL_MAPPED; i++) {
+    for (uint64_t i = 0; i < inside && outcome.result == KERNEL_MAPPED; i++) {
         if (i > 0)
             hook(sim, sim->before, call); /* a signal ends a call between two pages, too */
-        outcome.result = stopped(sim, call, i);
+        outcome.result = stopped(sim, call, page + i, i);
         if ((maps(call) || call == SIM_POPULATE) && sim->table != NULL && page_held(table_word(sim->table, page + i)))
             failed(sim, page + i, "a page that is held back is filled or mapped");
         if (outcome.result == KERNEL_MAPPED)
@@ -459,6 +511,10 @@ static struct kernel_outcome run_call(struct sim_kernel *sim, enum sim_call call
         if (outcome.result == KERNEL_MAPPED)
             outcome.done_bytes += PAGE_BYTES;
     }
+    if (outcome.result == KERNEL_MAPPED && inside < count && maps(call))
+        outcome.result = changing(sim) ? KERNEL_LATER : KERNEL_ABSENT;
+    else if (outcome.result == KERNEL_MAPPED)
+        outcome.done_bytes = span->length_bytes;
     if (maps(call) && outcome.result == KERNEL_LATER && any_removal(sim, SIM_REMOVAL_POSTED) && !in_batch(sim))
         sim->refused_page_plus_1 = page + outcome.done_bytes / PAGE_BYTES + 1;
     sim->troubles += outcome.result == KERNEL_LATER || outcome.result == KERNEL_FULL ||

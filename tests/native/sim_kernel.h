@@ -33,10 +33,14 @@ enum sim_call { SIM_READ, SIM_POPULATE, SIM_MAP, SIM_COPY, SIM_ZERO, SIM_PUNCH, 
 
 enum sim_pte { SIM_PTE_NONE = 0, SIM_PTE_MAPPED, SIM_PTE_POISON };
 
-enum sim_access { SIM_READS_TOKEN, SIM_SLEEPS, SIM_SIGBUS };
+enum sim_access { SIM_READS_TOKEN, SIM_SLEEPS, SIM_SIGBUS }; /* where nothing is mapped it is SIGSEGV */
+
+/* What the VMM has done to its mapping of a page. CUT: its file ends before the page now. */
+enum sim_mapping { SIM_REGISTERED = 0, SIM_UNREGISTERED, SIM_UNMAPPED, SIM_CUT };
 
 struct sim_page {
     uint8_t pte;
+    uint8_t mapping;
     bool present;     /* in the page cache; on private memory: there is a page */
     bool ever_mapped; /* the guest may have been there since its content was last dropped */
     uint64_t token;
@@ -45,8 +49,9 @@ struct sim_page {
 struct sim_thread {
     bool sleeps;
     bool event_read;
-    bool write;
+    bool write, minor; /* as it was when it faulted */
     uint64_t page;
+    uint64_t fault; /* their order */
 };
 
 /* A madvise of the VMM under way. */
@@ -82,6 +87,7 @@ struct sim_kernel {
     uint64_t calls[SIM_CALL_COUNT];
     uint64_t refused_page_plus_1; /* LATER for this page, by a removal that has not been read since; 0: none */
     uint64_t troubles;       /* LATER, FULL, GONE and REFUSED given so far */
+    uint64_t faults;         /* raised so far */
     uint64_t events_read;    /* faults and others, and of them: */
     uint64_t faults_unarmed; /* faults that were read before arming */
     struct kernel_event newest_batch[TABLE_BATCH_EVENTS];
@@ -126,5 +132,9 @@ void sim_drop_mapping(struct sim_kernel *sim, uint64_t page);
 /* MADV_COLLAPSE or another resolver: what is present is mapped, on private memory zeros where nothing is; who sleeps
  * sleeps on. Nothing happens while a removal is under way. */
 void sim_map_silently(struct sim_kernel *sim, uint64_t page);
+
+/* The VMM unregisters (who sleeps is woken, and no access waits any more), unmaps, or cuts its file short (who sleeps
+ * sleeps on, until a call finds nothing there). */
+void sim_change_mapping(struct sim_kernel *sim, uint64_t page, enum sim_mapping mapping);
 
 #endif
