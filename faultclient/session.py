@@ -13,7 +13,7 @@ from typing import Final
 
 from faultclient.pager import EventKind, PagerEvent
 from faultclient.vms import Vm
-from pageferry.phases import ENDS, Event, Phase, legal, step
+from pageferry.phases import ENDS, Event, Phase, Side, legal, step
 from pageferry.reasons import PageferryError, Reason
 from pageferry.service.logs import log
 
@@ -134,13 +134,13 @@ class Session:
         return given_up
 
     def _move(self, event: Event) -> None:
-        self.phase = step(self.phase, event)
+        self.phase = step(Side.TARGET, self.phase, event)
         self.phase_since = time.time()
         log.info("phase", session=self.name, phase=self.phase.name, because=event.name)
 
     def _fail(self, event: Event, reason: Reason | None, message: str) -> bool:
         """The session ends by this event, if the table has it so."""
-        if not legal(self.phase, event):
+        if not legal(Side.TARGET, self.phase, event):
             return False
         self.failure = reason
         self.message = message

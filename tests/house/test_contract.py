@@ -20,7 +20,7 @@ from grpc_health.v1 import health_pb2
 from grpc_reflection.v1alpha import reflection_pb2
 
 from pageferry import limits
-from pageferry.phases import STEPS, Phase
+from pageferry.phases import Phase
 from pageferry.reasons import ROWS, Reason
 from pageferry.v1 import pages_pb2
 
@@ -298,12 +298,6 @@ def test_the_page_has_every_reason() -> None:
     assert rows == [
         [reason.name, row.code.name, row.client.value, str(row.exit.value), row.sentence]
         for reason, row in ROWS.items()
-    ]
-
-
-def test_the_page_has_every_step() -> None:
-    assert table("| from | event | to |") == [
-        [phase.name, event.name, after.name] for (phase, event), after in STEPS.items()
     ]
 
 
