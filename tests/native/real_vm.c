@@ -4,19 +4,15 @@
 
 #include <errno.h>
 #include <fcntl.h>
-#include <linux/filter.h>
-#include <linux/seccomp.h>
 #include <poll.h>
 #include <pthread.h>
 #include <setjmp.h>
 #include <signal.h>
-#include <stddef.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/ioctl.h>
 #include <sys/mman.h>
-#include <sys/mount.h>
 #include <sys/prctl.h>
 #include <sys/socket.h>
 #include <sys/syscall.h>
@@ -35,6 +31,12 @@ struct order {
     uint64_t page;
     uint64_t count;
     int64_t argument;
+    uint64_t ticket;
+};
+
+struct answer {
+    uint64_t ticket;
+    int64_t value;
 };
 
 /* ---------------------------------------------------------------------------------------------- in the VM process */
@@ -52,14 +54,33 @@ static void on_fault_signal(int number)
     siglongjmp(rescue, number);
 }
 
-/* Read twice over: the first word that is touched waits for the page. */
-static int64_t read_page(const volatile uint64_t *words)
+static int64_t rescued(int number)
+{
+    return number == SIGBUS ? REAL_SIGBUS : REAL_SIGSEGV;
+}
+
+/* What orders the guest's threads is another process, of which ThreadSanitizer knows nothing. */
+#define UNORDERED __attribute__((no_sanitize("thread")))
+
+UNORDERED static int64_t write_pages(volatile uint64_t *words, uint64_t count, uint64_t word)
+{
+    int number = sigsetjmp(rescue, 1);
+
+    if (number != 0)
+        return rescued(number);
+    for (uint64_t i = 0; i < count * WORDS; i++)
+        words[i] = word;
+    return 0;
+}
+
+/* The first word that is touched waits for the page. */
+UNORDERED static int64_t read_page(const volatile uint64_t *words)
 {
     int number = sigsetjmp(rescue, 1);
     uint64_t first;
 
     if (number != 0)
-        return number == SIGBUS ? REAL_SIGBUS : REAL_SIGSEGV;
+        return rescued(number);
     first = words[0];
     for (uint64_t i = 1; i < WORDS; i++)
         if (words[i] != first)
@@ -90,8 +111,7 @@ static int64_t carry_out(const struct order *order)
     case REAL_READ:
         return read_page((const volatile uint64_t *)at);
     case REAL_WRITE:
-        real_fill(at, order->count, (uint64_t)order->argument);
-        return 0;
+        return write_pages((volatile uint64_t *)at, order->count, (uint64_t)order->argument);
     case REAL_ADVISE:
         return result_of(madvise(at, bytes, (int)order->argument));
     case REAL_PROTECT:
@@ -112,7 +132,7 @@ static int64_t carry_out(const struct order *order)
 static void *step_thread(void *argument)
 {
     struct order *order = argument;
-    int64_t answer = carry_out(order);
+    struct answer answer = {.ticket = order->ticket, .value = carry_out(order)};
 
     if (send(guest.control, &answer, sizeof(answer), MSG_NOSIGNAL) < 0)
         _exit(1);
@@ -263,12 +283,14 @@ void real_end(struct real_vm *vm)
         close(vm->uffd.backing_fd);
 }
 
-void real_begin(struct real_vm *vm, enum real_step step, uint64_t page, uint64_t count, int64_t argument)
+uint64_t real_begin(struct real_vm *vm, enum real_step step, uint64_t page, uint64_t count, int64_t argument)
 {
-    struct order order = {.step = step, .page = page, .count = count, .argument = argument};
+    struct order order = {
+        .step = step, .page = page, .count = count, .argument = argument, .ticket = ++vm->ticket};
 
     if (send(vm->control, &order, sizeof(order), MSG_NOSIGNAL) != (ssize_t)sizeof(order))
         perror("real_begin");
+    return order.ticket;
 }
 
 static bool readable(int fd, int wait_ms)
@@ -278,13 +300,47 @@ static bool readable(int fd, int wait_ms)
     return poll(&one, 1, wait_ms) == 1 && (one.revents & POLLIN) != 0;
 }
 
+static bool answered(struct real_vm *vm, int wait_ms, struct answer *answer)
+{
+    return readable(vm->control, wait_ms) &&
+           recv(vm->control, answer, sizeof(*answer), 0) == (ssize_t)sizeof(*answer);
+}
+
 int64_t real_answer(struct real_vm *vm)
 {
-    int64_t answer;
+    struct answer answer;
 
-    if (!readable(vm->control, PATIENCE_MS) || recv(vm->control, &answer, sizeof(answer), 0) != (ssize_t)sizeof(answer))
-        return REAL_NO_ANSWER;
-    return answer;
+    return answered(vm, PATIENCE_MS, &answer) ? answer.value : REAL_NO_ANSWER;
+}
+
+bool real_ended(struct real_vm *vm, uint64_t *ticket, int64_t *value)
+{
+    struct answer answer;
+
+    if (!answered(vm, 0, &answer))
+        return false;
+    *ticket = answer.ticket;
+    *value = answer.value;
+    return true;
+}
+
+uint64_t real_asleep(const struct real_vm *vm)
+{
+    char path[64], text[512] = "";
+    unsigned long long total = 0;
+    const char *line;
+    ssize_t got;
+    int fd;
+
+    snprintf(path, sizeof(path), "/proc/self/fdinfo/%d", vm->uffd.fd);
+    fd = open(path, O_RDONLY | O_CLOEXEC);
+    got = fd < 0 ? -1 : read(fd, text, sizeof(text) - 1);
+    if (fd >= 0)
+        close(fd);
+    line = got > 0 ? strstr(text, "total:") : NULL;
+    if (line == NULL || sscanf(line, "total: %llu", &total) != 1)
+        printf("%s says nothing of sleepers\n", path);
+    return total;
 }
 
 int64_t real_do(struct real_vm *vm, enum real_step step, uint64_t page, uint64_t count, int64_t argument)
@@ -368,56 +424,4 @@ void real_fill(void *bytes, uint64_t pages, uint64_t word)
 
     for (uint64_t i = 0; i < pages * WORDS; i++)
         words[i] = word;
-}
-
-int real_tmpfs_file(const char *size, const char *option, const char *value)
-{
-    int context = fsopen("tmpfs", FSOPEN_CLOEXEC);
-    int mount = -1, file = -1;
-
-    if (context < 0)
-        return -errno;
-    if (fsconfig(context, FSCONFIG_SET_STRING, "size", size, 0) == 0 &&
-        (option == NULL || fsconfig(context, FSCONFIG_SET_STRING, option, value, 0) == 0) &&
-        fsconfig(context, FSCONFIG_CMD_CREATE, NULL, NULL, 0) == 0)
-        mount = fsmount(context, FSMOUNT_CLOEXEC, 0);
-    if (mount >= 0)
-        file = openat(mount, "ram", O_RDWR | O_CREAT | O_CLOEXEC, 0600);
-    if (file < 0)
-        file = -errno;
-    if (mount >= 0)
-        close(mount);
-    close(context);
-    return file;
-}
-
-bool real_deny_ioctl(unsigned request, int error)
-{
-    struct sock_filter code[] = {
-        BPF_STMT(BPF_LD | BPF_W | BPF_ABS, offsetof(struct seccomp_data, nr)),
-        BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, SYS_ioctl, 0, 3),
-        BPF_STMT(BPF_LD | BPF_W | BPF_ABS, offsetof(struct seccomp_data, args[1])), /* its low half: little endian */
-        BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, request, 0, 1),
-        BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ERRNO | (unsigned)error),
-        BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ALLOW),
-    };
-    struct sock_fprog program = {.len = sizeof(code) / sizeof(code[0]), .filter = code};
-
-    return prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) == 0 &&
-           prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, &program) == 0;
-}
-
-bool real_apart(int (*check)(void))
-{
-    int status = -1;
-    pid_t child;
-
-    fflush(stdout);
-    child = fork();
-    if (child == 0) {
-        status = check();
-        fflush(stdout);
-        _exit(status);
-    }
-    return child > 0 && waitpid(child, &status, 0) == child && status == 0;
 }

@@ -22,7 +22,7 @@ enum real_memory { REAL_MEMFD, REAL_TMPFS, REAL_PRIVATE, REAL_MEMORY_COUNT };
 
 enum real_step {
     REAL_READ = 1, /* answers the page's word, or one of the values below */
-    REAL_WRITE,    /* fills the page with `argument` */
+    REAL_WRITE,    /* fills the page with `argument`: 0, or one of the values below */
     REAL_ADVISE,   /* madvise(pages, argument): 0 or -errno; the others below too */
     REAL_PROTECT,  /* mprotect(pages, argument) */
     REAL_UNMAP,
@@ -31,7 +31,7 @@ enum real_step {
     REAL_MOVE      /* mremap of the pages to somewhere else */
 };
 
-/* Answers of READ that are no word: no test writes these. */
+/* Answers of READ and WRITE that are no word: no test writes these. */
 #define REAL_SIGBUS INT64_C(-7)
 #define REAL_SIGSEGV INT64_C(-11)
 #define REAL_TORN INT64_C(-1000) /* the page's words differ */
@@ -52,6 +52,7 @@ struct real_vm {
     struct uffd uffd;
     uint64_t address;
     uint64_t pages;
+    uint64_t ticket; /* of the newest step */
 };
 
 /* False: it could not be had; the reason is printed. */
@@ -60,11 +61,16 @@ void real_end(struct real_vm *vm);
 /* SIGKILL, and gone when this returns. The fds stay open. */
 void real_kill(struct real_vm *vm);
 
-void real_begin(struct real_vm *vm, enum real_step step, uint64_t page, uint64_t count, int64_t argument);
+/* Returns a ticket, which real_ended gives back. */
+uint64_t real_begin(struct real_vm *vm, enum real_step step, uint64_t page, uint64_t count, int64_t argument);
 /* The answer of some step that has ended, or REAL_NO_ANSWER. */
 int64_t real_answer(struct real_vm *vm);
 /* One step, and its answer. */
 int64_t real_do(struct real_vm *vm, enum real_step step, uint64_t page, uint64_t count, int64_t argument);
+/* Without waiting: whether some step has ended, and which. */
+bool real_ended(struct real_vm *vm, uint64_t *ticket, int64_t *answer);
+/* Threads that sleep in page faults just now, by the kernel's own count. */
+uint64_t real_asleep(const struct real_vm *vm);
 /* No step ends, though a moment is given to it. */
 bool real_sleeps(struct real_vm *vm);
 
