@@ -1,0 +1,93 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How an operator names a VM, the same at both ends: its name, its hand-off socket, and who can stop it.
+
+NAME,handoff=SOCKET,qemu=QMP_SOCKET
+NAME,handoff=SOCKET,socket=ADAPTER_SOCKET
+NAME,handoff=SOCKET,process
+"""
+
+from dataclasses import dataclass
+from enum import Enum
+from pathlib import Path
+from typing import Final
+
+from pageferry.limits import IMAGE_NAME_BYTES_MAX
+from pageferry.reasons import PageferryError, Reason
+
+FORM: Final = "NAME,handoff=SOCKET,qemu=QMP_SOCKET|socket=ADAPTER_SOCKET|process"
+# sockaddr_un
+SOCKET_PATH_BYTES_MAX: Final = 107
+
+
+class VmKind(Enum):
+    """By whom it is stopped, saved, loaded and resumed. The value is the word on the command line."""
+
+    QEMU = "qemu"  # over its QMP socket
+    SOCKET = "socket"  # an orchestrator that owns the VMM: docs/adapters.md
+    PROCESS = "process"  # a process without any device state: by signals
+
+
+@dataclass(frozen=True, slots=True)
+class VmSpec:
+    name: str
+    handoff: Path
+    kind: VmKind
+    control: Path | None = None  # the QMP socket, or the orchestrator's; None for a process
+
+
+def parse_vm(text: str) -> VmSpec:
+    """PageferryError: what is wrong with it."""
+    name, *parts = text.split(",")
+    _check_name(name, text)
+    given: dict[str, str] = {}
+    for part in parts:
+        key, equals, value = part.partition("=")
+        if key not in ("handoff", *(kind.value for kind in VmKind)):
+            raise refused(text, f"{part!r} is nothing that a VM has")
+        if key in given:
+            raise refused(text, f"{key} is there twice")
+        if (key == VmKind.PROCESS.value) == bool(equals):
+            raise refused(text, f"{key} takes no value" if equals else f"{key} has no value")
+        given[key] = value
+    if "handoff" not in given:
+        raise refused(text, "it names no hand-off socket")
+    kinds = [kind for kind in VmKind if kind.value in given]
+    if len(kinds) != 1:
+        raise refused(text, "it names one of qemu=, socket= and process, no more and no less")
+    (kind,) = kinds
+    control = None if kind is VmKind.PROCESS else _path(given[kind.value], text)
+    spec = VmSpec(name, _path(given["handoff"], text), kind, control)
+    if spec.control == spec.handoff:
+        raise refused(text, "the hand-off socket is one of its own")
+    return spec
+
+
+def check_apart(specs: "list[VmSpec] | tuple[VmSpec, ...]") -> None:
+    """Several VMs of one process: no name and no socket is there twice. PageferryError."""
+    seen: set[object] = set()
+    for spec in specs:
+        for what in (spec.name, spec.handoff, spec.control):
+            if what is not None and what in seen:
+                raise PageferryError(
+                    Reason.BAD_REQUEST, f"two VMs have {what}", "give each a name and sockets of its own"
+                )
+            seen.add(what)
+
+
+def _check_name(name: str, text: str) -> None:
+    """It is an image's name at the page server."""
+    encoded = name.encode(errors="surrogateescape")
+    if not name.isprintable() or not 1 <= len(encoded) <= IMAGE_NAME_BYTES_MAX or "=" in name:
+        raise refused(
+            text, f"a VM's name has 1 to {IMAGE_NAME_BYTES_MAX} bytes, all of them printable, and no ="
+        )
+
+
+def _path(value: str, text: str) -> Path:
+    if not value or len(value.encode(errors="surrogateescape")) > SOCKET_PATH_BYTES_MAX or "\0" in value:
+        raise refused(text, f"a socket's path has 1 to {SOCKET_PATH_BYTES_MAX} bytes")
+    return Path(value)
+
+
+def refused(text: str, what: str) -> PageferryError:
+    return PageferryError(Reason.BAD_REQUEST, f"{text!r} names no VM: {what}", f"write {FORM}")
