@@ -10,6 +10,11 @@ static const int call_counter[] = {
     [CALL_WAKE] = STATS_wakes_total,
 };
 
+static bool takes_memory(enum call call)
+{
+    return call == CALL_POPULATE || call == CALL_COPY || call == CALL_ZERO;
+}
+
 static struct kernel_outcome call_kernel(struct engine *engine, enum call call, const struct kernel_span *span,
                                          const void *bytes)
 {
@@ -59,9 +64,7 @@ static void went_full(struct engine *engine, uint64_t page)
 
 static void went_well(struct engine *engine, enum call call, uint64_t page)
 {
-    bool takes_memory = call == CALL_POPULATE || call == CALL_COPY || call == CALL_ZERO;
-
-    if (engine->full && takes_memory) {
+    if (engine->full && takes_memory(call)) {
         engine->full = false;
         engine->out.report(engine->out.owner, ENGINE_REPORT_FULL_OVER, page, 0, "there is memory again");
     }
@@ -84,6 +87,8 @@ struct kernel_outcome place_call(struct engine *engine, enum call call, uint64_t
     if (engine->gone)
         return outcome;
     regions_span(engine->regions, page, count, &span);
+    if (takes_memory(call) && atomic_load_explicit(&engine->table->header->placed, memory_order_relaxed) == 0)
+        atomic_store_explicit(&engine->table->header->placed, 1, memory_order_release);
     outcome = call_kernel(engine, call, &span, bytes);
     engine->last_result = outcome.result;
     if (call_counter[call] >= 0)

@@ -130,7 +130,8 @@ void place_lost(struct engine *engine, uint64_t page, uint64_t version)
 {
     uint64_t word = table_word(engine->table, page);
     bool mapped = page_state(word) == PAGE_OWNED;
-    bool doubt = !engine->private_memory && (place_in_doubt(word) || mapped);
+    bool successor = atomic_load(&engine->table->header->takeovers) > 0; /* of one that placed it perhaps, unclaimed */
+    bool doubt = !engine->private_memory && (place_in_doubt(word) || mapped || successor);
 
     place_word(engine, page, PAGE_POISONED, doubt, version);
     if (doubt && punch(engine, page, 1) == PLACING_DONE)

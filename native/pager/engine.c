@@ -239,9 +239,11 @@ void engine_start(struct engine *engine, const struct engine_options *options, u
 void engine_mark_stale(struct engine *engine, uint64_t first_page, uint64_t page_count)
 {
     uint64_t left = first_page < engine->table->page_count ? engine->table->page_count - first_page : 0;
+    struct table_header *header = engine->table->header;
 
-    /* What is in the cache of a table that was taken over may be the guest's already: nothing is marked there. */
-    if (engine->private_memory || atomic_load(&engine->table->header->takeovers) > 0)
+    /* What a worker before us has placed may be the guest's already: nothing is marked then. If none had come that far,
+     * it may have died while it marked, and all of it is marked again. */
+    if (engine->private_memory || (atomic_load(&header->takeovers) > 0 && atomic_load(&header->placed) != 0))
         return;
     for (uint64_t i = 0; i < (page_count < left ? page_count : left); i++) {
         uint64_t word = table_word(engine->table, first_page + i);

@@ -117,7 +117,8 @@ struct engine_options {
  * wakes every region. */
 void engine_start(struct engine *engine, const struct engine_options *options, uint64_t now_ns);
 
-/* At attach, shared memory only: what the cache holds in these pages is not known to be right (SEEK_DATA found it). */
+/* At attach, shared memory only: what the cache holds in these pages is not known to be right (SEEK_DATA found it).
+ * A successor says it again: it counts as long as no worker has placed anything. */
 void engine_mark_stale(struct engine *engine, uint64_t first_page, uint64_t page_count);
 
 /* Reads one batch of kernel events and works on it: removals first, then faults. Returns how many events there were;

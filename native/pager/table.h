@@ -16,7 +16,7 @@
 #include "../kernel/kernel_ops.h"
 #include "page.h"
 
-#define TABLE_MAGIC UINT64_C(0x3230656c62617470) /* "ptable02": grows with the layout */
+#define TABLE_MAGIC UINT64_C(0x3330656c62617470) /* "ptable03": grows with the layout */
 #define TABLE_BATCH_EVENTS 64
 
 /* At offset 0 of the memfd; the words follow at words_offset_bytes. */
@@ -29,7 +29,8 @@ struct table_header {
     _Atomic uint32_t takeovers;       /* workers that took this table over from another */
     _Atomic uint32_t batch_count;     /* events of the last batch; 0: none is being worked on; while one is read, all
                                          places count, and those of kind 0 are no events */
-    uint32_t reserved;
+    _Atomic uint32_t placed;          /* some worker has made a call that fills the page cache: what lies there may be
+                                         ours; before, nothing is, also after a takeover */
     struct kernel_event batch[TABLE_BATCH_EVENTS];
 };
 

@@ -339,7 +339,7 @@ static enum kernel_result populate_page(struct sim_kernel *sim, uint64_t page, c
         failed(sim, page, "a page is written that is not marked stale, or claimed");
     facts->present = true;
     facts->token = SIM_TORN; /* for as long as the write takes */
-    hook(sim, sim->before, SIM_POPULATE);
+    hook(sim, sim->middle, SIM_POPULATE);
     facts->token = token_of(bytes);
     return KERNEL_MAPPED;
 }
@@ -501,8 +501,8 @@ static struct kernel_outcome run_call(struct sim_kernel *sim, enum sim_call call
     if (sim->gone && maps(call)) /* its file is there, and a WAKE looks at no mapping */
         outcome.result = KERNEL_GONE;
     for (uint64_t i = 0; i < inside && outcome.result == KERNEL_MAPPED; i++) {
-        if (i > 0)
-            hook(sim, sim->before, call); /* a signal ends a call between two pages, too */
+        if (i > 0 && call != SIM_WAKE)
+            hook(sim, sim->middle, call); /* a signal ends a call between two pages, too */
         outcome.result = stopped(sim, call, page + i, i);
         if ((maps(call) || call == SIM_POPULATE) && sim->table != NULL && page_held(table_word(sim->table, page + i)))
             failed(sim, page + i, "a page that is held back is filled or mapped");

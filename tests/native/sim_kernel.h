@@ -12,8 +12,8 @@
  * With a table set, each call of the engine is also audited against the word of its page: stale before a write to the
  * cache, whole before claimed, claimed before CONTINUE, never a write or a punch where the guest may have been.
  *
- * `before` and `after` run around every call, `before` also between two of its pages and in the middle of a write to
- * the cache; a test that wants to kill the worker there leaves by longjmp.
+ * `before` and `after` run around every call, `middle` between two of its pages and in the middle of a write to the
+ * cache; a test that wants to kill the worker there leaves by longjmp. A WAKE has no middle: the kernel does it whole.
  */
 #ifndef PAGEFERRY_SIM_KERNEL_H
 #define PAGEFERRY_SIM_KERNEL_H
@@ -30,6 +30,9 @@
 #define SIM_TORN UINT64_C(0xdeadbeefdeadbeef)
 
 enum sim_call { SIM_READ, SIM_POPULATE, SIM_MAP, SIM_COPY, SIM_ZERO, SIM_PUNCH, SIM_POISON, SIM_WAKE, SIM_CALL_COUNT };
+
+/* Where a call of the engine stands. */
+enum sim_when { SIM_BEFORE, SIM_MIDDLE, SIM_AFTER };
 
 enum sim_pte { SIM_PTE_NONE = 0, SIM_PTE_MAPPED, SIM_PTE_POISON };
 
@@ -94,6 +97,7 @@ struct sim_kernel {
     int newest_batch_count;
     void *owner;
     void (*before)(void *owner, enum sim_call call);
+    void (*middle)(void *owner, enum sim_call call);
     void (*after)(void *owner, enum sim_call call);
     void (*failed)(void *owner, uint64_t page, const char *text); /* NULL: abort */
 };

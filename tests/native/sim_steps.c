@@ -216,7 +216,7 @@ static void precopy(struct world *world)
 }
 
 /* Switch-over: the map is frozen, what is older is invalidated, then faults are resolved. */
-static void arm(struct world *world)
+void steps_arm(struct world *world)
 {
     world->frozen = true;
     for (uint32_t i = 0; i < SIM_REMOVALS; i++) /* the VMM stands still by now */
@@ -464,7 +464,7 @@ static void step_unarmed(struct world *world)
     else if (dice < 93)
         trouble(world);
     else if (dice < 94 && below(world, 4) == 0)
-        arm(world);
+        steps_arm(world);
     else if (dice < 97)
         bulk(world);
     else
@@ -517,7 +517,7 @@ void steps_heal(struct world *world)
 {
     find_link(world);
     if (!world_armed(world))
-        arm(world);
+        steps_arm(world);
     for (uint32_t i = 0; i < WORLD_ANSWERS; i++)
         if (world->answers[i].used) {
             world->answers[i].lie = LIE_NONE;

@@ -8,6 +8,8 @@
 /* The engine has asked; an answer comes some day. */
 void steps_server_asked(struct world *world, uint64_t page);
 void steps_random(struct world *world);
+/* Switch-over: the map is frozen, what is older is invalidated, then faults are resolved. */
+void steps_arm(struct world *world);
 /* One round in which nothing goes wrong. */
 void steps_heal(struct world *world);
 

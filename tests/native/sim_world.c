@@ -1,13 +1,14 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* The world of sim_world.h: what it is made of, what must hold after each step, and how it ends. Steps: sim_steps.c. */
+/* The world of sim_world.h: what it is made of, how its workers die, and how it ends. Steps: sim_steps.c. */
 #include "sim_world.h"
 
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
+#include "sim_checks.h"
 #include "sim_steps.h"
-#include "sim_told.h"
 
 /* Pages and addresses in different orders, with a gap, and two regions that touch. */
 static const struct region layout[] = {
@@ -52,6 +53,8 @@ void world_failed(struct world *world, uint64_t page, const char *text)
                facts->asked);
     }
     print_trace(&world->trace);
+    if (world->rerun != NULL)
+        printf("again: %s\n", world->rerun);
     exit(1);
 }
 
@@ -62,11 +65,24 @@ static void sim_failed(void *owner, uint64_t page, const char *text)
 
 /* ---------------------------------------------------------------------------------------- what the engine tells us */
 
+/* Here the worker may be killed. */
+static void pass(struct world *world, unsigned call, enum sim_when when)
+{
+    if (!world->crashes)
+        return;
+    world->places++;
+    if (world->passed != NULL)
+        world->passed(world, call, when);
+    if (world->places == world->kill_at)
+        longjmp(world->killed, 1);
+}
+
 static void on_ask(void *owner, uint64_t page)
 {
     struct world *world = owner;
     struct world_page *facts = &world->pages[page];
 
+    pass(world, WORLD_ASK, SIM_BEFORE);
     if (page_state(table_word(&world->table, page)) != PAGE_WANTED)
         world_failed(world, page, "asked, and not WANTED");
     if (facts->asked && !facts->again && !world->crashes)
@@ -99,13 +115,19 @@ static void on_report(void *owner, enum engine_report report, uint64_t page, uin
         world->dead = true;
 }
 
-static void kill_perhaps(void *owner, enum sim_call call)
+static void before_call(void *owner, enum sim_call call)
 {
-    struct world *world = owner;
+    pass(owner, call, SIM_BEFORE);
+}
 
-    (void)call;
-    if (world->kill_countdown > 0 && --world->kill_countdown == 0)
-        longjmp(world->killed, 1);
+static void in_call(void *owner, enum sim_call call)
+{
+    pass(owner, call, SIM_MIDDLE);
+}
+
+static void after_call(void *owner, enum sim_call call)
+{
+    pass(owner, call, SIM_AFTER);
 }
 
 /* ----------------------------------------------------------------------------------------------------- begin, end */
@@ -127,39 +149,93 @@ static void start_engine(struct world *world)
     world->engine.frozen_version = world->frozen_version;
 }
 
+/* Somebody else has left bytes in the RAM file, before the hand-off. */
 static void begin_pages(struct world *world)
 {
     for (uint64_t page = 0; page < WORLD_PAGES; page++) {
         world->pages[page].version = world->pages[page].version_before = world->round;
-        if (!world->private_memory && sim_below(&world->random, 5) == 0) {
-            uint64_t count = 1 + sim_below(&world->random, 3); /* more may be marked than is there */
+        if (!world->private_memory && sim_below(&world->random, 5) == 0)
             sim_foreign(&world->sim, page, UINT64_C(0xf0e1) << 48 | page);
-            engine_mark_stale(&world->engine, page, count);
-        }
     }
+}
+
+/* What SEEK_DATA finds is marked, by every worker that attaches; more may be marked than is there. */
+static void attach(struct world *world)
+{
+    start_engine(world);
+    for (uint64_t page = 0; page < WORLD_PAGES; page++) {
+        if (world->private_memory || !world->sim.pages[page].present)
+            continue;
+        if (!world->attached)
+            pass(world, WORLD_MARK, SIM_BEFORE);
+        engine_mark_stale(&world->engine, page, 1 + page % 3);
+    }
+    world->attached = true;
+}
+
+void world_end(struct world *world)
+{
+    sim_close(&world->sim);
+}
+
+bool world_armed(const struct world *world)
+{
+    return atomic_load(&world->table.header->armed) != 0;
+}
+
+/* --------------------------------------------------------------------------------------------------------- killing */
+
+bool world_batch_left(const struct table *table)
+{
+    uint32_t count = atomic_load(&table->header->batch_count);
+    bool left = false;
+
+    for (uint32_t i = 0; i < count && i < TABLE_BATCH_EVENTS; i++)
+        left |= table->header->batch[i].kind != 0;
+    return left;
+}
+
+/* The worker is dead, and its connections with whatever was under way; its table, its uffd and the VM live on. */
+static void take_over(struct world *world)
+{
+    int fd = dup(world->table.fd);
+
+    world->kills++;
+    world->kill_at = 0;
+    world->alarm_expected = false;
+    world->sim.refused_page_plus_1 = 0; /* who knew of it is dead */
+    table_close(&world->table);
+    if (table_adopt(fd, WORLD_PAGES, &world->table) < 0)
+        world_failed(world, WORLD_PAGES, "the table is not adopted");
+    world->replays += world_batch_left(&world->table);
+    for (uint64_t page = 0; page < WORLD_PAGES; page++)
+        world->pages[page].again = true;
+    for (uint32_t i = 0; i < WORLD_ANSWERS; i++)
+        world->answers[i].used = false;
+    world->recovering = true;
+    attach(world);
+    world->recovering = false;
+}
+
+/* A step, and if the worker is killed in it, its successor's start; and so on, if that is killed, too. */
+static void run_killable(struct world *world, void (*step)(struct world *))
+{
+    void (*volatile next)(struct world *) = step;
+
+    if (setjmp(world->killed) != 0)
+        next = take_over;
+    next(world);
 }
 
 void world_begin(struct world *world)
 {
-    uint64_t seed = world->seed, steps = world->steps, random = world->random, kills = world->kills;
-    bool crashes = world->crashes, verbose = world->verbose;
-    struct table table = world->table;
-    static uint64_t cells[PAGE_STATE_COUNT][PAGE_EVENT_COUNT][2];
-
-    memcpy(cells, world->cells, sizeof(cells));
-    memset(world, 0, offsetof(struct world, bytes));
-    memcpy(world->cells, cells, sizeof(cells));
-    world->seed = seed;
-    world->steps = steps;
-    world->random = random;
-    world->kills = kills;
-    world->crashes = crashes;
-    world->verbose = verbose;
-    world->table = table;
+    memset((char *)world + offsetof(struct world, now_ns), 0,
+           offsetof(struct world, bytes) - offsetof(struct world, now_ns));
     for (uint64_t page = 0; page < WORLD_PAGES; page++)
         table_set(&world->table, page, 0);
     atomic_store(&world->table.header->armed, 0);
     atomic_store(&world->table.header->takeovers, 0);
+    atomic_store(&world->table.header->placed, 0);
     atomic_store(&world->table.header->batch_count, 0);
     world->now_ns = UINT64_C(1000000000);
     world->private_memory = sim_below(&world->random, 3) == 0;
@@ -178,223 +254,33 @@ void world_begin(struct world *world)
     world->sim.failed = sim_failed;
     world->sim.later_permille = (uint32_t)sim_below(&world->random, 2) * 20;
     world->sim.full_permille = (uint32_t)sim_below(&world->random, 2) * 5;
-    if (world->crashes)
-        world->sim.before = world->sim.after = kill_perhaps;
-    start_engine(world);
+    world->sim.before = before_call;
+    world->sim.middle = in_call;
+    world->sim.after = after_call;
     begin_pages(world);
+    run_killable(world, attach);
 }
 
-void world_end(struct world *world)
-{
-    sim_close(&world->sim);
-}
-
-bool world_armed(const struct world *world)
-{
-    return atomic_load(&world->table.header->armed) != 0;
-}
-
-/* ------------------------------------------------------------------------------------------------- after each step */
-
-static void check_movement(struct world *world, uint64_t page, uint64_t before, uint64_t after)
-{
-    enum page_state was = page_state(before), is = page_state(after);
-    struct world_page *facts = &world->pages[page];
-
-    if ((was == PAGE_OWNED && is != PAGE_OWNED && is != PAGE_POISONED) || (was == PAGE_POISONED && is != was))
-        world_failed(world, page, "a page leaves what is for good");
-    if (was == PAGE_OWNED && is == PAGE_OWNED && page_version(before) != page_version(after))
-        world_failed(world, page, "an owned page changes its version");
-    if (!world_armed(world) && (is == PAGE_WANTED || is == PAGE_OWNED))
-        world_failed(world, page, "WANTED or OWNED before arming");
-    if (is == PAGE_POISONED && !facts->server_lost)
-        world_failed(world, page, "poisoned, and the server has it");
-    told_note_lost(world, page);
-    if (page_held(after) && !facts->held)
-        world_failed(world, page, "held back");
-    if (page_held(before) && after != before && is != PAGE_POISONED && facts->drops == 0)
-        world_failed(world, page, "a page that is held back is touched");
-    facts->held = page_held(after);
-    if (facts->asked && is != PAGE_WANTED) {
-        facts->asked = false;
-        world->answered++;
-    }
-    if (!facts->asked && is == PAGE_WANTED && !world->crashes)
-        world_failed(world, page, "WANTED, and nobody asked");
-}
-
-/* What the memory must hold for each claim. */
-static void check_content(struct world *world, uint64_t page)
-{
-    uint64_t word = table_word(&world->table, page);
-    const struct sim_page *memory = &world->sim.pages[page];
-    const struct world_page *facts = &world->pages[page];
-    bool placed = atomic_load(&world->table.header->takeovers) > 0; /* perhaps, and not claimed yet */
-
-    if (page_held(word))
-        return;
-    switch (page_state(word)) {
-    case PAGE_MISSING:
-    case PAGE_WANTED:
-        if (!page_stale(word) && memory->present && !placed)
-            world_failed(world, page, "the cache holds something, and the stale bit is clear");
-        break;
-    case PAGE_CACHED:
-        if (memory->pte != SIM_PTE_NONE)
-            world_failed(world, page, "CACHED, and mapped");
-        if (memory->present && memory->token != told_content(page, page_version(word)))
-            world_failed(world, page, "CACHED, and these are not its bytes");
-        if (!memory->present && (!world_armed(world) || facts->expected != 0))
-            world_failed(world, page, "CACHED, and nothing is there");
-        break;
-    case PAGE_ZERO:
-        if (!page_stale(word) && memory->present && !placed)
-            world_failed(world, page, "ZERO, and something is there");
-        if (memory->present) /* by a worker before this one, and the guest has written there since */
-            break;
-        if (world_armed(world) && facts->expected != 0 && facts->drops == 0)
-            world_failed(world, page, "ZERO, and the guest must read something else");
-        if (!world_armed(world) && told_content(page, page_version(word)) != 0)
-            world_failed(world, page, "ZERO, and it is none");
-        break;
-    case PAGE_OWNED:
-        if (memory->present && memory->token != facts->expected && !(facts->drops > 0 && memory->token == 0))
-            world_failed(world, page, "OWNED, and these are not its bytes");
-        if (!memory->present && facts->expected != 0 && facts->drops == 0)
-            world_failed(world, page, "OWNED, and nothing is there");
-        break;
-    case PAGE_POISONED:
-        if (!world->private_memory && memory->present && !page_stale(word) && !placed)
-            world_failed(world, page, "POISONED, and its bytes are still there");
-        break;
-    default:
-        world_failed(world, page, "a state that does not exist");
-    }
-}
-
-static void check_all(struct world *world)
-{
-    uint64_t counts[PAGE_STATE_COUNT], wanted;
-
-    table_count(&world->table, counts);
-    if (memcmp(counts, world->engine.counts, sizeof(counts)) != 0)
-        world_failed(world, WORLD_PAGES, "the engine's counts are not those of the table");
-    wanted = counts[PAGE_WANTED];
-    if (stats_get(&world->stats, STATS_asks_outstanding) != wanted)
-        world_failed(world, WORLD_PAGES, "asks_outstanding is not the number of WANTED pages");
-    if (!world->crashes && stats_get(&world->stats, STATS_asks_total) != world->answered + wanted)
-        world_failed(world, WORLD_PAGES, "asked is not answered + outstanding");
-    if (stats_get(&world->stats, STATS_faults_early_total) != world->sim.faults_unarmed && !world->crashes &&
-        !world->refusals)
-        world_failed(world, WORLD_PAGES, "early faults are not counted right");
-    for (uint64_t page = 0; page < WORLD_PAGES; page++)
-        check_content(world, page);
-}
-
-static void check_step(struct world *world)
-{
-    for (uint64_t page = 0; page < WORLD_PAGES; page++) {
-        uint64_t after = table_word(&world->table, page);
-        if (after != world->before[page] || page_state(after) == PAGE_WANTED)
-            check_movement(world, page, world->before[page], after);
-        world->before[page] = after;
-    }
-    if (world->steps % 16 == 0)
-        check_all(world);
-}
-
-/* The worker is dead; its table, its uffd and the VM live on. */
-static void take_over(struct world *world)
-{
-    world->kills++;
-    world->kill_countdown = 0;
-    world->sim.refused_page_plus_1 = 0; /* who knew of it is dead */
-    atomic_fetch_add(&world->table.header->takeovers, 1);
-    for (uint64_t page = 0; page < WORLD_PAGES; page++)
-        world->pages[page].again = true;
-    start_engine(world);
-}
+/* ----------------------------------------------------------------------------------------------------------- steps */
 
 void world_step(struct world *world)
 {
     world->steps++;
     world->now_ns += sim_below(&world->random, 4) * 150000;
-    if (!world->crashes) {
-        steps_random(world);
-    } else {
-        if (setjmp(world->killed) != 0) {
-            take_over(world);
-        } else {
-            if (world->kill_countdown == 0 && sim_below(&world->random, 50) == 0 && !world->healing)
-                world->kill_countdown = 1 + sim_below(&world->random, 60);
-            steps_random(world);
-        }
+    if (world->crashes && world->passed == NULL && world->kill_at == 0 && sim_below(&world->random, 50) == 0 &&
+        !world->healing)
+        world->kill_at = world->places + 1 + sim_below(&world->random, 60);
+    run_killable(world, steps_random);
+    checks_step(world);
+}
+
+void world_arm(struct world *world)
+{
+    while (!world_armed(world)) {
+        world->steps++;
+        run_killable(world, steps_arm);
+        checks_step(world);
     }
-    check_step(world);
-}
-
-/* ---------------------------------------------------------------------------------------------------------- healing */
-
-static bool held(const struct world *world, uint64_t page)
-{
-    return page_held(table_word(&world->table, page));
-}
-
-/* Whoever waits for a page that is held back waits for ever, and that is safe. */
-static bool waits_in_vain(const struct world *world, uint32_t thread)
-{
-    return world->sim.threads[thread].sleeps && held(world, world->sim.threads[thread].page);
-}
-
-/* As the engine says; but for pages that are held back. */
-static bool settled(const struct world *world)
-{
-    uint64_t lacking = 0, held_count = 0;
-
-    for (uint64_t page = 0; page < WORLD_PAGES; page++) {
-        enum page_state state = page_state(table_word(&world->table, page));
-        held_count += held(world, page);
-        lacking += !held(world, page) && (state == PAGE_MISSING || state == PAGE_WANTED || state == PAGE_CACHED);
-    }
-    return held_count > 0 ? lacking == 0 && world->engine.unclean_count == 0 : engine_settled(&world->engine);
-}
-
-static bool quiet(const struct world *world)
-{
-    bool is = settled(world) && sim_unread(&world->sim) == 0;
-
-    for (uint32_t i = 0; i < SIM_THREADS; i++)
-        is = is && (waits_in_vain(world, i) || (!world->sim.threads[i].sleeps && world->targets[i] == 0));
-    for (uint32_t i = 0; i < SIM_REMOVALS; i++)
-        is = is && world->sim.removals[i].stage == SIM_REMOVAL_FREE;
-    for (uint32_t i = 0; i < WORLD_DROPS; i++)
-        is = is && !world->drops[i].used;
-    return is && engine_next_ns(&world->engine) == UINT64_MAX;
-}
-
-/* Nothing intercepts the memory any more: what does the guest find? */
-static void check_final(struct world *world)
-{
-    uint64_t waiting = 0, held_count = 0;
-
-    for (uint64_t page = 0; page < WORLD_PAGES; page++) {
-        const struct sim_page *memory = &world->sim.pages[page];
-        uint64_t found = memory->present ? memory->token : 0;
-        held_count += held(world, page);
-        waiting += page_state(table_word(&world->table, page)) == PAGE_WANTED;
-        if (held(world, page))
-            continue;
-        if (page_state(table_word(&world->table, page)) == PAGE_POISONED) {
-            if (!world->pages[page].lost)
-                world_failed(world, page, "POISONED, and it was never lost");
-        } else if (found != world->pages[page].expected) {
-            world_failed(world, page, "the guest ends with the wrong bytes");
-        }
-    }
-    if (held_count > 0 && engine_settled(&world->engine))
-        world_failed(world, WORLD_PAGES, "settled, and a page is held back");
-    if (stats_get(&world->stats, STATS_asks_outstanding) != waiting)
-        world_failed(world, WORLD_PAGES, "something is still outstanding");
 }
 
 void world_heal(struct world *world)
@@ -406,26 +292,14 @@ void world_heal(struct world *world)
     world->sim.later_permille = 0;
     world->sim.full_permille = 0;
     memset(world->sim.force, 0, sizeof(world->sim.force));
-    world->kill_countdown = 0;
+    world->kill_at = 0;
     if (world->dead)
         return;
-    for (tries = 0; tries < 20000 && !quiet(world); tries++) {
+    for (tries = 0; tries < 20000 && !checks_quiet(world); tries++) {
         world->steps++;
         world->now_ns += UINT64_C(300000);
-        steps_heal(world);
-        check_step(world);
+        run_killable(world, steps_heal);
+        checks_step(world);
     }
-    for (uint32_t i = 0; i < SIM_THREADS; i++)
-        if (world->sim.threads[i].sleeps && !waits_in_vain(world, i))
-            world_failed(world, world->sim.threads[i].page, "a thread is stranded");
-    if (!settled(world))
-        for (uint64_t page = 0; page < WORLD_PAGES; page++) {
-            enum page_state state = page_state(table_word(&world->table, page));
-            if (!held(world, page) && (state == PAGE_MISSING || state == PAGE_WANTED || state == PAGE_CACHED))
-                world_failed(world, page, "does not settle");
-        }
-    if (!quiet(world))
-        world_failed(world, WORLD_PAGES, "does not settle");
-    check_all(world);
-    check_final(world);
+    checks_end(world);
 }

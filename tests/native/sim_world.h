@@ -44,15 +44,33 @@ struct world_drop {
     uint64_t first_page, page_count;
 };
 
+/* Places to be killed at that are no calls of the kernel, and numbered behind those: the engine asks the server; the
+ * first worker marks what was in the page cache before it. */
+#define WORLD_ASK SIM_CALL_COUNT
+#define WORLD_MARK (SIM_CALL_COUNT + 1)
+#define WORLD_CALL_COUNT (SIM_CALL_COUNT + 2)
+
 struct world {
-    uint64_t seed, random, steps, now_ns;
-    bool private_memory, live, frozen, crashes, verbose, healing;
+    /* Left as they are when a VM begins. */
+    uint64_t seed, random, steps, kills;
+    uint64_t replays; /* batches with events in them that a worker left behind, and its successor worked on */
+    bool crashes, verbose; /* crashes: workers are killed */
+    /* Told of each place where the worker may be killed, and sets kill_at there. NULL: dice set it. */
+    void (*passed)(struct world *world, unsigned call, enum sim_when when);
+    const char *rerun; /* the command that does it again, or NULL */
+    struct table table;
+    uint64_t cells[PAGE_STATE_COUNT][PAGE_EVENT_COUNT][2];
+    /* Emptied. */
+    uint64_t now_ns;
+    bool private_memory, live, frozen, healing;
     bool refusals; /* the kernel may refuse calls */
+    bool attached, recovering; /* the first worker has started; a successor starts */
+    uint64_t places, kill_at; /* places passed where the worker may be killed; this one kills it, 0: none */
+    jmp_buf killed;
     bool link_up, alarm_expected, alarm_seen, dead;
     uint64_t frozen_version, round;
     uint64_t answered; /* pages that were asked and are not WANTED any more */
     struct regions regions;
-    struct table table;
     struct sim_kernel sim;
     struct engine engine;
     struct stats stats;
@@ -63,9 +81,6 @@ struct world {
     struct world_answer answers[WORLD_ANSWERS];
     struct world_drop drops[WORLD_DROPS];
     uint64_t before[WORLD_PAGES]; /* the words before the step */
-    uint64_t cells[PAGE_STATE_COUNT][PAGE_EVENT_COUNT][2];
-    uint64_t kills, kill_countdown;
-    jmp_buf killed;
     uint8_t bytes[WORLD_PAGES * PAGE_BYTES];
 };
 
@@ -76,8 +91,12 @@ _Noreturn void world_failed(struct world *world, uint64_t page, const char *text
 void world_begin(struct world *world);
 void world_end(struct world *world);
 bool world_armed(const struct world *world);
+/* A worker has died here and left events in the table's batch area. */
+bool world_batch_left(const struct table *table);
 /* One random step, and all checks after it. */
 void world_step(struct world *world);
+/* The switch-over, if it has not been yet. */
+void world_arm(struct world *world);
 /* All troubles end: everything must settle, every thread run, every page be right. */
 void world_heal(struct world *world);
 

@@ -417,13 +417,42 @@ static void a_successor_replays_the_batch_and_wakes_everyone(void)
     CHECK_EQ(atomic_load(&bed.table.header->batch_count), 0);
 }
 
-static void a_successor_marks_nothing_stale(void)
+/* What the first worker of all had not marked yet when it died would be taken for placed, and mapped. */
+static void a_successor_marks_stale_until_something_is_placed(void)
 {
     bed_begin(false);
     sim_foreign(&bed.sim, 1, 99);
     bed_succeed(false);
-    engine_mark_stale(&bed.engine, 0, PAGES);
-    CHECK(!page_stale(bed_word(1)));
+    engine_mark_stale(&bed.engine, 1, 1);
+    CHECK(page_stale(bed_word(1)));
+    engine_arm(&bed.engine);
+    bed_fault(0, 2);
+    bed.sim.after = kill_here;
+    kill_call = SIM_COPY;
+    kill_countdown = 1;
+    if (setjmp(killed) == 0)
+        bed_news(ENGINE_DATA, 2, 1, V1);
+    bed_succeed(false);
+    engine_mark_stale(&bed.engine, 1, 2);
+    CHECK(page_stale(bed_word(1)));
+    CHECK(!page_stale(bed_word(2)));
+}
+
+static void a_lost_page_that_was_placed_and_not_claimed_is_emptied(void)
+{
+    bed_begin_armed(false);
+    bed_fault(0, 1);
+    bed.sim.after = kill_here;
+    kill_call = SIM_COPY;
+    kill_countdown = 1;
+    if (setjmp(killed) == 0)
+        bed_news(ENGINE_DATA, 1, 1, V1);
+    CHECK_EQ(bed_word(1), page_word(PAGE_WANTED, false, 0));
+    bed_succeed(false);
+    CHECK_EQ(bed_news(ENGINE_POISON, 1, 1, V1), 1);
+    CHECK_EQ(bed_word(1), page_word(PAGE_POISONED, false, V1));
+    CHECK(!bed.sim.pages[1].present);
+    CHECK_EQ(bed.sim.pages[1].pte, SIM_PTE_POISON);
 }
 
 static void held_pages_stay_held_after_a_takeover(void)
@@ -462,7 +491,8 @@ int main(void)
     RUN(a_successor_of_a_write_writes_again);
     RUN(a_successor_of_zeropage_does_not_punch);
     RUN(a_successor_replays_the_batch_and_wakes_everyone);
-    RUN(a_successor_marks_nothing_stale);
+    RUN(a_successor_marks_stale_until_something_is_placed);
+    RUN(a_lost_page_that_was_placed_and_not_claimed_is_emptied);
     RUN(held_pages_stay_held_after_a_takeover);
     bed_end();
     return check_done();

@@ -2,7 +2,8 @@
 /*
  * The engine against a world that knows every byte (sim_world.h). Each seed lives through several VMs, unarmed and
  * armed, on shared and on private memory, from an immutable image and from a source that runs on; each ends healed
- * and right. Every legal cell of the page machine must have been entered, and left as the reference says.
+ * and right. Every legal cell of the page machine must have been entered often enough: once in 20,000 steps asked for
+ * (2,000 seeds of 10,000 steps: 1,000 times); and left as the reference says.
  *
  *   test_simulation              500 seeds of at least 10,000 steps, and some in which workers are killed
  *   test_simulation SEED         that seed, and each VM of it named; "kill SEED": with kills
@@ -18,9 +19,10 @@
 #define KILL_SEEDS 100
 #define STEPS_A_SEED 10000
 #define STEPS_A_VM 1200
+#define STEPS_A_CELL 20000
 
 static struct world world;
-static uint64_t steps_total, kills_total;
+static uint64_t steps_total, kills_total, replays_total;
 
 static void run_vm(void)
 {
@@ -52,17 +54,18 @@ static void run_seed(uint64_t seed, uint64_t steps, bool kills)
     world.random = seed * UINT64_C(0x9e3779b97f4a7c15) + kills;
     world.steps = 0;
     world.crashes = kills;
-    world.kills = 0;
+    world.kills = world.replays = 0;
     while (world.steps < steps)
         run_vm();
     steps_total += world.steps;
     kills_total += world.kills;
+    replays_total += world.replays;
 }
 
-/* Prints how often each legal cell was entered; the number of those that never were. */
-static uint32_t print_cells(void)
+/* Prints how often each legal cell was entered; the number of those that were too seldom. */
+static uint32_t print_cells(uint64_t must)
 {
-    uint32_t legal = 0, never = 0;
+    uint32_t legal = 0, seldom = 0;
     uint64_t least = UINT64_MAX;
 
     for (int state = 0; state < PAGE_STATE_COUNT; state++)
@@ -73,21 +76,22 @@ static uint32_t print_cells(void)
                 if (!step.legal)
                     continue;
                 legal++;
-                never += entered == 0;
+                seldom += entered < must;
                 least = entered < least ? entered : least;
                 printf("cells %-8s %-7s %-7s %-9s %llu\n", page_state_name((enum page_state)state),
                        page_event_name((enum page_event)event), armed ? "armed" : "unarmed",
                        page_action_name((enum page_action)step.action), (unsigned long long)entered);
             }
-    printf("cells %u legal, %u never entered, least often %llu times\n", legal, never, (unsigned long long)least);
-    return never;
+    printf("cells %u legal, %u entered less than %llu times, least often %llu times\n", legal, seldom,
+           (unsigned long long)must, (unsigned long long)least);
+    return seldom;
 }
 
 int main(int argc, char **argv)
 {
     uint64_t seeds = SEEDS, steps = STEPS_A_SEED, started;
     bool one = argc == 2 || (argc == 3 && strcmp(argv[1], "kill") == 0);
-    uint32_t never = 0;
+    uint32_t seldom = 0;
 
     if (table_create(WORLD_PAGES, &world.table) < 0)
         return 1;
@@ -104,13 +108,14 @@ int main(int argc, char **argv)
     for (uint64_t seed = 1; seed <= seeds; seed++)
         run_seed(seed, steps, false);
     printf("seeds %llu steps %llu\n", (unsigned long long)seeds, (unsigned long long)steps_total);
-    never = print_cells();
+    seldom = print_cells(seeds * steps < STEPS_A_CELL ? 1 : seeds * steps / STEPS_A_CELL);
     started = steps_total;
     for (uint64_t seed = 1; seed <= seeds * KILL_SEEDS / SEEDS; seed++)
         run_seed(seed, steps, true);
-    printf("crash seeds %llu steps %llu kills %llu\n", (unsigned long long)(seeds * KILL_SEEDS / SEEDS),
-           (unsigned long long)(steps_total - started), (unsigned long long)kills_total);
+    printf("crash seeds %llu steps %llu kills %llu batches replayed %llu\n",
+           (unsigned long long)(seeds * KILL_SEEDS / SEEDS), (unsigned long long)(steps_total - started),
+           (unsigned long long)kills_total, (unsigned long long)replays_total);
     table_close(&world.table);
-    printf("%d passed, %d failed, 0 skipped\n", never == 0 ? 2 : 1, never != 0);
-    return never != 0;
+    printf("%d passed, %d failed, 0 skipped\n", seldom == 0 ? 2 : 1, seldom != 0);
+    return seldom != 0;
 }
