@@ -3,8 +3,8 @@
 
 A thread reads whole pieces as they come. A line that was cut when the guest was stopped has its first half on
 the source's console and the rest on the destination's: the source's `tail` is given to the destination's
-reader, which joins them. Where the guest moves while both are read, the tail is known only later, and the halves
-are joined then: `head` is the first line as it came.
+reader, which joins them. Where the guest moves while both are read, the tail is known only later and the
+halves are joined then: `head` is the first line as it came.
 """
 
 import os
