@@ -118,9 +118,9 @@ class QemuVmm:
         await checks.check_blocks(qmp, precopy=precopy and side is Side.SOURCE)
         if side is Side.SOURCE:
             await checks.check_blockers(qmp)
-        self._exit_on_error = takes(
-            await qmp.execute("query-qmp-schema"), "migrate-incoming", "exit-on-error"
-        )
+        else:  # at the source this would hold the guest up for a moment: the answer has 240 kB
+            schema = await qmp.execute("query-qmp-schema")
+            self._exit_on_error = takes(schema, "migrate-incoming", "exit-on-error")
         await self._settings.set(qmp, late_activation=side is Side.TARGET)
         return VmmFacts(
             name=f"qemu {text}",
