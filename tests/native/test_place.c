@@ -426,12 +426,12 @@ static void a_successor_marks_stale_until_something_is_placed(void)
     engine_mark_stale(&bed.engine, 1, 1);
     CHECK(page_stale(bed_word(1)));
     engine_arm(&bed.engine);
-    bed_fault(0, 2);
     bed.sim.after = kill_here;
     kill_call = SIM_COPY;
     kill_countdown = 1;
     if (setjmp(killed) == 0)
         bed_news(ENGINE_DATA, 2, 1, V1);
+    CHECK(bed.sim.pages[2].present); /* placed, and not claimed */
     bed_succeed(false);
     engine_mark_stale(&bed.engine, 1, 2);
     CHECK(page_stale(bed_word(1)));
