@@ -114,7 +114,7 @@ def arguments(given: Sequence[str] | None = None) -> Plan:
         sides=sides,
         rounds=1 if chosen.short else chosen.rounds,
         shape=shape,
-        precopy_s=min(chosen.precopy, 1.0) if chosen.short else chosen.precopy,
+        precopy_s=min(chosen.precopy, 2.0) if chosen.short else chosen.precopy,
         short=chosen.short,
     )
 
