@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 # Thin: each line calls the room that does the work.
 #   make demo      a real guest resumes before its memory has arrived; DEMO="--machine microvm" or "--smp 2", QEMU=...
+#   make migrate-demo   a running guest moves, our way beside QEMU's own; MIGRATE="--version 10.0 --rounds 2" or "--short"
 #   make test      every suite;   make check   the inner loop, under two minutes
 #   make fuzz      each fuzzer for SECONDS (60), line coverage, planted bugs: tests/fuzz/README.md
 #   make bench     ours against plain C, interleaved;   make nightly   all of these, and C under sanitizers
@@ -9,11 +10,14 @@
 PYTHON ?= python3
 VENV := .venv/bin
 
-.PHONY: demo test check bench mutants nightly lint fuzz generate native venv packages ghz lock clean
+.PHONY: demo migrate-demo test check bench mutants nightly lint fuzz generate native venv packages ghz lock clean
 .NOTPARALLEL:
 
 demo: native
 	$(VENV)/python -m tests.e2e.demo $(DEMO)
+
+migrate-demo: native
+	$(VENV)/python -m tests.e2e.migrate_demo $(MIGRATE)
 
 test: native ghz
 	$(VENV)/python -m tests.suites
