@@ -7,6 +7,9 @@
 
 #define FRAMES_MAX 256
 #define PREFIX_BYTES 5
+#define LONG_BYTES 256  /* a message longer than this has pages in it */
+#define FRONT_BYTES 48  /* and they come behind this */
+#define GROWTH_BYTES 64 /* by one change */
 
 size_t LLVMFuzzerMutate(uint8_t *data, size_t size, size_t size_max);
 size_t LLVMFuzzerCustomMutator(uint8_t *data, size_t size, size_t size_max, unsigned int seed);
@@ -62,21 +65,23 @@ static bool splice(struct change *change, size_t at, size_t old, const uint8_t *
     return true;
 }
 
-/* The payload, or the message in it, by libFuzzer's own means; lengths follow. */
+/* The payload, or the message in it, or of a long one what comes before the bytes of its pages, by libFuzzer's own
+ * means; lengths follow. */
 static void change_payload(struct change *change, const struct h2_frame *frame)
 {
-    static uint8_t payload[1 << 16];
-    size_t skip = frame->type == H2_DATA && frame->payload_bytes > PREFIX_BYTES && below(change, 4) != 0 ? PREFIX_BYTES
-                                                                                                           : 0;
-    size_t old = frame->payload_bytes - skip, room = old + 64, length;
+    static uint8_t part[1 << 16];
+    bool in_message = frame->type == H2_DATA && frame->payload_bytes > PREFIX_BYTES && below(change, 4) != 0;
+    size_t skip = in_message ? PREFIX_BYTES : 0, all = frame->payload_bytes - skip;
+    size_t old = all > LONG_BYTES && below(change, 3) != 0 ? FRONT_BYTES : all, length;
     uint8_t *head = change->data + frame->at;
 
-    if (room > sizeof(payload))
+    if (old + GROWTH_BYTES > sizeof(part))
         return;
-    memcpy(payload, head + H2_HEAD_BYTES + skip, old);
-    length = LLVMFuzzerMutate(payload, old, room);
-    if (!splice(change, frame->at + H2_HEAD_BYTES + skip, old, payload, length))
+    memcpy(part, head + H2_HEAD_BYTES + skip, old);
+    length = LLVMFuzzerMutate(part, old, old + GROWTH_BYTES);
+    if (!splice(change, frame->at + H2_HEAD_BYTES + skip, old, part, length))
         return;
+    length += all - old;
     set_length(head, skip + length);
     if (skip > 0)
         for (int i = 0; i < 4; i++)

@@ -1,12 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Builds the fuzzers and runs one after another; README.md tells what each is.
+"""Builds the fuzzers and runs as many at a time as there are processors; README.md tells what each is.
 
     python -m tests.fuzz.run [--seconds 60] [--no-plants] [NAME...]
 
-Each runs for so long from its seeds, and from what earlier runs have found worth keeping (build/fuzz/corpus).
-Then its planted bug (plants.toml) must be found within PLANT_RUNS. Closes with executions, the line coverage
-of the parsers that they aim at, and one line of JSON. Exit status 1: a finding, a parser below 90 % of its
-lines, or a planted bug that was not found.
+Each runs for so long from its seeds, and from what earlier runs have found worth keeping (build/fuzz/corpus),
+and then once more on a copy of the sources with a bug planted (plants.toml), which must be found within
+PLANT_RUNS. Closes with executions, the line coverage of the parsers that they aim at, one line of JSON, and
+"N passed, N failed, 0 skipped": a fuzzer passes without a finding, a parser with 90 % of its lines met, a
+planted bug when it is found. Exit status 1 if any failed.
 """
 
 import argparse
@@ -17,6 +18,7 @@ import shutil
 import subprocess
 import sys
 import tomllib
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Final, NamedTuple
 
@@ -24,6 +26,7 @@ HERE: Final = Path(__file__).resolve().parent
 ROOT: Final = HERE.parents[1]
 WORK: Final = ROOT / "build/fuzz"
 BUILT: Final = "native/build/fuzz"
+WORKERS: Final = os.cpu_count() or 1
 LINES_MIN: Final = 0.9
 TELLING: Final = re.compile(r"not so:|ERROR|error:|^\s+#\d+ .*(native|tests)/|written")
 PLANT_RUNS: Final = 1_000_000
@@ -49,6 +52,12 @@ AIMS: Final = {
 }
 
 
+def say(text: str) -> None:
+    """In one piece: several speak at a time."""
+    sys.stdout.write(f"{text}\n")
+    sys.stdout.flush()
+
+
 class Result(NamedTuple):
     executions: int
     found: bool
@@ -69,7 +78,7 @@ def names() -> list[str]:
 
 
 def build(root: Path, only: str | None = None) -> None:
-    chosen = [f"FUZZERS=build/fuzz/fuzzers/fuzz_{only}"] if only else []
+    chosen = [f"FUZZERS=build/fuzz/fuzzers/fuzz_{only}"] if only else [f"-j{WORKERS}"]
     subprocess.run(
         ["make", "--silent", "--no-print-directory", "-C", root / "native", "fuzz", *chosen],
         check=True,
@@ -108,7 +117,7 @@ def show_finding(name: str, corpus: Path) -> None:
     log = corpus.parent / f"{corpus.name}.log"
     lines = log.read_text(errors="replace").splitlines()
     telling = [line for line in lines if TELLING.search(line)]
-    print(f"FINDING by {name}, see {log}:", *telling[:20], *(lines[-5:] if not telling else []), sep="\n    ")
+    say("\n    ".join([f"FINDING by {name}, see {log}:", *(telling[:20] or lines[-5:])]))
 
 
 # --------------------------------------------------------------------------------------------------- coverage
@@ -143,65 +152,107 @@ def coverage(ran: list[str]) -> list[Cover]:
 # ----------------------------------------------------------------------------------------------- planted bugs
 
 
-def plant(name: str) -> Path:
+def bugs() -> dict[str, tuple[str, str]]:
+    """By fuzzer: the file its bug goes into, and the text of that file with the bug."""
+    planted = {}
+    for name, bug in tomllib.loads((HERE / "plants.toml").read_text()).items():
+        text = (ROOT / bug["file"]).read_text()
+        if text.count(bug["old"]) != 1:
+            sys.exit(f"plants.toml, {name}: {bug['file']} does not hold its `old` once: plant it anew")
+        planted[name] = bug["file"], text.replace(bug["old"], bug["new"])
+    return planted
+
+
+def unneeded(folder: str, entries: list[str]) -> list[str]:
+    """What a copy of the tree does without: all that is built but for the fuzzers."""
+    built = folder == str(ROOT / "native/build")
+    return [one for one in entries if one in ("seeds", "__pycache__") or (built and one != "fuzz")]
+
+
+def plant(name: str, file: str, text: str) -> Path:
     """A copy of the tree with the bug of this fuzzer in it, built."""
-    bug = tomllib.loads((HERE / "plants.toml").read_text())[name]
-    root = WORK / "planted"
+    root = WORK / "planted" / name
     shutil.rmtree(root, ignore_errors=True)
-    folders = ["pageferry", "tests/fuzz"] if name == HANDOFF else ["native", "tests/native", "tests/fuzz"]
-    skipped = shutil.ignore_patterns("seeds", "__pycache__", "asan", "tsan", "*.so")
-    for folder in folders:
-        shutil.copytree(ROOT / folder, root / folder, ignore=skipped)
-    target = root / bug["file"]
-    text = target.read_text()
-    if text.count(bug["old"]) != 1:
-        sys.exit(f"plants.toml, {name}: {bug['file']} does not hold its `old` once: plant it anew")
-    target.write_text(text.replace(bug["old"], bug["new"]))
+    sources = ["pageferry"] if name == HANDOFF else ["native", "tests/native"]
+    for folder in [*sources, "tests/fuzz"]:
+        shutil.copytree(ROOT / folder, root / folder, ignore=unneeded)
+    (root / file).write_text(text)
     if name != HANDOFF:
         build(root, name)
     return root
 
 
-def planted(name: str) -> Result:
-    root = plant(name)
+# ------------------------------------------------------------------------------------------------------- both
+
+
+def fuzz(name: str, seconds: int) -> Result:
+    corpus = WORK / "corpus" / name
+    result = run(name, ROOT, seconds=seconds, runs=None, corpus=corpus)
+    say(f"{name:<11} {result.executions:>9} executions in {seconds} s")
+    if result.found:
+        show_finding(name, corpus)
+    return result
+
+
+def find_planted(name: str, file: str, text: str) -> Result:
+    root = plant(name, file, text)
     corpus = WORK / "planted-corpus" / name
     shutil.rmtree(corpus, ignore_errors=True)
-    return run(name, root, seconds=PLANT_SECONDS, runs=PLANT_RUNS, corpus=corpus)
+    result = run(name, root, seconds=PLANT_SECONDS, runs=PLANT_RUNS, corpus=corpus)
+    how = f"found after {result.executions} executions" if result.found else "NOT FOUND"
+    say(f"{name:<11} planted bug {how}")
+    if result.found:
+        shutil.rmtree(root)
+    return result
+
+
+def run_all(chosen: list[str], seconds: int, planted: dict[str, tuple[str, str]]) -> list[dict[str, Result]]:
+    """What each found, in the code as it is and with its bug in it."""
+    with ThreadPoolExecutor(WORKERS) as pool:
+        going: list[dict[str, Future[Result]]] = [
+            {name: pool.submit(fuzz, name, seconds) for name in chosen},
+            {name: pool.submit(find_planted, name, *planted[name]) for name in chosen if name in planted},
+        ]
+        try:
+            return [{name: one.result() for name, one in group.items()} for group in going]
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
 
 
 def main() -> int:
     parser = argparse.ArgumentParser()
     parser.add_argument("--seconds", type=int, default=60)
     parser.add_argument("--no-plants", action="store_true")
-    parser.add_argument("names", nargs="*")
+    parser.add_argument("names", nargs="*", metavar="NAME")
     options = parser.parse_args()
     chosen = options.names or names()
+    if unknown := set(chosen) - set(names()):
+        parser.error(f"no such fuzzer: {' '.join(sorted(unknown))}; there are: {' '.join(names())}")
+    planted = {} if options.no_plants else bugs()
     WORK.mkdir(parents=True, exist_ok=True)
     build(ROOT)
-    results, bugs = {}, {}
-    for name in chosen:
-        corpus = WORK / "corpus" / name
-        results[name] = run(name, ROOT, seconds=options.seconds, runs=None, corpus=corpus)
-        print(f"{name:<11} {results[name].executions:>9} executions in {options.seconds} s", flush=True)
-        if results[name].found:
-            show_finding(name, corpus)
+    results, bugs_met = run_all(chosen, options.seconds, planted)
     covers = [] if any(one.found for one in results.values()) else coverage(chosen)
     for one in covers:
         print(f"{one.name:<28} {one.seen:>4} of {one.lines:>4} lines, {one.seen / one.lines:.1%}")
-    for name in [] if options.no_plants else chosen:
-        bugs[name] = planted(name)
-        said = f"found after {bugs[name].executions} executions" if bugs[name].found else "NOT FOUND"
-        print(f"{name:<11} planted bug {said}", flush=True)
+    return close(results, covers, bugs_met)
+
+
+def close(results: dict[str, Result], covers: list[Cover], bugs_met: dict[str, Result]) -> int:
     short = [one.name for one in covers if not one.enough]
     summary = {
         "executions": {name: one.executions for name, one in results.items()},
         "findings": sum(one.found for one in results.values()),
-        "planted": len(bugs),
-        "planted_found": sum(one.found for one in bugs.values()),
+        "planted": len(bugs_met),
+        "planted_found": sum(one.found for one in bugs_met.values()),
         "below_90_percent": short,
     }
+    good = [not one.found for one in results.values()]
+    good += [one.enough for one in covers] + [one.found for one in bugs_met.values()]
     print(f"fuzz: {json.dumps(summary)}")
-    return int(summary["findings"] != 0 or summary["planted_found"] != len(bugs) or bool(short))
+    print(f"{sum(good)} passed, {len(good) - sum(good)} failed, 0 skipped")
+    return int(not all(good))
 
 
 if __name__ == "__main__":

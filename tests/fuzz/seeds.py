@@ -270,6 +270,9 @@ def client_seeds() -> dict[str, bytes]:
         "ranges": settings
         + answer(1, batch(0, 1, 1, IMMUTABLE, 1, 15, 2, IMMUTABLE, data=one), end=ok)
         + answer(3, batch(16, 8, 4, IMMUTABLE), end=ok),
+        "ranges_short": settings
+        + answer(1, batch(0, 9, 2, IMMUTABLE), batch(9, 7, 2, IMMUTABLE), end=ok)
+        + answer(3, batch(16, 1, 4, IMMUTABLE), batch(17, 7, 2, IMMUTABLE), end=ok),
         "ranges_bad": settings + answer(1, bad) + answer(3, data, data, data, end=busy),
         "ranges_pieces": settings
         + answer(1)
