@@ -4,13 +4,14 @@
 #   make migrate-demo   a running guest moves, our way beside QEMU's own; MIGRATE="--version 10.0 --rounds 2" or "--short"
 #   make test      every suite;   make check   the inner loop, under two minutes
 #   make fuzz      each fuzzer for SECONDS (60), line coverage, planted bugs: tests/fuzz/README.md
-#   make bench     ours against plain C, interleaved;   make nightly   all of these, and C under sanitizers
+#   make sanitize  the C tests under ASan, UBSan and TSan;   make mutants   the rules, broken one at a time
+#   make bench     ours against plain C, interleaved;   make nightly   all of these, and the long runs of each
 # All of them set up what they need first: system packages, .venv, the C library. What is there already is kept.
 
 PYTHON ?= python3
 VENV := .venv/bin
 
-.PHONY: demo migrate-demo test check bench mutants nightly lint fuzz generate native venv packages ghz lock clean
+.PHONY: demo migrate-demo test check bench mutants nightly lint fuzz sanitize generate native venv packages ghz lock clean
 .NOTPARALLEL:
 
 demo: native
@@ -32,14 +33,19 @@ bench: native
 mutants: native
 	$(VENV)/python -m tests.mutants $(if $(MUTANTS),'$(MUTANTS)')
 
-nightly: demo test
-	$(MAKE) --no-print-directory -C native asan
-	$(MAKE) --no-print-directory -C native tsan
+# What `make test` runs for a minute, for longer.
+NIGHTLY_SECONDS ?= 300
+nightly: demo test mutants
+	$(MAKE) --no-print-directory -C native long
+	$(MAKE) --no-print-directory fuzz SECONDS=$(NIGHTLY_SECONDS)
 	$(MAKE) --no-print-directory bench
 
 lint: venv
 	$(VENV)/ruff check --quiet
 	$(VENV)/mypy --no-error-summary
+
+sanitize: packages
+	@$(MAKE) --no-print-directory -C native sanitize
 
 SECONDS ?= 60
 fuzz: venv

@@ -4,8 +4,8 @@
     python -m tests.suites                  every suite
     python -m tests.suites unit house       these
 
-A suite is the linters, the C tests, or a folder of tests/ that holds test_*.py. One that fails does not keep
-the next from running. The last line is "total: N passed, N failed, N skipped"; exit status 1 if any failed.
+A suite is a command of COMMANDS, or a folder of tests/ that holds test_*.py. One that fails does not keep the
+next from running. The last line is "total: N passed, N failed, N skipped"; exit status 1 if any failed.
 """
 
 import re
@@ -18,9 +18,16 @@ from pathlib import Path
 TESTS = Path(__file__).resolve().parent
 ROOT = TESTS.parent
 MAKE = ["make", "--no-print-directory"]
-COMMANDS = {"lint": [*MAKE, "lint"], "native": [*MAKE, "-C", "native", "check"]}
-# quick ones first; a folder that is not named here runs after these
-ORDER = ("lint", "native", "unit", "house", "k8s", "kernel", "wire", "e2e")
+COMMANDS = {
+    "lint": [*MAKE, "lint"],
+    "native": [*MAKE, "-C", "native", "check"],
+    "simulation": ["native/build/tests/test_simulation", "2000", "10000"],
+    "mutants": [sys.executable, "-m", "tests.mutants", "--tenth"],
+    "sanitize": [*MAKE, "sanitize"],
+    "fuzz": [*MAKE, "fuzz"],
+}
+# quick ones first; a folder that is not named here runs last
+ORDER = ("lint", "native", "unit", "house", "k8s", "kernel", "wire", "e2e", *COMMANDS)
 NO_TESTS_COLLECTED = 5
 
 
@@ -36,12 +43,15 @@ class Outcome:
 def names() -> list[str]:
     folders = {path.parent.relative_to(TESTS).parts[0] for path in TESTS.glob("*/**/test_*.py")}
     others = sorted(folders.difference(ORDER))
-    return [name for name in ORDER if name in folders or name in COMMANDS] + others
+    known = [name for name in dict.fromkeys(ORDER) if name in folders or name in COMMANDS]
+    return known + others
 
 
 def counted(line: str, exit_status: int) -> tuple[int, int, int]:
-    """Passed, failed, skipped by the last line of pytest or of the C runner; linters count as one."""
+    """Passed, failed, skipped by the last line of what ran; linters, which count nothing, are one."""
     count = {word: int(number) for number, word in re.findall(r"(\d+) (passed|failed|skipped|error)", line)}
+    if mutants := re.match(r'mutants: .*"killed": (\d+), "equal": (\d+), "survived": (\d+)', line):
+        count = {"passed": int(mutants[1]) + int(mutants[2]), "failed": int(mutants[3])}
     failed = count.get("failed", 0) + count.get("error", 0)
     if exit_status not in (0, NO_TESTS_COLLECTED):
         return count.get("passed", 0), max(failed, 1), count.get("skipped", 0)
