@@ -39,6 +39,9 @@ READ_BYTES: Final = 1 << 20
 STATE_FD: Final = "pageferry-state"
 # The device state of a guest without RAM in it: 0.3 MB on pc and q35.
 STATE_BYTES: Final = 1 << 20
+# "QEVM", version 3 of the stream, and the mark of the section that names the machine type.
+STATE_HEAD: Final = b"QEVM\0\0\0\3\7"
+MACHINE_BYTES_MAX: Final = 100
 ENDS: Final = ("completed", "failed", "cancelled")
 LIKE: Final = "start the target's QEMU as the source's: machine type, CPU, devices in the same order, memory"
 ANNOUNCE: Final = {"initial": 50, "max": 550, "rounds": 5, "step": 100}
@@ -54,7 +57,9 @@ class QemuVmm:
         self._process = HeldProcess(pidfd) if pidfd >= 0 else None
         self._qmp: Qmp | None = None
         self._side = Side.SOURCE
-        self._was_running = True
+        self._stopped = False  # by us
+        self._was_paused = False  # and not by us: it stays so
+        self._machine = ""
         self._memory_bytes = 0
         self._exit_on_error = False  # migrate-incoming knows the argument
         self._settings = Settings()
@@ -111,7 +116,7 @@ class QemuVmm:
         assert self._process is not None
         view = checks.ProcessView.of(self._process.pid)
         warnings: list[str] = []
-        machine = await checks.machine_type(qmp, view.command_line, warnings)
+        self._machine = await checks.machine_type(qmp, view.command_line, warnings)
         self._memory_bytes = await checks.memory_bytes(qmp, version)
         checks.check_process(view, self._memory_bytes, warnings)
         await checks.check_devices(qmp)
@@ -124,7 +129,7 @@ class QemuVmm:
         await self._settings.set(qmp, late_activation=side is Side.TARGET)
         return VmmFacts(
             name=f"qemu {text}",
-            machine=machine,
+            machine=self._machine,
             version=text,
             memory_bytes=self._memory_bytes,
             running=status == "running",
@@ -162,10 +167,10 @@ class QemuVmm:
         qmp = self._attached()
         status = (await qmp.execute("query-status"))["status"]
         if status == "running":
-            self._was_running = True
+            self._stopped, self._was_paused = True, False
             await qmp.execute("stop", timeout_s=STOP_S)
         elif status == "paused":
-            self._was_running = False
+            self._was_paused = not self._stopped
         elif status != "postmigrate":
             raise checks.refused(
                 f"the guest went into state {status} meanwhile", "let it run (cont)", Reason.WRONG_PHASE
@@ -210,6 +215,12 @@ class QemuVmm:
         if len(state) > DEVICE_STATE_BYTES_MAX:
             raise has_ram(len(state))
         qmp = self._attached()
+        if (saved_as := machine_of(state)) not in (None, self._machine):
+            raise checks.refused(
+                f"the guest's state is of a {saved_as}, and this QEMU is a {self._machine}",
+                LIKE,
+                Reason.MISMATCH,
+            )
         deadline = time.monotonic() + LOAD_S
         arguments: dict[str, Any] = {"uri": f"fd:{STATE_FD}"}
         if self._exit_on_error:
@@ -264,8 +275,9 @@ class QemuVmm:
             return
         await self._end_migration(qmp)
         status = (await qmp.execute("query-status"))["status"]
-        if status != "running" and self._was_running:
+        if status != "running" and not self._was_paused:
             await qmp.execute("cont", timeout_s=STOP_S)
+        self._stopped = False
 
     async def _end_migration(self, qmp: Qmp) -> None:
         """A save that was given up in the middle."""
@@ -328,6 +340,18 @@ def takes(schema: list[dict[str, Any]], command: str, argument: str) -> bool:
     entries = {entry["name"]: entry for entry in schema}
     arguments = entries.get(entries.get(command, {}).get("arg-type", ""), {})
     return any(member["name"] == argument for member in arguments.get("members", ()))
+
+
+def machine_of(state: bytes) -> str | None:
+    """The machine type that a state begins with; None: it begins otherwise. QEMU tells a wrong one to nobody
+    but its log: over QMP it says "load of migration failed: Invalid argument"."""
+    head = len(STATE_HEAD)
+    if not state.startswith(STATE_HEAD) or len(state) < head + 4:
+        return None
+    length = int.from_bytes(state[head : head + 4], "big")
+    return (
+        state[head + 4 : head + 4 + length].decode(errors="replace") if length <= MACHINE_BYTES_MAX else None
+    )
 
 
 def words(told: Mapping[str, Any]) -> str:

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Every refusal of a QEMU that cannot be moved, with answers as QEMU gives them. What the real one can be made
-to show, tests/e2e/test_adapter_qemu.py does.
+"""Every refusal of a QEMU that cannot be moved, with answers as QEMU gives them. What the real one can show,
+tests/e2e/test_adapter_qemu.py makes it show.
 """
 
 import asyncio
