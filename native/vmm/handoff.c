@@ -208,7 +208,8 @@ static void went_lost(struct handoff *handoff)
     handoff->lost = true;
 }
 
-/* Takes in what has come. True: nothing more is waited for (the DISCARDED of this sequence, COMPLETE, or the end). */
+/* Takes in what has come. True: nothing more is waited for (the DISCARDED of this sequence, COMPLETE, or the end).
+ * Sequences begin at 1; with 0 no answer is waited for, whatever the other end says. */
 static bool take_in(struct handoff *handoff, uint64_t sequence)
 {
     struct frame frame;
@@ -221,7 +222,7 @@ static bool take_in(struct handoff *handoff, uint64_t sequence)
             went_lost(handoff);
         else if (rc == 1 && frame.kind == FRAME_COMPLETE)
             handoff->complete = true;
-        else if (rc == 1 && frame.kind == FRAME_DISCARDED && frame.sequence == sequence)
+        else if (rc == 1 && frame.kind == FRAME_DISCARDED && sequence != 0 && frame.sequence == sequence)
             answered = true;
     }
     return answered || handoff->complete || handoff->lost;
@@ -229,7 +230,7 @@ static bool take_in(struct handoff *handoff, uint64_t sequence)
 
 void handoff_catch_up(struct handoff *handoff)
 {
-    take_in(handoff, 0); /* sequences begin at 1 */
+    take_in(handoff, 0);
 }
 
 /* Waits for as long as it takes, as an access to an absent page would. A client that has said COMPLETE may close

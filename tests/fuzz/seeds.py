@@ -354,6 +354,7 @@ def frame_seeds() -> dict[str, bytes]:
             for manner in (0, 4, 8, 1, 5, 21, 41, 61, 101, 2, 6, 10, 14, 3)
         },
         "wrong_magic": b"\0" + one(2) + bytes(32),
+        "answer_to_nothing": b"\xee" + one(3) + one(4),
     }
 
 

@@ -365,6 +365,18 @@ def test_after_complete_nothing_is_reported_or_refused(start: Starter, tmp_path:
         assert vmm.end() == (0, "")
 
 
+def test_answers_to_nothing_hide_no_complete(start: Starter, tmp_path: Path) -> None:
+    with accepted(start, tmp_path, "pause", "punch:5") as (vmm, resolver):
+        for sequence in (0, 0, 1):
+            resolver.say(DISCARDED, sequence)
+        resolver.say(COMPLETE)
+        resolver.socket.close()
+        vmm.go_on()
+        for line in ("pause 0 0", "punch 0 0"):
+            vmm.expect(line)
+        assert vmm.end() == (0, "")
+
+
 def test_complete_instead_of_an_answer(start: Starter, tmp_path: Path) -> None:
     """The last page came while the VMM asked: the client may close without answering."""
     with accepted(start, tmp_path, "punch:5", "punch:6", "pause") as (vmm, resolver):
