@@ -388,13 +388,23 @@ static void discard_silently(struct world *world)
     }
 }
 
+/* Of the guest's, and rather one that a thread sleeps on: whoever resolves it next must wake that thread. */
+static void map_silently(struct world *world, uint64_t page)
+{
+    const struct sim_thread *thread = &world->sim.threads[below(world, SIM_THREADS)];
+
+    if (thread->sleeps)
+        page = thread->page;
+    if (page_state(table_word(&world->table, page)) == PAGE_OWNED)
+        sim_map_silently(&world->sim, page);
+}
+
 static void vmm(struct world *world)
 {
     uint64_t page = below(world, WORLD_PAGES), dice = below(world, 16);
 
     if (world->private_memory && dice < 3) {
-        if (page_state(table_word(&world->table, page)) == PAGE_OWNED)
-            sim_map_silently(&world->sim, page);
+        map_silently(world, page);
     } else if (world->private_memory) {
         madvise_something(world, true);
     } else if (dice < 2) {
@@ -407,8 +417,8 @@ static void vmm(struct world *world)
         discard_silently(world);
     } else if (dice < 14) {
         sim_drop_mapping(&world->sim, page);
-    } else if (page_state(table_word(&world->table, page)) == PAGE_OWNED) {
-        sim_map_silently(&world->sim, page);
+    } else {
+        map_silently(world, page);
     }
 }
 
