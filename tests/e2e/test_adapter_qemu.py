@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import uvloop
 
 from pageferry.host import qemu as adapter
 from pageferry.host import qmp as monitor
@@ -51,10 +52,18 @@ def binary(version: str) -> str:
 
 
 def run(go: Awaitable[None]) -> None:
+    """In the loop that our services run in."""
+
     async def bounded() -> None:
         await asyncio.wait_for(go, 90)
 
-    asyncio.run(bounded())
+    uvloop.run(bounded())
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _loop_was_there() -> None:
+    """The first uvloop of a process makes a pipe that it keeps."""
+    uvloop.run(asyncio.sleep(0))
 
 
 @contextmanager
