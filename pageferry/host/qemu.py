@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from pageferry.host import qemu_checks as checks
-from pageferry.host.process import HeldProcess
+from pageferry.host.process import HeldProcess, gone
 from pageferry.host.qemu_settings import Settings
 from pageferry.host.qmp import COMMAND_S, Qmp, QmpRefusalError
 from pageferry.host.vmm import VmmFacts
@@ -95,9 +95,14 @@ class QemuVmm:
                     "QEMU is in another PID namespace, so that it cannot be held or killed",
                     "run in the same PID namespace as it, or in the host's",
                 )
-            fd = os.pidfd_open(qmp_pid)
+            try:
+                fd = os.pidfd_open(qmp_pid)
+            except ProcessLookupError as error:
+                raise gone() from error
             self._process = HeldProcess(fd)
             os.close(fd)
+        if self._process.ended:
+            raise gone()
         if qmp_pid > 0 and self._process.pid > 0 and self._process.pid != qmp_pid:
             raise checks.refused(
                 f"process {qmp_pid} listens on {self._path}, but process {self._process.pid} has handed its "

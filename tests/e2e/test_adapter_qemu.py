@@ -588,6 +588,26 @@ def test_the_monitor_of_another_vm_is_refused(place: Path) -> None:
     os.close(pidfd)
 
 
+def test_the_successor_of_a_vm_that_has_died_is_not_taken_for_it(place: Path) -> None:
+    """On the same socket, with no memory handed over."""
+    child = subprocess.Popen(["true"])
+    pidfd = os.pidfd_open(child.pid)
+    child.wait()
+    bare = Bare(place, SYSTEM, *GOOD)
+
+    async def go() -> None:
+        vmm = QemuVmm(bare.qmp_path, pidfd=pidfd)
+        with pytest.raises(PageferryError, match="the VMM has exited") as caught:
+            await vmm.attach(Side.SOURCE)
+        assert caught.value.reason is Reason.NO_VMM
+        await vmm.close()
+
+    with bare as unused:
+        run(go())
+        run(unused.close())
+    os.close(pidfd)
+
+
 def test_without_a_hand_off_whoever_listens_is_held(place: Path) -> None:
     bare = Bare(place, SYSTEM, *GOOD)
 
