@@ -30,7 +30,7 @@ WORKERS: Final = os.cpu_count() or 1
 LINES_MIN: Final = 0.9
 TELLING: Final = re.compile(r"not so:|ERROR|error:|^\s+#\d+ .*(native|tests)/|written")
 PLANT_RUNS: Final = 1_000_000
-PLANT_SECONDS: Final = 300
+PLANT_SECONDS: Final = 600
 HANDOFF: Final = "handoff"
 INPUT_BYTES_MAX: Final = {"messages": 8192, "frames": 2048, "server": 8192, "client": 16384, "engine": 1024}
 # the parsers, and whose runs count for each

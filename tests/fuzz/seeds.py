@@ -292,7 +292,7 @@ def client_seeds() -> dict[str, bytes]:
         **{
             f"{name}_{manner:#04x}": bytes([manner]) + content
             for name, content in bulk.items()
-            for manner in (0x01, 0x1B)
+            for manner in ((0x01, 0x03, 0x05, 0x07, 0x1B) if name == "ranges_short" else (0x01, 0x1B))
         },
     }
 
