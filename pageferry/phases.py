@@ -15,7 +15,7 @@ A report of the target implies the earlier one: COMMITTED tells a source that ha
 """
 
 from collections.abc import Mapping
-from enum import Enum, IntEnum
+from enum import Enum, IntEnum, unique
 from types import MappingProxyType
 from typing import Final, NamedTuple
 
@@ -38,6 +38,7 @@ class Phase(IntEnum):
     LOST = 8
 
 
+@unique
 class Event(Enum):
     """What moves a session. The value is the sentence that docs and logs give."""
 

@@ -27,7 +27,7 @@ COMMANDS = {
     "fuzz": [*MAKE, "fuzz"],
 }
 # quick ones first; a folder that is not named here runs last
-ORDER = ("lint", "native", "unit", "house", "k8s", "kernel", "wire", "e2e", *COMMANDS)
+ORDER = ("lint", "native", "unit", "house", "model", "k8s", "kernel", "wire", "e2e", *COMMANDS)
 NO_TESTS_COLLECTED = 5
 
 
