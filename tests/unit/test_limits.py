@@ -12,7 +12,10 @@ from pageferry.v1 import pages_pb2
 ROOT = Path(__file__).resolve().parents[2]
 SOURCE = Path(limits.__file__).read_text()
 NAMES = re.findall(r"^([A-Z]\w*): Final = ", SOURCE, re.MULTILINE)
-UNITS = ("BYTES", "BYTES_MAX", "BYTES_CAP", "PAGES", "PAGES_MAX", "MS", "MAX", "PER_S", "IN_FLIGHT", "SLOTS", "PERCENT")
+UNITS = (
+    *("BYTES", "BYTES_MAX", "BYTES_CAP", "PAGES", "PAGES_MAX", "MS", "MAX", "PER_S", "IN_FLIGHT", "SLOTS"),
+    "PERCENT",
+)
 
 
 def test_there_are_limits_and_no_name_twice() -> None:
