@@ -27,7 +27,7 @@ from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__
 from pageferry.v1 import pages_pb2 as pageferry_dot_v1_dot_pages__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1dpageferry/v1/migrations.proto\x12\x0cpageferry.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x18pageferry/v1/pages.proto\"\x99\x04\n\x07Session\x12\x0f\n\x07session\x18\x01 \x01(\t\x12\r\n\x05image\x18\x02 \x01(\t\x12\x10\n\x08revision\x18\x03 \x01(\x04\x12\"\n\x05phase\x18\x04 \x01(\x0e\x32\x13.pageferry.v1.Phase\x12/\n\x0bphase_since\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12$\n\x06paused\x18\x06 \x01(\x0e\x32\x14.pageferry.v1.Reason\x12%\n\x07\x66\x61ilure\x18\x07 \x01(\x0e\x32\x14.pageferry.v1.Reason\x12\x0f\n\x07message\x18\x08 \x01(\t\x12\x0c\n\x04peer\x18\t \x01(\t\x12\x18\n\x10\x63\x61ncel_requested\x18\n \x01(\x08\x12\x13\n\x0bpages_total\x18\x0b \x01(\x04\x12\x15\n\rpages_settled\x18\x0c \x01(\x04\x12\x16\n\x0epages_poisoned\x18\r \x01(\x04\x12\x12\n\npoison_seq\x18\x0e \x01(\x04\x12\x12\n\nwire_bytes\x18\x0f \x01(\x04\x12\r\n\x05round\x18\x10 \x01(\r\x12\x13\n\x0b\x64irty_pages\x18\x11 \x01(\x04\x12\x1e\n\x16\x64irty_pages_per_second\x18\x12 \x01(\x04\x12\x13\n\x0b\x64owntime_us\x18\x13 \x01(\x04\x12\x0e\n\x06\x66\x61ults\x18\x14 \x01(\x04\x12\x16\n\x0e\x66\x61ults_waiting\x18\x15 \x01(\x04\x12\x14\n\x0c\x62locktime_us\x18\x16 \x01(\x04\"\x93\x01\n\x14\x43reateSessionRequest\x12\x0f\n\x07session\x18\x01 \x01(\t\x12\r\n\x05image\x18\x02 \x01(\t\x12\x14\n\x0ctoken_sha256\x18\x03 \x01(\x0c\x12\x17\n\x0ftarget_identity\x18\x04 \x01(\t\x12\x17\n\x0f\x61ttach_within_s\x18\x05 \x01(\r\x12\x13\n\x0bhold_source\x18\x06 \x01(\x08\"\x1e\n\x0bSessionName\x12\x0f\n\x07session\x18\x01 \x01(\t\"J\n\x14WatchSessionsRequest\x12\x0f\n\x07session\x18\x01 \x01(\t\x12\x13\n\x0binterval_ms\x18\x02 \x01(\r\x12\x0c\n\x04once\x18\x03 \x01(\x08\"9\n\x11\x45ndSessionRequest\x12\x0f\n\x07session\x18\x01 \x01(\t\x12\x13\n\x0b\x66orce_image\x18\x02 \x01(\t\"\x8f\x01\n\x10HandOverResponse\x12\r\n\x05\x61s_of\x18\x01 \x01(\x04\x12\x17\n\x0fmanifest_digest\x18\x02 \x01(\x0c\x12\x12\n\nstopped_us\x18\x03 \x01(\x04\x12\x14\n\x0c\x64\x65vice_state\x18\x04 \x01(\x0c\x12\x1b\n\x13\x64\x65vice_state_digest\x18\x05 \x01(\x06\x12\x0c\n\x04last\x18\x06 \x01(\x08\"\xa3\x01\n\x12RecordPhaseRequest\x12\x0f\n\x07session\x18\x01 \x01(\t\x12\"\n\x05phase\x18\x02 \x01(\x0e\x32\x13.pageferry.v1.Phase\x12\x17\n\x0fmanifest_digest\x18\x03 \x01(\x0c\x12\x13\n\x0bpages_owned\x18\x04 \x01(\x04\x12\x12\n\npages_zero\x18\x05 \x01(\x04\x12\x16\n\x0epages_poisoned\x18\x06 \x01(\x04\x32\x90\x04\n\x10MigrationService\x12J\n\rCreateSession\x12\".pageferry.v1.CreateSessionRequest\x1a\x15.pageferry.v1.Session\x12>\n\nGetSession\x12\x19.pageferry.v1.SessionName\x1a\x15.pageferry.v1.Session\x12L\n\rWatchSessions\x12\".pageferry.v1.WatchSessionsRequest\x1a\x15.pageferry.v1.Session0\x01\x12G\n\rCancelSession\x12\x1f.pageferry.v1.EndSessionRequest\x1a\x15.pageferry.v1.Session\x12H\n\x0eReleaseSession\x12\x1f.pageferry.v1.EndSessionRequest\x1a\x15.pageferry.v1.Session\x12G\n\x08HandOver\x12\x19.pageferry.v1.SessionName\x1a\x1e.pageferry.v1.HandOverResponse0\x01\x12\x46\n\x0bRecordPhase\x12 .pageferry.v1.RecordPhaseRequest\x1a\x15.pageferry.v1.Sessionb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1dpageferry/v1/migrations.proto\x12\x0cpageferry.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x18pageferry/v1/pages.proto\"\xaa\x04\n\x07Session\x12\x0f\n\x07session\x18\x01 \x01(\t\x12\r\n\x05image\x18\x02 \x01(\t\x12\x10\n\x08revision\x18\x03 \x01(\x04\x12\"\n\x05phase\x18\x04 \x01(\x0e\x32\x13.pageferry.v1.Phase\x12/\n\x0bphase_since\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12$\n\x06paused\x18\x06 \x01(\x0e\x32\x14.pageferry.v1.Reason\x12%\n\x07\x66\x61ilure\x18\x07 \x01(\x0e\x32\x14.pageferry.v1.Reason\x12\x0f\n\x07message\x18\x08 \x01(\t\x12\x0c\n\x04peer\x18\t \x01(\t\x12\x18\n\x10\x63\x61ncel_requested\x18\n \x01(\x08\x12\x13\n\x0bpages_total\x18\x0b \x01(\x04\x12\x15\n\rpages_settled\x18\x0c \x01(\x04\x12\x16\n\x0epages_poisoned\x18\r \x01(\x04\x12\x12\n\npoison_seq\x18\x0e \x01(\x04\x12\x12\n\nwire_bytes\x18\x0f \x01(\x04\x12\r\n\x05round\x18\x10 \x01(\r\x12\x13\n\x0b\x64irty_pages\x18\x11 \x01(\x04\x12\x1e\n\x16\x64irty_pages_per_second\x18\x12 \x01(\x04\x12\x13\n\x0b\x64owntime_us\x18\x13 \x01(\x04\x12\x0e\n\x06\x66\x61ults\x18\x14 \x01(\x04\x12\x16\n\x0e\x66\x61ults_waiting\x18\x15 \x01(\x04\x12\x14\n\x0c\x62locktime_us\x18\x16 \x01(\x04\x12\x0f\n\x07machine\x18\x17 \x01(\t\"\x93\x01\n\x14\x43reateSessionRequest\x12\x0f\n\x07session\x18\x01 \x01(\t\x12\r\n\x05image\x18\x02 \x01(\t\x12\x14\n\x0ctoken_sha256\x18\x03 \x01(\x0c\x12\x17\n\x0ftarget_identity\x18\x04 \x01(\t\x12\x17\n\x0f\x61ttach_within_s\x18\x05 \x01(\r\x12\x13\n\x0bhold_source\x18\x06 \x01(\x08\"\x1e\n\x0bSessionName\x12\x0f\n\x07session\x18\x01 \x01(\t\"J\n\x14WatchSessionsRequest\x12\x0f\n\x07session\x18\x01 \x01(\t\x12\x13\n\x0binterval_ms\x18\x02 \x01(\r\x12\x0c\n\x04once\x18\x03 \x01(\x08\"9\n\x11\x45ndSessionRequest\x12\x0f\n\x07session\x18\x01 \x01(\t\x12\x13\n\x0b\x66orce_image\x18\x02 \x01(\t\"\x8f\x01\n\x10HandOverResponse\x12\r\n\x05\x61s_of\x18\x01 \x01(\x04\x12\x17\n\x0fmanifest_digest\x18\x02 \x01(\x0c\x12\x12\n\nstopped_us\x18\x03 \x01(\x04\x12\x14\n\x0c\x64\x65vice_state\x18\x04 \x01(\x0c\x12\x1b\n\x13\x64\x65vice_state_digest\x18\x05 \x01(\x06\x12\x0c\n\x04last\x18\x06 \x01(\x08\"\xa3\x01\n\x12RecordPhaseRequest\x12\x0f\n\x07session\x18\x01 \x01(\t\x12\"\n\x05phase\x18\x02 \x01(\x0e\x32\x13.pageferry.v1.Phase\x12\x17\n\x0fmanifest_digest\x18\x03 \x01(\x0c\x12\x13\n\x0bpages_owned\x18\x04 \x01(\x04\x12\x12\n\npages_zero\x18\x05 \x01(\x04\x12\x16\n\x0epages_poisoned\x18\x06 \x01(\x04\x32\x90\x04\n\x10MigrationService\x12J\n\rCreateSession\x12\".pageferry.v1.CreateSessionRequest\x1a\x15.pageferry.v1.Session\x12>\n\nGetSession\x12\x19.pageferry.v1.SessionName\x1a\x15.pageferry.v1.Session\x12L\n\rWatchSessions\x12\".pageferry.v1.WatchSessionsRequest\x1a\x15.pageferry.v1.Session0\x01\x12G\n\rCancelSession\x12\x1f.pageferry.v1.EndSessionRequest\x1a\x15.pageferry.v1.Session\x12H\n\x0eReleaseSession\x12\x1f.pageferry.v1.EndSessionRequest\x1a\x15.pageferry.v1.Session\x12G\n\x08HandOver\x12\x19.pageferry.v1.SessionName\x1a\x1e.pageferry.v1.HandOverResponse0\x01\x12\x46\n\x0bRecordPhase\x12 .pageferry.v1.RecordPhaseRequest\x1a\x15.pageferry.v1.Sessionb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -35,19 +35,19 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'pageferry.v1.migrations_pb2
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_SESSION']._serialized_start=107
-  _globals['_SESSION']._serialized_end=644
-  _globals['_CREATESESSIONREQUEST']._serialized_start=647
-  _globals['_CREATESESSIONREQUEST']._serialized_end=794
-  _globals['_SESSIONNAME']._serialized_start=796
-  _globals['_SESSIONNAME']._serialized_end=826
-  _globals['_WATCHSESSIONSREQUEST']._serialized_start=828
-  _globals['_WATCHSESSIONSREQUEST']._serialized_end=902
-  _globals['_ENDSESSIONREQUEST']._serialized_start=904
-  _globals['_ENDSESSIONREQUEST']._serialized_end=961
-  _globals['_HANDOVERRESPONSE']._serialized_start=964
-  _globals['_HANDOVERRESPONSE']._serialized_end=1107
-  _globals['_RECORDPHASEREQUEST']._serialized_start=1110
-  _globals['_RECORDPHASEREQUEST']._serialized_end=1273
-  _globals['_MIGRATIONSERVICE']._serialized_start=1276
-  _globals['_MIGRATIONSERVICE']._serialized_end=1804
+  _globals['_SESSION']._serialized_end=661
+  _globals['_CREATESESSIONREQUEST']._serialized_start=664
+  _globals['_CREATESESSIONREQUEST']._serialized_end=811
+  _globals['_SESSIONNAME']._serialized_start=813
+  _globals['_SESSIONNAME']._serialized_end=843
+  _globals['_WATCHSESSIONSREQUEST']._serialized_start=845
+  _globals['_WATCHSESSIONSREQUEST']._serialized_end=919
+  _globals['_ENDSESSIONREQUEST']._serialized_start=921
+  _globals['_ENDSESSIONREQUEST']._serialized_end=978
+  _globals['_HANDOVERRESPONSE']._serialized_start=981
+  _globals['_HANDOVERRESPONSE']._serialized_end=1124
+  _globals['_RECORDPHASEREQUEST']._serialized_start=1127
+  _globals['_RECORDPHASEREQUEST']._serialized_end=1290
+  _globals['_MIGRATIONSERVICE']._serialized_start=1293
+  _globals['_MIGRATIONSERVICE']._serialized_end=1821
 # @@protoc_insertion_point(module_scope)

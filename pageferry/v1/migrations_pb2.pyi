@@ -11,7 +11,7 @@ from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 DESCRIPTOR: _descriptor.FileDescriptor
 
 class Session(_message.Message):
-    __slots__ = ("session", "image", "revision", "phase", "phase_since", "paused", "failure", "message", "peer", "cancel_requested", "pages_total", "pages_settled", "pages_poisoned", "poison_seq", "wire_bytes", "round", "dirty_pages", "dirty_pages_per_second", "downtime_us", "faults", "faults_waiting", "blocktime_us")
+    __slots__ = ("session", "image", "revision", "phase", "phase_since", "paused", "failure", "message", "peer", "cancel_requested", "pages_total", "pages_settled", "pages_poisoned", "poison_seq", "wire_bytes", "round", "dirty_pages", "dirty_pages_per_second", "downtime_us", "faults", "faults_waiting", "blocktime_us", "machine")
     SESSION_FIELD_NUMBER: _ClassVar[int]
     IMAGE_FIELD_NUMBER: _ClassVar[int]
     REVISION_FIELD_NUMBER: _ClassVar[int]
@@ -34,6 +34,7 @@ class Session(_message.Message):
     FAULTS_FIELD_NUMBER: _ClassVar[int]
     FAULTS_WAITING_FIELD_NUMBER: _ClassVar[int]
     BLOCKTIME_US_FIELD_NUMBER: _ClassVar[int]
+    MACHINE_FIELD_NUMBER: _ClassVar[int]
     session: str
     image: str
     revision: int
@@ -56,7 +57,8 @@ class Session(_message.Message):
     faults: int
     faults_waiting: int
     blocktime_us: int
-    def __init__(self, session: _Optional[str] = ..., image: _Optional[str] = ..., revision: _Optional[int] = ..., phase: _Optional[_Union[_pages_pb2.Phase, str]] = ..., phase_since: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping[str, object]]] = ..., paused: _Optional[_Union[_pages_pb2.Reason, str]] = ..., failure: _Optional[_Union[_pages_pb2.Reason, str]] = ..., message: _Optional[str] = ..., peer: _Optional[str] = ..., cancel_requested: bool = ..., pages_total: _Optional[int] = ..., pages_settled: _Optional[int] = ..., pages_poisoned: _Optional[int] = ..., poison_seq: _Optional[int] = ..., wire_bytes: _Optional[int] = ..., round: _Optional[int] = ..., dirty_pages: _Optional[int] = ..., dirty_pages_per_second: _Optional[int] = ..., downtime_us: _Optional[int] = ..., faults: _Optional[int] = ..., faults_waiting: _Optional[int] = ..., blocktime_us: _Optional[int] = ...) -> None: ...
+    machine: str
+    def __init__(self, session: _Optional[str] = ..., image: _Optional[str] = ..., revision: _Optional[int] = ..., phase: _Optional[_Union[_pages_pb2.Phase, str]] = ..., phase_since: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping[str, object]]] = ..., paused: _Optional[_Union[_pages_pb2.Reason, str]] = ..., failure: _Optional[_Union[_pages_pb2.Reason, str]] = ..., message: _Optional[str] = ..., peer: _Optional[str] = ..., cancel_requested: bool = ..., pages_total: _Optional[int] = ..., pages_settled: _Optional[int] = ..., pages_poisoned: _Optional[int] = ..., poison_seq: _Optional[int] = ..., wire_bytes: _Optional[int] = ..., round: _Optional[int] = ..., dirty_pages: _Optional[int] = ..., dirty_pages_per_second: _Optional[int] = ..., downtime_us: _Optional[int] = ..., faults: _Optional[int] = ..., faults_waiting: _Optional[int] = ..., blocktime_us: _Optional[int] = ..., machine: _Optional[str] = ...) -> None: ...
 
 class CreateSessionRequest(_message.Message):
     __slots__ = ("session", "image", "token_sha256", "target_identity", "attach_within_s", "hold_source")

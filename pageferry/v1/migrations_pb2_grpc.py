@@ -85,7 +85,9 @@ class MigrationServiceServicer(object):
 
     def CreateSession(self, request, context):
         """Operator: a live image may be moved once. The same id and fields return the same session, also after its end; only the token
-        may be replaced until a target has attached. Errors: ALREADY_ATTACHED if the image has another session that has not ended.
+        may be replaced until a target has attached. The VMM is looked at first: what cannot be moved is refused with its remedy, as
+        UNSUPPORTED, MISMATCH, NOT_ALLOWED or TOO_SLOW. Errors: ALREADY_ATTACHED if the image has another session that has not ended, or the
+        id other fields; NO_VMM if no memory has been handed over under this name; WRONG_PHASE if its guest is in no state to be moved.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -125,7 +127,8 @@ class MigrationServiceServicer(object):
     def HandOver(self, request, context):
         """Target. Stops the guest, settles the last round, freezes the versions, saves the device state; the first message leaves when
         the map is frozen. Before the message with `last` leaves, the source records the hand-over: until then any error makes it
-        resume by itself, afterwards only ABORTED or force. Asked again: the same answer. Errors: WRONG_PHASE, SUPERSEDED, NO_VMM.
+        resume by itself, afterwards only ABORTED or force. Asked again: the same answer. Errors: WRONG_PHASE, SUPERSEDED, NO_VMM;
+        ALREADY_ATTACHED to another target; MISMATCH if the source has lost the state since it handed over: it has nothing more to send.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -134,8 +137,8 @@ class MigrationServiceServicer(object):
     def RecordPhase(self, request, context):
         """Target. Tells what the target has ALREADY recorded durably: POSTCOPY ("accepted": the device state is loaded, the guest runs here for
         ever), or ABORTED (it never will), one of them for ever; later COMMITTED (nothing more is needed). Repeated until answered, and
-        nothing waits for the answer but detaching, which needs COMMITTED or RELEASED in it. Errors: WRONG_PHASE, SUPERSEDED; MISMATCH if
-        COMMITTED does not agree in every count and digest.
+        nothing waits for the answer but detaching, which needs COMMITTED or RELEASED in it. Errors: WRONG_PHASE, SUPERSEDED,
+        ALREADY_ATTACHED; MISMATCH if POSTCOPY does not agree in its digest, or COMMITTED not in every count and digest.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
