@@ -16,6 +16,7 @@
 #include <stdbool.h>
 #include <stdint.h>
 
+#include "../base/manifest.h"
 #include "../base/stats.h"
 #include "../base/trace.h"
 #include "../kernel/kernel_ops.h"
@@ -85,7 +86,9 @@ struct engine {
     bool in_turn;            /* a batch is being worked on: no other may be read before it is done */
     bool rescan_wanted;      /* asks were lost beyond what can be parked: every WANTED page is asked again */
     uint64_t rescan_due_ns;
-    uint64_t frozen_version; /* 0, or the highest version there is: an immutable image's, or the frozen map's */
+    uint64_t frozen_version; /* 0, or the highest version there is: an immutable image's, or the frozen map's; for
+                                pages without a floor the only one that will do, once armed */
+    manifest_sum sum;        /* over the versions of all words */
     uint64_t first_early_ns; /* when the oldest early fault was read that waits for arming; 0: none */
     uint64_t early_page;
     uint64_t now_ns;         /* as the caller told it last */

@@ -1,8 +1,9 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
  * News of the server: which of it is accepted, and what is done with it. Before arming a version is taken when it is
- * no older than the floor and newer than what is held; afterwards only the version of the frozen map. What is refused
- * and waited for is asked again; bytes that cannot be placed now are not kept.
+ * no older than the floor and newer than what is held; afterwards only the version of the frozen map, which the floor
+ * of a page names: a lower one is stale, a higher one cannot be. A page without a floor is one of an image that never
+ * changes. What is refused and waited for is asked again; bytes that cannot be placed now are not kept.
  */
 #include "engine.h"
 #include "place.h"
@@ -13,7 +14,7 @@ enum verdict {
     VERDICT_NOTHING,
     VERDICT_DROP,  /* the page has no use for it any more */
     VERDICT_STALE, /* the version is refused */
-    VERDICT_ABOVE, /* a version higher than there is */
+    VERDICT_ABOVE, /* a version higher than there is, of this page or of any */
     VERDICT_ILLEGAL
 };
 
@@ -46,7 +47,9 @@ static enum verdict judge_version(const struct engine *engine, const struct engi
         verdict = news->version > held ? VERDICT_ACT : VERDICT_NOTHING;
     else if (news->version < held)
         verdict = VERDICT_STALE;
-    else if (wait_armed(engine) && lacking && held != 0 && news->version != held)
+    else if (wait_armed(engine) && held != 0 && news->version > held)
+        verdict = VERDICT_ABOVE;
+    else if (wait_armed(engine) && held == 0 && news->version < engine->frozen_version)
         verdict = VERDICT_STALE;
     else if (!lacking && news->kind != ENGINE_POISON && news->version == held)
         verdict = VERDICT_DROP;
@@ -99,7 +102,7 @@ static void refuse(struct engine *engine, uint64_t page, uint64_t count, const s
         break;
     case VERDICT_ABOVE:
         stats_add(engine->stats, STATS_stale_dropped_pages_total, count);
-        wait_alarm(engine, page, count, "the server sent a version above the highest there is");
+        wait_alarm(engine, page, count, "the server sent a version higher than there is");
         break;
     case VERDICT_ILLEGAL:
         wait_alarm(engine, page, count, "the server has newer bytes although the map is frozen");
@@ -122,12 +125,6 @@ static void act_on_page(struct engine *engine, uint64_t page, uint64_t version, 
         if (wait_settle(engine, page))
             wait_observe(engine, page, 1);
         break;
-    case PAGE_ACTION_RAISE:
-        place_word(engine, page, PAGE_MISSING, page_stale(word), version);
-        break;
-    case PAGE_ACTION_FORGET:
-        place_word(engine, page, PAGE_MISSING, true, version);
-        break;
     case PAGE_ACTION_POISON:
         place_lost(engine, page, version);
         if (wait_armed(engine)) /* before, no marker either: its fault comes again after arming */
@@ -136,6 +133,16 @@ static void act_on_page(struct engine *engine, uint64_t page, uint64_t version, 
     default:
         wait_alarm(engine, page, action, "news met an action that is none of its");
         break;
+    }
+}
+
+/* FORGET: what the cache holds is older, so stale. */
+static void raise_floor(struct engine *engine, uint64_t page, uint64_t count, uint64_t version, bool forget)
+{
+    for (uint64_t i = page; i < page + count; i++) {
+        uint64_t word = table_word(engine->table, i);
+        enum page_state state = page_state(word) == PAGE_POISONED ? PAGE_POISONED : PAGE_MISSING;
+        place_word(engine, i, state, forget || page_stale(word), version);
     }
 }
 
@@ -158,6 +165,10 @@ static struct placed act(struct engine *engine, const struct engine_news *news, 
         break;
     case PAGE_ACTION_CLEAR:
         placed = place_zeros(engine, page, count, news->version);
+        break;
+    case PAGE_ACTION_RAISE:
+    case PAGE_ACTION_FORGET:
+        raise_floor(engine, page, count, news->version, action == PAGE_ACTION_FORGET);
         break;
     default:
         placed.pages = 1;

@@ -43,7 +43,7 @@
     X(POPULATE, "stale bit, write to the page cache, claim") \
     X(PLACE, "not stale: COPY, claim. Stale: write, claim, CONTINUE. Private: COPY, claim") \
     X(CLEAR, "punch what a stale cache holds, claim as zeros") \
-    X(RAISE, "raise the floor") \
+    X(RAISE, "raise the floor; a poisoned page stays poisoned, at that version") \
     X(FORGET, "raise the floor; what the cache holds is stale now") \
     X(MAP, "claim, CONTINUE; a hole means discarded: ZEROPAGE; already mapped: WAKE") \
     X(MAP_ZERO, "ZEROPAGE, claim; something in the cache: punch it, once more") \
@@ -99,6 +99,7 @@
     X(POISONED, FAULT, ARMED, POISON, POISONED) \
     X(POISONED, DATA, ANY, DROP, POISONED) \
     X(POISONED, ZEROS, ANY, DROP, POISONED) \
+    X(POISONED, FLOOR, UNARMED, RAISE, POISONED) \
     X(POISONED, REMOVED, ARMED, POISON, POISONED)
 
 #define PAGE_NAME(name, help) PAGE_##name,

@@ -114,3 +114,12 @@ void table_count(const struct table *table, uint64_t counts[PAGE_STATE_COUNT])
     for (int state = 0; state < PAGE_STATE_COUNT; state++)
         counts[state] = by_bits[state];
 }
+
+manifest_sum table_manifest(const struct table *table)
+{
+    manifest_sum sum = 0;
+
+    for (uint64_t page = 0; page < table->page_count; page++)
+        sum += manifest_of(page, page_version(table_word(table, page)));
+    return sum;
+}

@@ -13,6 +13,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
+#include "../base/manifest.h"
 #include "../kernel/kernel_ops.h"
 #include "page.h"
 
@@ -47,6 +48,8 @@ int table_create(uint64_t page_count, struct table *table);
 /* One that another worker left; the fd is taken over. -EPROTO: not one of ours or not this size. Counts a takeover. */
 int table_adopt(int fd, uint64_t page_count, struct table *table);
 void table_close(struct table *table);
+/* The sum over all versions; one pass over the words. */
+manifest_sum table_manifest(const struct table *table);
 /* Pages in each state; one pass over the words. */
 void table_count(const struct table *table, uint64_t counts[PAGE_STATE_COUNT]);
 

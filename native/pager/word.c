@@ -11,6 +11,8 @@ bool place_unclean(uint64_t word)
 static void store(struct engine *engine, uint64_t page, uint64_t before, uint64_t after)
 {
     table_set(engine->table, page, after);
+    if (page_version(after) != page_version(before))
+        engine->sum += manifest_of(page, page_version(after)) - manifest_of(page, page_version(before));
     engine->unclean_count += (uint64_t)place_unclean(after) - (uint64_t)place_unclean(before);
     engine->held_count += (uint64_t)page_held(after) - (uint64_t)page_held(before);
 }
@@ -40,6 +42,7 @@ void place_word(struct engine *engine, uint64_t page, enum page_state state, boo
 void place_count(struct engine *engine)
 {
     table_count(engine->table, engine->counts);
+    engine->sum = table_manifest(engine->table);
     engine->unclean_count = 0;
     engine->held_count = 0;
     for (uint64_t page = 0; page < engine->table->page_count; page++) {

@@ -221,16 +221,16 @@ size_t fields_of_status(const struct grpc_status *status, struct field_text *tex
     const struct reason_words *words = words_of(status->reason);
     size_t count = 0, length = (size_t)snprintf(text->code, sizeof(text->code), "%u", status->code);
 
-    fields[count++] = (struct h2_field){"grpc-status", text->code, length, false};
+    fields[count++] = (struct h2_field){"grpc-status", text->code, length, false, false};
     if (status->message[0] != 0) {
         length = write_message(status->message, text->message);
-        fields[count++] = (struct h2_field){"grpc-message", text->message, length, false};
+        fields[count++] = (struct h2_field){"grpc-message", text->message, length, false, false};
     }
     if (words != NULL)
-        fields[count++] = (struct h2_field){"pageferry-reason", words->name, strlen(words->name), true};
+        fields[count++] = (struct h2_field){"pageferry-reason", words->name, strlen(words->name), true, false};
     if (status->retry_after_ms != 0) {
         length = (size_t)snprintf(text->retry_after, sizeof(text->retry_after), "%u", status->retry_after_ms);
-        fields[count++] = (struct h2_field){"pageferry-retry-after-ms", text->retry_after, length, false};
+        fields[count++] = (struct h2_field){"pageferry-retry-after-ms", text->retry_after, length, false, false};
     }
     return count;
 }

@@ -14,6 +14,8 @@
 #define CLIENT_CALLS_MAX 1024
 #define FIRST_CALLS (2 * PF_LIMIT_BULK_RANGES_IN_FLIGHT) /* at once: those that begin, and those that just end */
 #define USER_AGENT "pageferry/" PF_VERSION
+#define REQUEST_FIELDS 8
+#define METADATA_FIELDS 4
 
 struct grpc_call *call_new(struct grpc_session *session)
 {
@@ -111,18 +113,37 @@ void call_fail(struct grpc_call *call, uint32_t code, uint32_t reason, const cha
 
 /* ----------------------------------------------------------------------------------------------- what owners say */
 
-struct grpc_call *grpc_start(struct grpc_session *session, const char *path, void *user)
+/* Who calls, as far as it is said; returns how many fields it takes. */
+static size_t add_metadata(struct h2_field *fields, const struct grpc_headers *who)
 {
-    struct h2_field fields[] = {
+    const struct h2_field metadata[METADATA_FIELDS] = {
+        {"authorization", (const char *)who->authorization.data, who->authorization.length, true, true},
+        {"pageferry-session", (const char *)who->session.data, who->session.length, true, false},
+        {"pageferry-target", (const char *)who->target.data, who->target.length, true, false},
+        {"pageferry-epoch", (const char *)who->epoch.data, who->epoch.length, true, false},
+    };
+    size_t count = 0;
+
+    for (size_t i = 0; i < METADATA_FIELDS; i++)
+        if (metadata[i].value_length > 0)
+            fields[count++] = metadata[i];
+    return count;
+}
+
+struct grpc_call *grpc_start_as(struct grpc_session *session, const char *path, const struct grpc_headers *who,
+                                void *user)
+{
+    struct h2_field fields[REQUEST_FIELDS + METADATA_FIELDS] = {
         H2_CONSTANT(":method", "POST"),
         H2_CONSTANT(":scheme", "http"),
-        {":path", path, strlen(path), false},
-        {":authority", session->authority, strlen(session->authority), true},
+        {":path", path, strlen(path), false, false},
+        {":authority", session->authority, strlen(session->authority), true, false},
         H2_CONSTANT("te", "trailers"),
         H2_CONSTANT("content-type", "application/grpc"),
         H2_CONSTANT("user-agent", USER_AGENT),
         H2_CONSTANT("grpc-accept-encoding", "identity"),
     };
+    size_t count = REQUEST_FIELDS + add_metadata(fields + REQUEST_FIELDS, who);
     struct grpc_call *call = NULL;
 
     if (session->server || session->closing || h2_going_away(session->h2) || session->call_count >= CLIENT_CALLS_MAX)
@@ -131,13 +152,20 @@ struct grpc_call *grpc_start(struct grpc_session *session, const char *path, voi
     if (call == NULL)
         return NULL;
     call->user = user;
-    call->stream = h2_request(session->h2, fields, sizeof(fields) / sizeof(fields[0]), call);
+    call->stream = h2_request(session->h2, fields, count, call);
     if (call->stream < 0) {
         call_drop(call);
         return NULL;
     }
     session->open_count++;
     return call;
+}
+
+struct grpc_call *grpc_start(struct grpc_session *session, const char *path, void *user)
+{
+    static const struct grpc_headers nobody = {0};
+
+    return grpc_start_as(session, path, &nobody, user);
 }
 
 void grpc_resume(struct grpc_call *call)

@@ -109,6 +109,10 @@ struct grpc_settings {
 
 /* Client: begins a call; `user` is kept with it. NULL: no stream left, or the session is going away. */
 struct grpc_call *grpc_start(struct grpc_session *session, const char *path, void *user);
+/* The same, saying who calls: those of the four fields of metadata that are there. Their bytes are not copied: they
+ * stay as they are while the session is open. The authorization is never indexed by HPACK. */
+struct grpc_call *grpc_start_as(struct grpc_session *session, const char *path, const struct grpc_headers *who,
+                                void *user);
 /* More to pull. Cheap; may be called at any time before ended. */
 void grpc_resume(struct grpc_call *call);
 /* Server: ends the call with a status as soon as what was pulled has left. code 0 with reason 0: OK. May be called

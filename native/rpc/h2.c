@@ -291,6 +291,8 @@ static size_t to_nv(const struct h2_field *fields, size_t field_count, nghttp2_n
         nv[i].flags = NGHTTP2_NV_FLAG_NO_COPY_NAME;
         if (fields[i].constant)
             nv[i].flags |= NGHTTP2_NV_FLAG_NO_COPY_VALUE;
+        if (fields[i].secret)
+            nv[i].flags |= NGHTTP2_NV_FLAG_NO_INDEX;
     }
     return count;
 }

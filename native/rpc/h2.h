@@ -41,8 +41,9 @@ struct h2_field {
     const char *value;
     size_t value_length;
     bool constant; /* the value too is kept by pointer */
+    bool secret;   /* HPACK never indexes it: no length of a later block tells anything of it */
 };
-#define H2_CONSTANT(name, value) ((struct h2_field){name, value, sizeof(value) - 1, true})
+#define H2_CONSTANT(name, value) ((struct h2_field){name, value, sizeof(value) - 1, true, false})
 
 /* Bytes that wait for the socket. A frame is begun only while `used` is below `budget` and the frame has room. */
 struct h2_out {

@@ -51,7 +51,7 @@ static void give_answer(struct grpc_call *call, bool body)
     size_t count = 0;
 
     snprintf(http_status, sizeof(http_status), "%u", call->http_status == 0 ? 200 : call->http_status);
-    fields[count++] = (struct h2_field){":status", http_status, 3, false};
+    fields[count++] = (struct h2_field){":status", http_status, 3, false, false};
     fields[count++] = H2_CONSTANT("content-type", "application/grpc");
     fields[count++] = H2_CONSTANT("grpc-accept-encoding", "identity");
     if (!body)

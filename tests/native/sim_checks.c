@@ -91,6 +91,8 @@ static void check_all(struct world *world)
     table_count(&world->table, counts);
     if (memcmp(counts, world->engine.counts, sizeof(counts)) != 0)
         world_failed(world, WORLD_PAGES, "the engine's counts are not those of the table");
+    if (table_manifest(&world->table) != world->engine.sum)
+        world_failed(world, WORLD_PAGES, "the engine's manifest is not that of the table");
     wanted = counts[PAGE_WANTED];
     if (stats_get(&world->stats, STATS_asks_outstanding) != wanted)
         world_failed(world, WORLD_PAGES, "asks_outstanding is not the number of WANTED pages");

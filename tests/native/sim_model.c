@@ -7,18 +7,29 @@ static struct model_outcome outcome(enum model_class class, uint64_t word, bool 
     return (struct model_outcome){.class = class, .word = word, .cell = cell};
 }
 
+/* Is this version of a page refused, whatever else is true of it? Armed, there is one that will do: the frozen map's,
+ * which the floor names, or that of an image that never changes. */
+static bool refused(const struct model_world *world, uint64_t had, uint64_t version, struct model_outcome *told)
+{
+    bool higher = world->armed && had != 0 && version > had;
+    bool lower = version < had || (world->armed && had == 0 && version < world->frozen_version);
+
+    told->class = higher ? MODEL_ALARM : MODEL_STALE;
+    return higher || lower;
+}
+
 static struct model_outcome data(const struct model_world *world, uint64_t word, uint64_t version)
 {
     uint64_t had = page_version(word);
-    struct model_outcome told = outcome(MODEL_DROPPED, word, true);
+    struct model_outcome told = outcome(MODEL_DROPPED, word, true), no = outcome(MODEL_STALE, word, false);
 
     switch (page_state(word)) {
     case PAGE_MISSING:
     case PAGE_WANTED:
         if (world->private_memory && !world->armed)
             told.cell = false; /* it could only be mapped */
-        else if (version < had || (world->armed && had != 0 && version != had))
-            told = outcome(MODEL_STALE, word, false);
+        else if (refused(world, had, version, &no))
+            told = no;
         else
             told = outcome(MODEL_TAKEN, page_word(world->armed ? PAGE_OWNED : PAGE_CACHED, false, version), true);
         break;
@@ -42,13 +53,13 @@ static struct model_outcome data(const struct model_world *world, uint64_t word,
 static struct model_outcome zeros(const struct model_world *world, uint64_t word, uint64_t version)
 {
     uint64_t had = page_version(word);
-    struct model_outcome told = outcome(MODEL_DROPPED, word, true);
+    struct model_outcome told = outcome(MODEL_DROPPED, word, true), no = outcome(MODEL_STALE, word, false);
 
     switch (page_state(word)) {
     case PAGE_MISSING:
     case PAGE_WANTED:
-        if (version < had || (world->armed && had != 0 && version != had))
-            told = outcome(MODEL_STALE, word, false);
+        if (refused(world, had, version, &no))
+            told = no;
         else
             told = outcome(MODEL_TAKEN,
                            page_word(page_state(word) == PAGE_WANTED ? PAGE_OWNED : PAGE_ZERO, false, version), true);
@@ -70,14 +81,13 @@ static struct model_outcome zeros(const struct model_world *world, uint64_t word
 
 static struct model_outcome lost(const struct model_world *world, uint64_t word, uint64_t version)
 {
-    uint64_t had = page_version(word);
-    bool lacking = page_state(word) == PAGE_MISSING || page_state(word) == PAGE_WANTED;
     struct model_outcome told = outcome(MODEL_TAKEN, page_word(PAGE_POISONED, false, version), true);
+    struct model_outcome no = outcome(MODEL_STALE, word, false);
 
     if (page_state(word) == PAGE_POISONED)
         told = outcome(MODEL_NOTHING, word, false);
-    else if (version < had || (world->armed && lacking && had != 0 && version != had))
-        told = outcome(MODEL_STALE, word, false);
+    else if (refused(world, page_version(word), version, &no))
+        told = no;
     return told;
 }
 
@@ -86,10 +96,12 @@ static struct model_outcome floor_raised(const struct model_world *world, uint64
     bool newer = version > page_version(word);
     struct model_outcome told = outcome(MODEL_NOTHING, word, false);
 
-    if (page_state(word) == PAGE_POISONED)
+    if (page_state(word) == PAGE_POISONED && world->armed)
         told.cell = false;
     else if (world->armed)
         told = outcome(MODEL_ALARM, word, true);
+    else if (newer && page_state(word) == PAGE_POISONED)
+        told = outcome(MODEL_TAKEN, page_word(PAGE_POISONED, page_stale(word), version), true);
     else if (newer && page_state(word) == PAGE_CACHED)
         told = outcome(MODEL_TAKEN, page_word(PAGE_MISSING, true, version), true);
     else if (newer)

@@ -193,7 +193,7 @@ static void change_source(struct world *world)
     world->round++;
     while (count-- > 0) {
         uint64_t page = below(world, WORLD_PAGES);
-        if (world->pages[page].server_lost || world->pages[page].version == world->round)
+        if (world->pages[page].version == world->round)
             continue;
         world->pages[page].version_before = world->pages[page].version;
         world->pages[page].version = world->round;
@@ -202,12 +202,68 @@ static void change_source(struct world *world)
     }
 }
 
+/* What the server's map has of pages that are alike from this one on. */
+static enum engine_kind map_kind(const struct world *world, uint64_t page)
+{
+    enum engine_kind kind = ENGINE_FLOOR;
+
+    if (world->pages[page].server_lost)
+        kind = ENGINE_POISON;
+    else if (told_content(page, world->pages[page].version) == 0 && page % 2 == 0)
+        kind = ENGINE_ZEROS; /* a hole; other pages of zeros are not known to be any */
+    return kind;
+}
+
+static uint64_t map_run(const struct world *world, uint64_t page, uint64_t end)
+{
+    uint64_t pages = 1;
+
+    while (page + pages < end && world->pages[page + pages].version == world->pages[page].version &&
+           map_kind(world, page + pages) == map_kind(world, page))
+        pages++;
+    return pages;
+}
+
+/* The map of a round: every page that is newer than what was read before is named, and raises the floor whatever its
+ * kind is. It may be cut off; then it is read once more from where the last one began. */
+static void read_map(struct world *world, bool whole)
+{
+    uint64_t end = whole ? WORLD_PAGES : below(world, WORLD_PAGES), page = 0, pages = 1;
+
+    world->maps++;
+    world->maps_cut += !whole;
+    for (; page < end; page += pages) {
+        pages = 1;
+        if (world->pages[page].version <= world->since)
+            continue;
+        pages = map_run(world, page, end);
+        told_news(world, ENGINE_FLOOR, page, pages, world->pages[page].version);
+        if (map_kind(world, page) != ENGINE_FLOOR)
+            told_news(world, map_kind(world, page), page, pages, world->pages[page].version);
+    }
+    if (whole)
+        world->since = world->round;
+}
+
+/* Both ends of a move have the same versions, in whatever order they came. */
+static void check_manifest(struct world *world)
+{
+    manifest_sum sum = 0;
+
+    for (uint64_t page = 0; page < WORLD_PAGES; page++)
+        sum += manifest_of(page, world->pages[page].version);
+    if (sum != world->engine.sum && world->engine.held_count == 0 && !world->dead)
+        world_failed(world, WORLD_PAGES, "the map was read, and the manifest is another than the server's");
+}
+
 static void precopy(struct world *world)
 {
     uint64_t first = below(world, WORLD_PAGES), count = 1 + below(world, 8);
     uint64_t dice = below(world, 20);
 
-    if (dice == 0)
+    if (world->live && below(world, 16) == 0)
+        read_map(world, below(world, 4) != 0);
+    else if (dice == 0)
         tell_pages(world, first, count, LIE_STALE); /* a late answer */
     else if (dice == 1)
         told_news(world, ENGINE_FLOOR, first, 1, world->pages[first].version);
@@ -223,8 +279,10 @@ void steps_arm(struct world *world)
         while (world->sim.removals[i].stage == SIM_REMOVAL_READ ||
                world->sim.removals[i].stage == SIM_REMOVAL_COMPLETED)
             sim_removal_step(&world->sim, i);
-    for (uint64_t page = 0; world->live && page < WORLD_PAGES; page++)
-        told_news(world, ENGINE_FLOOR, page, 1, world->pages[page].version);
+    if (world->live) {
+        read_map(world, true);
+        check_manifest(world);
+    }
     for (uint64_t page = 0; page < WORLD_PAGES; page++) {
         world->pages[page].expected = told_content(page, world->pages[page].version);
         world->pages[page].drops = 0;

@@ -212,6 +212,7 @@ static void take_over(struct world *world)
         world->pages[page].again = true;
     for (uint32_t i = 0; i < WORLD_ANSWERS; i++)
         world->answers[i].used = false;
+    world->since = 0;
     world->recovering = true;
     attach(world);
     world->recovering = false;

@@ -69,6 +69,9 @@ struct world {
     jmp_buf killed;
     bool link_up, alarm_expected, alarm_seen, dead;
     uint64_t frozen_version, round;
+    uint64_t since;    /* the server's map has been read up to this version; whoever takes over begins anew */
+    uint64_t maps;     /* read so far, and of them, those that were cut off */
+    uint64_t maps_cut;
     uint64_t answered; /* pages that were asked and are not WANTED any more */
     struct regions regions;
     struct sim_kernel sim;

@@ -333,9 +333,10 @@ static void versions_armed_must_be_those_of_the_map(void)
     bed_later(ENGINE_ASK_AGAIN_NS);
     CHECK_EQ(bed.ask_count, 2);
     CHECK_EQ(bed_news(ENGINE_DATA, 0, 1, V2), 1);
-    CHECK_EQ(bed_news(ENGINE_DATA, 5, 1, V1), 1); /* a page without a floor takes what the map may have */
-    CHECK_EQ(bed_news(ENGINE_DATA, 1, 1, 0), 0);  /* version 0 is none */
-    CHECK_EQ(bed_counter(STATS_stale_dropped_pages_total), 3);
+    CHECK_EQ(bed_news(ENGINE_DATA, 5, 1, V1), 0); /* a page without a floor takes the one version that there is */
+    CHECK_EQ(bed_news(ENGINE_DATA, 5, 1, V2), 1);
+    CHECK_EQ(bed_news(ENGINE_DATA, 1, 1, 0), 0); /* version 0 is none */
+    CHECK_EQ(bed_counter(STATS_stale_dropped_pages_total), 4);
 }
 
 static void a_version_between_floor_and_frozen_is_not_the_maps(void)
@@ -346,7 +347,42 @@ static void a_version_between_floor_and_frozen_is_not_the_maps(void)
     engine_arm(&bed.engine);
     CHECK_EQ(bed_news(ENGINE_DATA, 0, 1, V2), 0);
     CHECK_EQ(bed_counter(STATS_stale_dropped_pages_total), 1);
-    CHECK_EQ(bed.reports[ENGINE_REPORT_ALARM], 0);
+    CHECK_EQ(bed.reports[ENGINE_REPORT_ALARM], 1); /* newer than the map has it */
+    CHECK_EQ(bed_word(0), page_word(PAGE_MISSING, false, V1));
+    CHECK_EQ(bed_news(ENGINE_POISON, 0, 1, V2), 0);
+    CHECK_EQ(bed.reports[ENGINE_REPORT_ALARM], 2);
+    CHECK_EQ(bed_news(ENGINE_POISON, 0, 1, V1), 1);
+}
+
+/* The manifest is that of the versions, however they came about and in whatever order. */
+static void the_manifest_follows_the_versions(void)
+{
+    manifest_sum floors, sum = 0;
+
+    bed_begin(false);
+    CHECK(bed.engine.sum == 0);
+    for (uint64_t page = 0; page < PAGES; page++)
+        sum += manifest_of(page, page < 4 ? V2 : V1);
+    bed_news(ENGINE_POISON, 3, 1, V1);
+    bed_news(ENGINE_FLOOR, 0, PAGES, V1);
+    bed_news(ENGINE_DATA, 1, 8, V1);
+    bed_news(ENGINE_ZEROS, 20, 5, V1);
+    CHECK(bed.engine.sum != sum);
+    CHECK_EQ(bed_news(ENGINE_FLOOR, 0, 4, V2), 4);
+    CHECK_EQ(bed_word(3), page_word(PAGE_POISONED, false, V2)); /* the number moves, the page stays lost */
+    CHECK(bed.engine.sum == sum);
+    floors = bed.engine.sum;
+    engine_arm(&bed.engine);
+    bed_fault(0, 0);
+    CHECK_EQ(bed_news(ENGINE_DATA, 0, 2, V2), 2);
+    engine_sweep(&bed.engine, 0, PAGES);
+    engine_removed(&bed.engine, 30, 2);
+    CHECK(bed.engine.sum == floors); /* armed, it stands still */
+    CHECK(table_manifest(&bed.table) == floors);
+    bed_succeed(false);
+    CHECK(bed.engine.sum == floors);
+    CHECK(manifest_of(1, V1) != manifest_of(1, V2) && manifest_of(1, V1) != manifest_of(2, V1));
+    CHECK(manifest_of(1, UINT64_C(7) << 32) == 0); /* an incarnation without a round names nothing yet */
 }
 
 static void a_floor_after_arming_is_an_alarm(void)
@@ -464,6 +500,7 @@ int main(void)
     RUN(a_page_that_is_late_is_asked_again_in_time);
     RUN(versions_armed_must_be_those_of_the_map);
     RUN(a_version_between_floor_and_frozen_is_not_the_maps);
+    RUN(the_manifest_follows_the_versions);
     RUN(a_floor_after_arming_is_an_alarm);
     RUN(cached_and_zero_armed_drop_news);
     RUN(what_cannot_be_parked_is_not_forgotten);
