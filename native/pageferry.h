@@ -18,7 +18,7 @@
 #include <stdint.h>
 
 /* Grows with every change of this file; the Python side refuses a library of another number. */
-#define PAGEFERRY_API 1
+#define PAGEFERRY_API 2
 #define PAGEFERRY_TEXT_BYTES 256
 #define PAGEFERRY_PAGE_STATES 6
 
@@ -199,6 +199,118 @@ int pageferry_image_inspect(int fd, struct pageferry_progress *progress, struct 
 int pageferry_server_add_file(struct pageferry_server *server, const char *name, int fd,
                               const struct pageferry_image_facts *facts, const uint64_t *region_pages,
                               uint32_t region_count, char *error, size_t error_bytes);
+
+/*
+ * What follows, up to the events, may be called by any thread at any time.
+ *
+ * The memory of a VM that runs, tracked from outside. All fds are duplicated; strings and regions are copied.
+ */
+struct pageferry_live_options {
+    const char *name;
+    int uffd;      /* of the VMM, which has registered its memory for write protection, asynchronous */
+    int ram_fd;    /* memfd, or a file on tmpfs */
+    int vmm_pid;   /* whose /proc/PID/pagemap is read */
+    int vmm_pidfd; /* of the same process; -1: there is none */
+    const struct pageferry_region *regions; /* in the order of the image, without a gap */
+    uint32_t region_count;
+    uint64_t content_id;  /* not 0; another one for each VM that ever had this name */
+    uint64_t incarnation; /* 1 to INCARNATION_MAX, higher than any before under this content_id */
+    char error[PAGEFERRY_TEXT_BYTES];
+};
+
+/* The final round, settled, and the map that nothing changes any more. */
+struct pageferry_frozen {
+    uint64_t as_of;
+    uint64_t dirty_pages; /* named by the final round */
+    uint8_t digest[16];   /* the manifest's, see HandOverResponse */
+};
+
+struct pageferry_live_state {
+    uint64_t as_of; /* newest settled version; its round is 0 before the first */
+    uint64_t page_count;
+    uint64_t dirty_pages; /* named by the newest settled round */
+    uint64_t round_ns;    /* between the two newest; 0: there is only one */
+    uint32_t round;       /* of as_of */
+    uint32_t frozen;
+};
+
+/*
+ * Serves it from now on, to its sessions alone. Errors: BAD_REQUEST, UNSUPPORTED, NOT_ALLOWED, NO_VMM, MISMATCH,
+ * NO_MEMORY, ALREADY_ATTACHED (the name is taken), BUG.
+ */
+int pageferry_server_add_live(struct pageferry_server *server, struct pageferry_live_options *options);
+/*
+ * The guest stands still, its block I/O too: settles the final round and freezes the map. Blocks, some ms a GiB.
+ * Asked again: the same answer. Errors: NO_SUCH_IMAGE, BAD_REQUEST (not live), NO_VMM, MISMATCH, BUG.
+ */
+int pageferry_server_freeze(struct pageferry_server *server, const char *name, struct pageferry_frozen *frozen,
+                            char *error, size_t error_bytes);
+/* The guest runs here again: rounds may be opened again, the next one names every page. The sessions of the image have
+ * lost their rights before. */
+int pageferry_server_thaw(struct pageferry_server *server, const char *name);
+int pageferry_server_live_state(struct pageferry_server *server, const char *name,
+                                struct pageferry_live_state *state);
+/* An image of any kind is not served any more: its calls end with NO_SUCH_IMAGE, and its memory is given up when the
+ * last of them has ended. */
+int pageferry_server_remove(struct pageferry_server *server, const char *name);
+/* A VMM under the shim has been taken: its mmap may return (kernel/frames.h). Errors: NO_VMM. */
+int pageferry_handoff_accept(int fd);
+
+/*
+ * Sessions: which token may do what with which image. They are the gate's bits and know no phases; the phase is
+ * passed on to the target and nothing else. Without a session a live image can be described, and no more.
+ */
+enum pageferry_right {
+    PAGEFERRY_RIGHT_PAGES = 1, /* all of PageService */
+    PAGEFERRY_RIGHT_ROUNDS = 2 /* StreamPages{open_round} */
+};
+
+struct pageferry_session {
+    const char *session; /* [a-z0-9-]{1,63} */
+    const char *image;
+    uint8_t token_sha256[32];
+    uint32_t rights;           /* bits; without PAGES its calls end, and new ones are refused, with WRONG_PHASE */
+    uint32_t phase;            /* enum pf_phase; told in FetchPages: at first, with each echo, on change */
+    uint32_t cancel_requested;
+    uint32_t frozen;           /* 1: manifest_digest is told */
+    uint8_t manifest_digest[16];
+};
+
+/*
+ * New, or changed: who is attached stays bound. Errors: BAD_REQUEST, ALREADY_ATTACHED (the session is of another
+ * image), BUSY (SESSIONS_MAX).
+ */
+int pageferry_server_set_session(struct pageferry_server *server, const struct pageferry_session *session,
+                                 char *error, size_t error_bytes);
+/* Its calls end with NOT_ALLOWED, as if it had never been. NO_SUCH_IMAGE: it has not. */
+int pageferry_server_drop_session(struct pageferry_server *server, const char *session);
+
+/* The newest of each kind and session: what nobody took in time is replaced, but no kind is ever lost. */
+enum pageferry_server_event_kind {
+    /* A target has opened FetchPages and had none open. value 1: the first ever, to whom the session is bound from
+     * now on; 0: it is back, after SILENT or SUPERSEDED. text: its address. */
+    PAGEFERRY_SERVER_EVENT_ATTACHED = 1,
+    PAGEFERRY_SERVER_EVENT_SUPERSEDED = 2, /* a worker of a higher epoch has taken over */
+    PAGEFERRY_SERVER_EVENT_ROUND = 3,      /* settled by a call; value: as_of, page_count: named by it */
+    PAGEFERRY_SERVER_EVENT_SILENT = 4      /* the last FetchPages of the target has ended */
+};
+
+struct pageferry_server_event {
+    uint32_t kind;
+    uint32_t reserved;
+    uint64_t target;
+    uint64_t epoch;
+    uint64_t value;
+    uint64_t page_count;
+    char session[64];
+    char text[PAGEFERRY_TEXT_BYTES];
+};
+
+/* 1 and the oldest event, or 0 when there is none. */
+int pageferry_server_event(struct pageferry_server *server, struct pageferry_server_event *event);
+/* Readable while there are events; owned by the server. */
+int pageferry_server_event_fd(struct pageferry_server *server);
+
 /* Answer of grpc.health.v1 on the data port: 1 serving, 0 not serving. */
 void pageferry_server_health(struct pageferry_server *server, uint32_t serving);
 /* No new calls (GOING_AWAY), open calls end with GOING_AWAY once what they owe is answered. */

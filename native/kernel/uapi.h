@@ -46,6 +46,7 @@ _Static_assert(sizeof(struct uffdio_poison) == 32 && UFFDIO_POISON == 0xc020aa08
 _Static_assert(sizeof(struct uffdio_copy) == 40 && UFFDIO_COPY == 0xc028aa03, "UFFDIO_COPY");
 _Static_assert(sizeof(struct uffdio_zeropage) == 32 && UFFDIO_ZEROPAGE == 0xc020aa04, "UFFDIO_ZEROPAGE");
 _Static_assert(sizeof(struct uffdio_continue) == 32 && UFFDIO_CONTINUE == 0xc020aa07, "UFFDIO_CONTINUE");
+_Static_assert(sizeof(struct uffdio_writeprotect) == 24 && UFFDIO_WRITEPROTECT == 0xc018aa06, "UFFDIO_WRITEPROTECT");
 _Static_assert(sizeof(struct uffdio_register) == 32 && UFFDIO_REGISTER == 0xc020aa00, "UFFDIO_REGISTER");
 _Static_assert(sizeof(struct uffdio_range) == 16 && UFFDIO_WAKE == 0x8010aa02, "UFFDIO_WAKE");
 _Static_assert(sizeof(struct uffd_msg) == 32, "struct uffd_msg");
@@ -54,6 +55,10 @@ _Static_assert(sizeof(struct uffd_msg) == 32, "struct uffd_msg");
 
 #ifndef PAGEMAP_SCAN
 #define PAGEMAP_SCAN _IOWR('f', 16, struct pm_scan_arg)
+#define PM_SCAN_WP_MATCHING (1 << 0)
+#define PM_SCAN_CHECK_WPASYNC (1 << 1)
+#define PAGE_IS_WPALLOWED (1 << 0) /* the mapping is registered for asynchronous write protection */
+#define PAGE_IS_WRITTEN (1 << 1)
 #define PAGE_IS_PRESENT (1 << 3)
 #define PAGE_IS_SWAPPED (1 << 4) /* also markers: poison, write protection of an absent page */
 struct page_region {
@@ -76,6 +81,7 @@ struct pm_scan_arg {
     __u64 return_mask;
 };
 #endif
+_Static_assert(PAGE_IS_WPALLOWED == 1 && PAGE_IS_WRITTEN == 2 && PM_SCAN_CHECK_WPASYNC == 2, "PAGEMAP_SCAN's bits");
 _Static_assert(sizeof(struct page_region) == 24, "struct page_region");
 _Static_assert(sizeof(struct pm_scan_arg) == 96 && PAGEMAP_SCAN == 0xc0606610, "PAGEMAP_SCAN");
 

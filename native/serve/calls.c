@@ -7,12 +7,12 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "gate.h"
+#include "opening.h"
 
 #define FIRST_CALLS 16 /* a connection's ranges, those that end just then, and its urgent calls */
 #define FREE_CALLS_MAX 256
 #define FREE_BATCHES_MAX 16
-/* From a deadline's error to the reset of a call whose peer does not even read that. */
+/* From an error to the reset of a call whose peer does not even read that. */
 #define GRACE_NS (1000 * MS_NS)
 
 /* ------------------------------------------------------------------------------------------------- memory */
@@ -159,18 +159,23 @@ static void begin(struct connection *connection, struct call *call, const struct
 {
     struct worker *worker = connection->worker;
 
+    uint64_t now_ns = serve_now_ns();
+
     call->connection = connection;
     call->method = method;
     asks_open(&call->asks);
-    call->deadline_ns = NEVER_NS;
+    call->deadline_ns = call->silent_due_ns = NEVER_NS;
     if (headers->timeout_ns != 0) {
-        uint64_t now_ns = serve_now_ns();
         call->deadline_ns = headers->timeout_ns < NEVER_NS - now_ns ? now_ns + headers->timeout_ns : NEVER_NS;
         serve_due(worker, call->deadline_ns);
     }
+    if (call->pass.urgent != 0) {
+        call->silent_due_ns = now_ns + PF_LIMIT_HEARTBEAT_TIMEOUT_MS * MS_NS;
+        serve_due(worker, call->silent_due_ns);
+    }
     LIST_INSERT_HEAD(&connection->calls, call, all);
     stats_add(&worker->stats, STATS_calls_open, 1);
-    if (method->pages) {
+    if (method->wish != GATE_NOTHING) {
         connection->served_pages = true;
         connection->page_calls++;
         connection->owing++; /* at once; that it owes no more is known when the turn is over: listener.c */
@@ -178,29 +183,45 @@ static void begin(struct connection *connection, struct call *call, const struct
     }
 }
 
+/* A call for this method, let in; or NULL, *reason and *why. */
+static struct call *admit(struct connection *connection, const struct method *method,
+                          const struct grpc_headers *headers, uint32_t *reason, const char **why)
+{
+    struct worker *worker = connection->worker;
+    struct call *call = take_call(worker);
+
+    if (call == NULL) {
+        *reason = PF_REASON_NO_MEMORY;
+        *why = "the server has no memory for another call";
+        return NULL;
+    }
+    if (method->wish != GATE_NOTHING)
+        *reason = gate_call(worker, headers, method->wish, connection->watched.fd, &call->pass, why);
+    if (*reason != 0) {
+        give_call(worker, call);
+        call = NULL;
+    }
+    return call;
+}
+
 static int on_opened(void *owner, struct grpc_call *grpc, const struct grpc_headers *headers)
 {
     struct connection *connection = owner;
-    struct worker *worker = connection->worker;
     const struct method *method = methods_find(headers->path);
     const char *why = "this port knows no such method";
     uint32_t reason = 0;
     struct call *call = NULL;
 
     connection->first_due_ns = NEVER_NS;
-    stats_add(&worker->stats, STATS_calls_total, 1);
+    stats_add(&connection->worker->stats, STATS_calls_total, 1);
     if (method == NULL)
         method = standard_find(headers->path);
     if (method == NULL)
         reason = PF_REASON_UNSUPPORTED;
-    else if (method->pages)
-        reason = gate_call(worker->service, headers, &why);
-    if (reason == 0 && (call = take_call(worker)) == NULL) {
-        reason = PF_REASON_NO_MEMORY;
-        why = "the server has no memory for another call";
-    }
+    else
+        call = admit(connection, method, headers, &reason, &why);
     grpc_set_user(grpc, call);
-    if (reason != 0) {
+    if (call == NULL) {
         finish(grpc, reason, why);
         return -1;
     }
@@ -222,6 +243,8 @@ static int on_message(void *owner, struct grpc_call *grpc, struct grpc_bytes mes
         return 0;
     }
     call->asked = true;
+    if (call->silent_due_ns != NEVER_NS)
+        call->silent_due_ns = serve_now_ns() + PF_LIMIT_HEARTBEAT_TIMEOUT_MS * MS_NS;
     call->method->message(call, message);
     return 0;
 }
@@ -232,6 +255,7 @@ static void on_half_closed(void *owner, struct grpc_call *grpc)
 
     (void)owner;
     call->half_closed = true;
+    call->silent_due_ns = NEVER_NS; /* it has said that it says no more */
     if (!call->asked && !call->method->requests)
         call_refuse(call, PF_REASON_BAD_REQUEST, "the request is missing");
     grpc_resume(grpc);
@@ -261,10 +285,15 @@ static void on_ended(void *owner, struct grpc_call *grpc, const struct grpc_stat
         return;
     LIST_REMOVE(call, all);
     stats_set(&worker->stats, STATS_calls_open, stats_get(&worker->stats, STATS_calls_open) - 1);
-    if (call->method->pages)
+    if (call->method->wish != GATE_NOTHING) {
         connection->page_calls--;
-    else
+        opening_leave(call);
+        gate_leave(worker->service, &call->pass);
+    } else {
         standard_ended(call);
+    }
+    if (call->image != NULL)
+        images_release(call->image);
     asks_close(&call->asks);
     call_release(call);
     give_call(worker, call);
@@ -287,16 +316,54 @@ static bool owes(const struct call *call)
     return call->asks.count > 0 || call->heartbeat_count > 0 || (call->asked && !call->begun);
 }
 
+/* Has the call lost what it was let in with? 0, or a reason and *why. */
+static uint32_t lost(struct call *call, const char **why)
+{
+    struct service *service = call->connection->worker->service;
+    uint32_t rounds = call->round != 0 ? PAGEFERRY_RIGHT_ROUNDS : 0;
+    uint32_t reason = gate_look(service, &call->pass, PAGEFERRY_RIGHT_PAGES | rounds, why);
+
+    if (reason == 0 && call->image != NULL && image_is_removed(call->image)) {
+        reason = PF_REASON_NO_SUCH_IMAGE;
+        *why = "the image is not served any more";
+    }
+    return reason;
+}
+
+/* Whatever it owes. One whose peer does not read the error either is reset. */
+static void cut_off(struct call *call, uint32_t reason, const char *why)
+{
+    uint64_t grace_ns = serve_now_ns() + GRACE_NS;
+
+    call_refuse(call, reason, why);
+    if (call->deadline_ns > grace_ns)
+        call->deadline_ns = grace_ns;
+    serve_due(call->connection->worker, call->deadline_ns);
+}
+
+static void look_up(struct call *call, bool draining)
+{
+    const char *why = "";
+    uint32_t reason = lost(call, &why);
+
+    if (reason != 0)
+        cut_off(call, reason, why);
+    else if (draining && !owes(call)) /* the others end when they have answered */
+        call_refuse(call, PF_REASON_GOING_AWAY, "the server drains");
+    else
+        methods_look_up(call);
+}
+
 void calls_look_up(struct connection *connection)
 {
     bool draining = atomic_load(&connection->worker->service->draining) != 0;
 
     for (struct call *call = LIST_FIRST(&connection->calls), *next; call != NULL; call = next) {
         next = LIST_NEXT(call, all);
-        if (!call->method->pages)
+        if (call->method->wish == GATE_NOTHING)
             standard_health_changed(call);
-        else if (draining && !owes(call)) /* the others end when they have answered */
-            call_refuse(call, PF_REASON_GOING_AWAY, "the server drains");
+        else if (!call->finished)
+            look_up(call, draining);
     }
 }
 
@@ -313,7 +380,11 @@ uint64_t calls_expire(struct connection *connection, uint64_t now_ns)
                 call_refuse(call, PF_REASON_TOO_SLOW, "the call's deadline has passed");
                 call->deadline_ns = now_ns + GRACE_NS;
             }
+            if (call->silent_due_ns <= now_ns && !call->finished)
+                cut_off(call, PF_REASON_TOO_SLOW, "no heartbeat has come on this call for 10 s");
             due_ns = call->deadline_ns < due_ns ? call->deadline_ns : due_ns;
+            if (!call->finished && call->silent_due_ns < due_ns)
+                due_ns = call->silent_due_ns;
         }
     }
     return due_ns;

@@ -11,7 +11,7 @@
 
 struct method {
     const char *path;
-    bool pages;    /* of PageService: the gate is asked, drain ends it */
+    enum gate_wish wish; /* of PageService: the gate is asked, drain ends it */
     bool requests; /* a stream of requests; otherwise exactly one */
     /* A request. 0, or minus a reason that call_refuse returned. */
     int (*message)(struct call *call, struct grpc_bytes message);
@@ -41,8 +41,10 @@ uint8_t *call_batch(struct call *call);
 size_t call_batch_bytes(void);
 void call_release(struct call *call);
 
-/* The service's flags have changed. */
+/* The service's flags, a session or an image have changed. */
 void calls_look_up(struct connection *connection);
+/* Of methods.c: there may be something that the peer of this call has to be told. */
+void methods_look_up(struct call *call);
 /* Ends calls whose deadline has passed; returns when the next one is due. */
 uint64_t calls_expire(struct connection *connection, uint64_t now_ns);
 /* The worker's own memory, for the calls that a client of ours has at once; later calls that find none left get more,

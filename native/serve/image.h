@@ -1,12 +1,16 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * An image as the server's methods see it: pages by index, wherever they lie. Kinds of images (a file now;
- * live memory and a remote snapshot later) differ behind this table only. Its functions are called by all
- * workers at once.
+ * An image as the server's methods see it: pages by index, wherever they lie. Kinds of images (a file, the
+ * live memory of a VM; a remote snapshot later) differ behind this table only. Its functions are called by
+ * all workers at once.
+ *
+ * Whoever answers with a page loads its version first, then asks whether it may hold data, then reads it: the
+ * bytes are at least as new as the version that goes with them (rounds.h).
  */
 #ifndef PAGEFERRY_IMAGE_H
 #define PAGEFERRY_IMAGE_H
 
+#include <pthread.h>
 #include <stdatomic.h>
 #include <stdbool.h>
 #include <stddef.h>
@@ -20,6 +24,7 @@
 #define IMAGES_MAX 256 /* served by one process */
 
 struct image;
+struct rounds;
 
 struct image_ops {
     /*
@@ -31,8 +36,12 @@ struct image_ops {
     bool (*may_hold_data)(const struct image *image, uint64_t page);
     /* Where the pages end that are alike in this respect from `page` on: looked for up to `end`. */
     uint64_t (*alike_end)(const struct image *image, uint64_t page, uint64_t end);
-    /* Version of `page`, loaded before its bytes are read; *end comes down to where its pages end. */
+    /* Version of `page`, loaded before its bytes are read; *end comes down to where its pages end, or
+     * earlier. */
     uint64_t (*version)(const struct image *image, uint64_t page, uint64_t *end);
+    /* The first page from `page` on, before `end`, whose version is above this one; `end` if there is none.
+     * Costs little where pages are many and news are few. */
+    uint64_t (*next_above)(const struct image *image, uint64_t version, uint64_t page, uint64_t end);
     void (*close)(struct image *image);
 };
 
@@ -44,7 +53,10 @@ struct image {
     uint64_t region_pages[PF_LIMIT_REGIONS_MAX];
     uint32_t region_count;
     bool live;
-    uint64_t as_of;
+    _Atomic uint64_t as_of; /* newest settled version; grows with the rounds of a live image */
+    struct rounds *rounds;  /* of a live image; NULL: it never changes */
+    _Atomic uint32_t users; /* who has taken it, and the table while it is in there */
+    _Atomic bool removed;
     /* image_file.c's: */
     int fd;
     uint64_t *data_map; /* a bit a page: it lies, or begins or ends, in a data extent */
@@ -55,16 +67,30 @@ int image_file_open(const char *name, int fd, const struct pageferry_image_facts
                     const uint64_t *region_pages, uint32_t region_count, struct image **image, char *error,
                     size_t error_bytes);
 
-/* images.c: those that are served, by name. One thread adds, any looks up; none goes before the server. */
+/* Name and regions (page_count is set) of any kind: 0, or minus a reason with a sentence. */
+int image_set_name(struct image *image, const char *name, char *error, size_t error_bytes);
+int image_set_regions(struct image *image, const uint64_t *region_pages, uint32_t region_count, char *error,
+                      size_t error_bytes);
+
+/*
+ * images.c: those that are served, by name. Any thread may call these. An image that is taken out of service is there
+ * until the last who has taken it has released it.
+ */
 struct images {
-    _Atomic uint32_t count;
+    pthread_mutex_t lock; /* zeroed: open */
+    uint32_t count;
     struct image *image[IMAGES_MAX];
 };
 
 /* Takes the image over. 0, or minus a reason: the name is taken, there are too many. */
 int images_add(struct images *images, struct image *image);
-/* NULL: there is none of this name. */
-const struct image *images_find(struct images *images, struct grpc_bytes name);
+/* NULL: there is none of this name. Otherwise it stays until images_release. */
+struct image *images_take(struct images *images, struct grpc_bytes name);
+void images_release(struct image *image);
+/* From now on nobody finds it. False: there is none of this name. */
+bool images_remove(struct images *images, struct grpc_bytes name);
+bool image_is_removed(const struct image *image);
+/* All of them; nobody uses them any more. */
 void images_close(struct images *images);
 
 #endif

@@ -55,6 +55,11 @@ static uint64_t file_version(const struct image *image, uint64_t page, uint64_t 
     return image->as_of;
 }
 
+static uint64_t file_next_above(const struct image *image, uint64_t version, uint64_t page, uint64_t end)
+{
+    return image->as_of > version && page < end ? page : end;
+}
+
 static void file_close(struct image *image)
 {
     if (image->fd >= 0)
@@ -68,6 +73,7 @@ static const struct image_ops file_ops = {
     .may_hold_data = file_may_hold_data,
     .alike_end = file_alike_end,
     .version = file_version,
+    .next_above = file_next_above,
     .close = file_close,
 };
 
@@ -85,48 +91,6 @@ static int map_data(struct image *image)
         for (; page < end; page++)
             image->data_map[page / 64] |= UINT64_C(1) << (page % 64);
     }
-    return 0;
-}
-
-static int set_regions(struct image *image, const uint64_t *region_pages, uint32_t region_count, char *error,
-                       size_t error_bytes)
-{
-    uint64_t sum = 0;
-
-    if (region_count == 0 || region_count > PF_LIMIT_REGIONS_MAX) {
-        sparse_explain(error, error_bytes, "an image has 1 to %u regions, not %u", PF_LIMIT_REGIONS_MAX,
-                       region_count);
-        return -PF_REASON_BAD_REQUEST;
-    }
-    for (uint32_t i = 0; i < region_count; i++) {
-        if (region_pages[i] == 0 || region_pages[i] > image->page_count - sum) {
-            sparse_explain(error, error_bytes,
-                           "region %u of %" PRIu64 " pages is empty, or longer than what is left", i,
-                           region_pages[i]);
-            return -PF_REASON_BAD_REQUEST;
-        }
-        sum += region_pages[i];
-        image->region_pages[i] = region_pages[i];
-    }
-    if (sum != image->page_count) {
-        sparse_explain(error, error_bytes, "the regions have %" PRIu64 " pages, the image has %" PRIu64, sum,
-                       image->page_count);
-        return -PF_REASON_BAD_REQUEST;
-    }
-    image->region_count = region_count;
-    return 0;
-}
-
-static int set_name(struct image *image, const char *name, char *error, size_t error_bytes)
-{
-    size_t length = strlen(name);
-
-    if (length == 0 || length >= sizeof(image->name)) {
-        sparse_explain(error, error_bytes, "an image's name has 1 to %u bytes, not %zu",
-                       PF_LIMIT_IMAGE_NAME_BYTES_MAX, length);
-        return -PF_REASON_BAD_REQUEST;
-    }
-    memcpy(image->name, name, length + 1);
     return 0;
 }
 
@@ -171,11 +135,11 @@ int image_file_open(const char *name, int fd, const struct pageferry_image_facts
     image->ops = &file_ops;
     image->fd = -1;
     image->as_of = PF_LIMIT_IMMUTABLE_VERSION;
-    rc = set_name(image, name, error, error_bytes);
+    rc = image_set_name(image, name, error, error_bytes);
     if (rc == 0)
         rc = set_file(image, fd, facts, error, error_bytes);
     if (rc == 0)
-        rc = set_regions(image, region_pages, region_count, error, error_bytes);
+        rc = image_set_regions(image, region_pages, region_count, error, error_bytes);
     if (rc != 0) {
         file_close(image);
         image = NULL;

@@ -1,40 +1,131 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* The images that are served, by name: a list that only grows, so that workers read it without a lock. */
+/*
+ * The images that are served, by name, under a lock that is held for a moment when a call names its image. And
+ * what all kinds of images have to be: named, and made of regions.
+ */
+#include <inttypes.h>
 #include <string.h>
 
 #include "image.h"
+#include "sparse.h"
 
-int images_add(struct images *images, struct image *image)
+int image_set_regions(struct image *image, const uint64_t *region_pages, uint32_t region_count, char *error,
+                      size_t error_bytes)
 {
-    uint32_t count = atomic_load_explicit(&images->count, memory_order_relaxed);
-    struct grpc_bytes name = {.data = (const uint8_t *)image->name, .length = strlen(image->name)};
+    uint64_t sum = 0;
 
-    if (images_find(images, name) != NULL)
-        return -PF_REASON_ALREADY_ATTACHED;
-    if (count == IMAGES_MAX)
+    if (region_count == 0 || region_count > PF_LIMIT_REGIONS_MAX) {
+        sparse_explain(error, error_bytes, "an image has 1 to %u regions, not %u", PF_LIMIT_REGIONS_MAX,
+                       region_count);
         return -PF_REASON_BAD_REQUEST;
-    images->image[count] = image;
-    atomic_store_explicit(&images->count, count + 1, memory_order_release);
+    }
+    for (uint32_t i = 0; i < region_count; i++) {
+        if (region_pages[i] == 0 || region_pages[i] > image->page_count - sum) {
+            sparse_explain(error, error_bytes,
+                           "region %u of %" PRIu64 " pages is empty, or longer than what is left", i,
+                           region_pages[i]);
+            return -PF_REASON_BAD_REQUEST;
+        }
+        sum += region_pages[i];
+        image->region_pages[i] = region_pages[i];
+    }
+    if (sum != image->page_count) {
+        sparse_explain(error, error_bytes, "the regions have %" PRIu64 " pages, the image has %" PRIu64, sum,
+                       image->page_count);
+        return -PF_REASON_BAD_REQUEST;
+    }
+    image->region_count = region_count;
     return 0;
 }
 
-const struct image *images_find(struct images *images, struct grpc_bytes name)
+int image_set_name(struct image *image, const char *name, char *error, size_t error_bytes)
 {
-    uint32_t count = atomic_load_explicit(&images->count, memory_order_acquire);
-    const struct image *found = NULL;
+    size_t length = strlen(name);
 
-    for (uint32_t i = 0; i < count && found == NULL; i++) {
-        if (grpc_is_text(name, images->image[i]->name))
-            found = images->image[i];
+    if (length == 0 || length >= sizeof(image->name)) {
+        sparse_explain(error, error_bytes, "an image's name has 1 to %u bytes, not %zu",
+                       PF_LIMIT_IMAGE_NAME_BYTES_MAX, length);
+        return -PF_REASON_BAD_REQUEST;
     }
-    return found;
+    memcpy(image->name, name, length + 1);
+    return 0;
+}
+
+/* With the lock held. The place of the image of this name; `count` if there is none. */
+static uint32_t place_of(const struct images *images, struct grpc_bytes name)
+{
+    uint32_t i = 0;
+
+    while (i < images->count && !grpc_is_text(name, images->image[i]->name))
+        i++;
+    return i;
+}
+
+int images_add(struct images *images, struct image *image)
+{
+    struct grpc_bytes name = {.data = (const uint8_t *)image->name, .length = strlen(image->name)};
+    int rc = 0;
+
+    pthread_mutex_lock(&images->lock);
+    if (place_of(images, name) < images->count) {
+        rc = -PF_REASON_ALREADY_ATTACHED;
+    } else if (images->count == IMAGES_MAX) {
+        rc = -PF_REASON_BAD_REQUEST;
+    } else {
+        atomic_store(&image->users, 1);
+        images->image[images->count++] = image;
+    }
+    pthread_mutex_unlock(&images->lock);
+    return rc;
+}
+
+struct image *images_take(struct images *images, struct grpc_bytes name)
+{
+    struct image *image = NULL;
+    uint32_t place;
+
+    pthread_mutex_lock(&images->lock);
+    place = place_of(images, name);
+    if (place < images->count) {
+        image = images->image[place];
+        atomic_fetch_add(&image->users, 1);
+    }
+    pthread_mutex_unlock(&images->lock);
+    return image;
+}
+
+void images_release(struct image *image)
+{
+    if (atomic_fetch_sub(&image->users, 1) == 1)
+        image->ops->close(image);
+}
+
+bool images_remove(struct images *images, struct grpc_bytes name)
+{
+    struct image *image = NULL;
+    uint32_t place;
+
+    pthread_mutex_lock(&images->lock);
+    place = place_of(images, name);
+    if (place < images->count) {
+        image = images->image[place];
+        images->image[place] = images->image[--images->count];
+        atomic_store(&image->removed, true);
+    }
+    pthread_mutex_unlock(&images->lock);
+    if (image != NULL)
+        images_release(image);
+    return image != NULL;
+}
+
+bool image_is_removed(const struct image *image)
+{
+    return atomic_load_explicit(&image->removed, memory_order_relaxed);
 }
 
 void images_close(struct images *images)
 {
-    uint32_t count = atomic_load_explicit(&images->count, memory_order_acquire);
-
-    for (uint32_t i = 0; i < count; i++)
-        images->image[i]->ops->close(images->image[i]);
-    atomic_store_explicit(&images->count, 0, memory_order_relaxed);
+    for (uint32_t i = 0; i < images->count; i++)
+        images_release(images->image[i]);
+    images->count = 0;
 }

@@ -20,6 +20,7 @@
 #include <unistd.h>
 
 #include "calls.h"
+#include "opening.h"
 
 #define EVENTS_MAX 64
 #define ACCEPTS_MAX 8                /* of one turn */
@@ -33,6 +34,14 @@ uint64_t serve_now_ns(void)
 
     clock_gettime(CLOCK_MONOTONIC, &now);
     return (uint64_t)now.tv_sec * 1000 * MS_NS + (uint64_t)now.tv_nsec;
+}
+
+void serve_ring_all(struct service *service)
+{
+    uint32_t count = atomic_load(&service->worker_count);
+
+    for (uint32_t i = 0; i < count; i++)
+        listener_ring(&service->workers[i]);
 }
 
 void serve_due(struct worker *worker, uint64_t due_ns)
@@ -308,9 +317,13 @@ static void *run(void *argument)
     struct connection *connection;
 
     while (atomic_load_explicit(&worker->service->stopping, memory_order_relaxed) == 0) {
-        int count = epoll_wait(worker->epoll_fd, events, EVENTS_MAX, -1);
+        int wait_ms = TAILQ_EMPTY(&worker->openings) ? -1 : 0;
+        int count = epoll_wait(worker->epoll_fd, events, EVENTS_MAX, wait_ms);
         if (count > 0)
             work(worker, events, count);
+        connection = opening_step(worker);
+        if (connection != NULL)
+            turn(connection, 0);
     }
     while ((connection = LIST_FIRST(&worker->connections)) != NULL) {
         grpc_go_away(conn_session(connection->conn));
@@ -336,6 +349,7 @@ static void close_worker(struct worker *worker)
             close(fds[i]);
     }
     calls_close(worker);
+    token_close(worker->hasher);
     free(worker->runs);
 }
 
@@ -370,7 +384,9 @@ int listener_start(struct worker *worker, const struct watched *listeners, uint3
     worker->timer.kind = WATCHED_TIMER;
     worker->timer.fd = timerfd_create(CLOCK_MONOTONIC, TFD_CLOEXEC | TFD_NONBLOCK);
     worker->runs = malloc(PF_LIMIT_RUNS_MAX * sizeof(*worker->runs));
-    if (worker->epoll_fd < 0 || worker->runs == NULL || calls_open(worker) != 0)
+    worker->hasher = token_open();
+    TAILQ_INIT(&worker->openings);
+    if (worker->epoll_fd < 0 || worker->runs == NULL || worker->hasher == NULL || calls_open(worker) != 0)
         goto out;
     if (watch_always(worker, &worker->bell) != 0 || watch_always(worker, &worker->timer) != 0)
         goto out;
@@ -397,5 +413,9 @@ void listener_stop(struct worker *worker)
 {
     listener_ring(worker);
     pthread_join(worker->thread, NULL);
+}
+
+void listener_close(struct worker *worker)
+{
     close_worker(worker);
 }

@@ -20,5 +20,7 @@ int listener_start(struct worker *worker, const struct watched *listeners, uint3
 void listener_ring(struct worker *worker);
 /* Waits for the thread, which ends because service.stopping is set; its connections are closed. */
 void listener_stop(struct worker *worker);
+/* Then gives up all that is left of it. */
+void listener_close(struct worker *worker);
 
 #endif

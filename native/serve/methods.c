@@ -4,14 +4,14 @@
  * pages are read when the answer can leave.
  *
  * Limits: a request's bytes and runs (rpc/), pages asked and unanswered on one FetchPages call
- * (WANTED_PAGES_MAX, here), calls of one connection (STREAMS_MAX, rpc/). The limit of FetchPages calls is one
- * of a session: without sessions each client has connections of its own, and those are limited.
+ * (WANTED_PAGES_MAX, here), calls of one connection (STREAMS_MAX, rpc/), FetchPages calls of a session (gate.c).
  */
 #include <string.h>
 
 #include "calls.h"
-#include "gate.h"
+#include "opening.h"
 
+#define MAP_PAGES_MAX (UINT64_C(1) << 18) /* named in one message of a version map: so a turn stays short */
 #define URGENT_RUNS_MAX 64 /* of one answer of FetchPages: 16 pages of bytes, zeros between and beside them */
 
 static struct service *service_of(struct call *call)
@@ -23,12 +23,12 @@ static struct service *service_of(struct call *call)
 static int name_image(struct call *call, struct grpc_bytes name)
 {
     const char *why = NULL;
-    uint32_t reason = gate_image(service_of(call), name, &call->image, &why);
+    uint32_t reason = gate_image(service_of(call), &call->pass, name, &call->image, &why);
 
     if (reason != 0)
         return call_refuse(call, reason, why);
     call->order.image = call->image;
-    call->order.as_of = call->image->as_of;
+    call->order.as_of = atomic_load(&call->image->as_of);
     return 0;
 }
 
@@ -58,7 +58,7 @@ static int ask(struct call *call, const struct run *runs, uint32_t run_count)
 static enum grpc_pulled answer(struct call *call, struct grpc_bytes *message)
 {
     struct worker *worker = call->connection->worker;
-    bool few = call->order.pages_max == 1;
+    bool few = call->order.pages_max == 1 && call->order.runs_max == 1;
     struct reply_space space = {
         .bytes = few ? call->own : call_batch(call),
         .capacity_bytes = few ? sizeof(call->own) : call_batch_bytes(),
@@ -80,11 +80,29 @@ static enum grpc_pulled answer(struct call *call, struct grpc_bytes *message)
     return GRPC_PULLED_MESSAGE;
 }
 
+/* What a session's target is told beside pages; the digest of the map at first and whenever it changes. */
+static void add_state(struct call *call, struct page_batch *batch)
+{
+    struct session_state *told = &call->told, now;
+
+    call->news = false;
+    if (!gate_state(service_of(call), &call->pass, &now))
+        return;
+    batch->phase = now.phase;
+    batch->cancel_requested = now.cancel_requested;
+    if (now.frozen && (!call->begun || !told->frozen ||
+                       memcmp(told->manifest_digest, now.manifest_digest, sizeof(now.manifest_digest)) != 0))
+        batch->manifest_digest = (struct grpc_bytes){told->manifest_digest, sizeof(told->manifest_digest)};
+    *told = now;
+}
+
 /* A batch without runs, in the call's own memory. */
 static enum grpc_pulled say(struct call *call, uint64_t heartbeat, struct grpc_bytes *message)
 {
-    struct page_batch batch = {.as_of = call->order.as_of, .heartbeat = heartbeat};
+    struct page_batch batch = {.heartbeat = heartbeat};
 
+    add_state(call, &batch);
+    call->order.as_of = batch.as_of = atomic_load(&call->image->as_of);
     message->data = call->own;
     message->length = write_page_batch_head(&batch, call->own, sizeof(call->own));
     call->begun = true;
@@ -221,8 +239,11 @@ static enum grpc_pulled fetch_pull(struct call *call, struct grpc_bytes *message
         return say(call, 0, message);
     if (call->heartbeat_count > 0)
         return say(call, oldest_heartbeat(call), message);
+    if (call->news)
+        return say(call, 0, message);
     if (call->asks.count > 0) {
         bool one = call->asks.pages == 1;
+        call->order.as_of = atomic_load_explicit(&call->image->as_of, memory_order_acquire);
         call->order.may_repeat = true;
         call->order.pages_max = one ? 1 : PF_LIMIT_URGENT_BATCH_PAGES_MAX;
         call->order.runs_max = one ? 1 : URGENT_RUNS_MAX;
@@ -253,22 +274,24 @@ static int stream_message(struct call *call, struct grpc_bytes message)
         rc = check_runs(call, request.runs, request.run_count);
     if (rc != 0)
         return rc;
-    if (request.open_round)
-        return call_refuse(call, PF_REASON_WRONG_PHASE, "an image that never changes has no rounds to open");
     if (request.since_version > call->order.as_of)
         return call_refuse(call, PF_REASON_MISMATCH, "since_version is newer than this image");
     call->order.since_version = request.since_version;
     call->order.versions_only = request.versions_only;
-    call->order.pages_max = CALL_BATCH_PAGES;
-    call->order.runs_max = CALL_BATCH_RUNS;
+    call->order.pages_max = request.versions_only ? 1 : CALL_BATCH_PAGES;
+    call->order.runs_max = request.versions_only ? PF_LIMIT_RUNS_MAX : CALL_BATCH_RUNS;
+    call->order.named_pages_max = MAP_PAGES_MAX;
     whole.page_count = call->image->page_count;
-    return request.run_count == 0 ? ask(call, &whole, 1) : ask(call, request.runs, request.run_count);
+    rc = request.run_count == 0 ? ask(call, &whole, 1) : ask(call, request.runs, request.run_count);
+    return rc == 0 && request.open_round ? opening_begin(call) : rc;
 }
 
 static enum grpc_pulled stream_pull(struct call *call, struct grpc_bytes *message)
 {
     enum grpc_pulled pulled = GRPC_PULLED_NOTHING;
 
+    if (call->round != 0) /* its round is not settled yet */
+        return pulled;
     if (!call->begun || call->asks.count > 0)
         pulled = answer(call, message);
     return pulled == GRPC_PULLED_NOTHING ? call_done(call) : pulled;
@@ -277,11 +300,24 @@ static enum grpc_pulled stream_pull(struct call *call, struct grpc_bytes *messag
 /* ---------------------------------------------------------------------------------------------- the table */
 
 static const struct method methods[] = {
-    {PF_PATH_DESCRIBE_IMAGE, true, false, describe_message, describe_pull},
-    {PF_PATH_GET_PAGE, true, false, get_page_message, get_page_pull},
-    {PF_PATH_FETCH_PAGES, true, true, fetch_message, fetch_pull},
-    {PF_PATH_STREAM_PAGES, true, false, stream_message, stream_pull},
+    {PF_PATH_DESCRIBE_IMAGE, GATE_LOOK, false, describe_message, describe_pull},
+    {PF_PATH_GET_PAGE, GATE_PAGES, false, get_page_message, get_page_pull},
+    {PF_PATH_FETCH_PAGES, GATE_ATTACH, true, fetch_message, fetch_pull},
+    {PF_PATH_STREAM_PAGES, GATE_PAGES, false, stream_message, stream_pull},
 };
+
+void methods_look_up(struct call *call)
+{
+    struct session_state now, *told = &call->told;
+
+    if (call->pass.urgent == 0 || !call->begun || !gate_state(service_of(call), &call->pass, &now))
+        return;
+    if (now.phase != told->phase || now.cancel_requested != told->cancel_requested || now.frozen != told->frozen ||
+        memcmp(now.manifest_digest, told->manifest_digest, sizeof(now.manifest_digest)) != 0) {
+        call->news = true;
+        grpc_resume(call->grpc);
+    }
+}
 
 const struct method *methods_find(struct grpc_bytes path)
 {

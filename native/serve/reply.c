@@ -16,6 +16,7 @@ struct making {
     uint8_t *data;
     uint32_t data_pages; /* in `data` */
     uint32_t read_pages; /* tried, whatever came of it */
+    uint64_t named_pages;
     uint64_t zero_pages;
 };
 
@@ -35,6 +36,7 @@ static void add_run(struct making *making, uint64_t first_page, uint64_t page_co
         last->page_count += page_count;
     else
         making->runs[making->run_count++] = (struct run){first_page, page_count, kind, version};
+    making->named_pages += page_count;
     if (kind == PF_RUN_KIND_ZERO)
         making->zero_pages += page_count;
 }
@@ -95,13 +97,14 @@ static int add_pages(struct making *making, uint64_t page, uint64_t *end, uint64
     const struct image *image = order->image;
     uint64_t room = order->pages_max - making->read_pages;
 
-    if (order->versions_only) {
-        add_run(making, page, *end - page, PF_RUN_KIND_VERSION, version);
-        return 0;
-    }
     if (!image->ops->may_hold_data(image, page)) {
         *end = image->ops->alike_end(image, page, *end);
         add_run(making, page, *end - page, PF_RUN_KIND_ZERO, version);
+        return 0;
+    }
+    if (order->versions_only) {
+        *end = image->ops->alike_end(image, page, *end);
+        add_run(making, page, *end - page, PF_RUN_KIND_VERSION, version);
         return 0;
     }
     if (room > order->runs_max - making->run_count) /* each page may need a run of its own */
@@ -127,22 +130,38 @@ static bool has_page(const struct making *making, uint64_t page, uint64_t *end)
     return false;
 }
 
-static int take_asks(struct making *making, struct asks *asks)
+static bool is_full(const struct making *making)
 {
     const struct reply_order *order = making->order;
+
+    return making->run_count == order->runs_max || making->read_pages == order->pages_max ||
+           (order->named_pages_max != 0 && making->named_pages >= order->named_pages_max);
+}
+
+/* The oldest ask, or its first pages. `page`: the first of them that is news. */
+static int take_ask(struct making *making, struct asks *asks)
+{
+    const struct reply_order *order = making->order;
+    const struct image *image = order->image;
+    struct asked oldest = asks_oldest(asks);
+    uint64_t end = oldest.first_page + oldest.page_count;
+    uint64_t page = image->ops->next_above(image, order->since_version, oldest.first_page, end);
     int rc = 0;
 
-    while (rc == 0 && asks->count > 0 && making->run_count < order->runs_max &&
-           making->read_pages < order->pages_max) {
-        struct asked oldest = asks_oldest(asks);
-        uint64_t page = oldest.first_page, end = page + oldest.page_count;
-        if (!order->may_repeat || !has_page(making, page, &end)) {
-            uint64_t version = order->image->ops->version(order->image, page, &end);
-            if (version > order->since_version)
-                rc = add_pages(making, page, &end, version);
-        }
-        asks_answered(asks, end - page);
+    if (page < end && (!order->may_repeat || !has_page(making, page, &end))) {
+        uint64_t version = image->ops->version(image, page, &end);
+        rc = add_pages(making, page, &end, version);
     }
+    asks_answered(asks, end - oldest.first_page);
+    return rc;
+}
+
+static int take_asks(struct making *making, struct asks *asks)
+{
+    int rc = 0;
+
+    while (rc == 0 && asks->count > 0 && !is_full(making))
+        rc = take_ask(making, asks);
     return rc;
 }
 

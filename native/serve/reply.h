@@ -18,11 +18,12 @@
 struct reply_order {
     const struct image *image;
     uint64_t as_of;
-    uint64_t since_version; /* pages not above it are passed over */
+    uint64_t since_version; /* pages not above it are passed over, at little cost */
     bool versions_only;
     bool may_repeat;        /* a page may be asked twice: in one batch it is named once */
     uint32_t pages_max;     /* of bytes, and of pages that are read to find out that they are zeros */
     uint32_t runs_max;
+    uint64_t named_pages_max; /* about: a run is named whole; 0: as many as there are */
 };
 
 /* Where it is made: reply_bytes_max that stay until it is sent, and runs_max runs for the making alone. */

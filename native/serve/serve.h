@@ -2,14 +2,16 @@
 /*
  * The map of this room: what all workers share, what one of them owns, a connection, a call. A worker is a
  * thread; each connection and its calls belong to one worker for life, so nothing below `service` is ever
- * locked.
+ * locked; in it are the tables of images and of sessions, which change, and flags.
  *
  *   server.c      pageferry.h's server half: starts and stops the workers, adds images, sums their counters
  *   listener.c    the loop of a worker: accept, a read turn, a write turn, timers
  *   calls.c       the life of a call: opened, messages, pulled, ended; what all methods have alike
- *   methods.c     PageService's four        standard.c   health and reflection        gate.c   who may call
+ *   methods.c     PageService's four        standard.c   health and reflection        opening.c  rounds, on a call
+ *   gate.c        who may call              sessions.c   who has which token          token.c    its hash
  *   reply.c       asked runs -> one batch   asks.c       what is owed still
- *   images.c, image_file.c, inspect.c, sparse.c          what is served
+ *   images.c, inspect.c, sparse.c           what is served: image_file.c, image_memory.c
+ *   rounds.c, versions.c, holes.c           what is new in live memory                accept.c   the shim's leave
  */
 #ifndef PAGEFERRY_SERVE_H
 #define PAGEFERRY_SERVE_H
@@ -24,8 +26,10 @@
 #include "../rpc/conn.h"
 #include "../rpc/messages.h"
 #include "asks.h"
+#include "gate.h"
 #include "image.h"
 #include "reply.h"
+#include "sessions.h"
 
 #define MS_NS UINT64_C(1000000)
 #define NEVER_NS UINT64_MAX
@@ -35,6 +39,9 @@ struct worker;
 
 struct service {
     struct images images;
+    struct sessions sessions;
+    struct worker *workers;
+    _Atomic uint32_t worker_count; /* those that run */
     _Atomic uint32_t serving;  /* what health answers */
     _Atomic uint32_t draining; /* PageService takes no new calls */
     _Atomic uint32_t stopping;
@@ -81,9 +88,16 @@ struct call {
     bool begun;           /* a message was sent */
     bool finished;        /* its status is decided */
     /* PageService: */
-    const struct image *image;
+    struct gate_pass pass;
+    struct image *image; /* taken; NULL: not named yet */
     struct asks asks;
     struct reply_order order;
+    uint64_t silent_due_ns;     /* FetchPages of a session: the peer must have said something by then; NEVER_NS */
+    struct session_state told;  /* to the peer */
+    bool news;                  /* there is more to tell */
+    /* StreamPages with a round of its own: */
+    uint32_t round;             /* under way; 0: none */
+    TAILQ_ENTRY(call) opening;
     uint64_t heartbeats[CALL_HEARTBEATS]; /* not echoed yet, oldest first */
     uint32_t heartbeat_count;
     /* health: is the service one of ours, and the status that was sent last */
@@ -108,6 +122,8 @@ struct worker {
     uint32_t listener_count;
     uint64_t accept_due_ns; /* accepting waits for file descriptors until then; NEVER_NS: it does not */
     LIST_HEAD(, connection) connections;
+    TAILQ_HEAD(, call) openings; /* calls whose round is not settled yet: each gets its steps */
+    struct token_hasher *hasher;
     struct run *runs; /* RUNS_MAX, for one request or one answer at a time */
     LIST_HEAD(, call) free_calls;
     uint32_t free_call_count;
@@ -119,5 +135,7 @@ struct worker {
 uint64_t serve_now_ns(void);
 /* The worker's timer rings at `due_ns`, or up to 10 ms later. */
 void serve_due(struct worker *worker, uint64_t due_ns);
+/* All workers look at their calls again. From any thread. */
+void serve_ring_all(struct service *service);
 
 #endif

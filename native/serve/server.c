@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * pageferry.h's server half. The handle belongs to the calling thread; workers see the service alone: flags
- * and a list of images that only grows.
+ * pageferry.h's server half. The handle belongs to the calling thread; workers see the service alone: flags,
+ * and the tables of images and sessions.
  */
 #include <errno.h>
 #include <fcntl.h>
@@ -13,18 +13,10 @@
 
 #include "../pageferry.h"
 #include "listener.h"
+#include "server.h"
+#include "sparse.h"
 
 #define THREADS_MAX 64
-#define LISTENERS_MAX 16
-
-struct pageferry_server {
-    struct service service;
-    struct watched listeners[LISTENERS_MAX];
-    uint32_t listener_count;
-    struct worker *workers; /* worker_count run */
-    uint32_t worker_count;
-    struct stats sum; /* of the workers', made when it is asked for */
-};
 
 static void explain(struct pageferry_server_options *options, const char *what, const char *why)
 {
@@ -68,26 +60,27 @@ static int add_listeners(struct pageferry_server *server, struct pageferry_serve
 static int start_workers(struct pageferry_server *server, struct pageferry_server_options *options)
 {
     uint32_t threads = options->threads == 0 ? 1 : options->threads;
+    struct service *service = &server->service;
 
     if (threads > THREADS_MAX) {
         explain(options, "threads", "at most 64 make sense");
         return -PF_REASON_BAD_REQUEST;
     }
-    server->workers = calloc(threads, sizeof(*server->workers));
-    if (server->workers == NULL) {
+    service->workers = calloc(threads, sizeof(*service->workers));
+    if (service->workers == NULL) {
         explain(options, "the workers", "no memory");
         return -PF_REASON_NO_MEMORY;
     }
     for (uint32_t i = 0; i < threads; i++) {
         int rc = 0;
-        server->workers[i].service = &server->service;
-        rc = listener_start(&server->workers[i], server->listeners, server->listener_count, i);
+        service->workers[i].service = service;
+        rc = listener_start(&service->workers[i], server->listeners, server->listener_count, i);
         if (rc != 0) {
             explain(options, "a worker thread cannot be started",
                     "see the limits on memory, threads and files");
             return rc;
         }
-        server->worker_count++;
+        atomic_fetch_add(&service->worker_count, 1);
     }
     return 0;
 }
@@ -99,8 +92,9 @@ int pageferry_server_open(struct pageferry_server_options *options, struct pagef
 
     options->error[0] = 0;
     *out = NULL;
-    if (server == NULL) {
-        explain(options, "the server", "no memory");
+    if (server == NULL || sessions_open(&server->service.sessions) != 0) {
+        explain(options, "the server", "no memory, or no file descriptors");
+        free(server);
         return -PF_REASON_NO_MEMORY;
     }
     rc = add_listeners(server, options);
@@ -113,6 +107,18 @@ int pageferry_server_open(struct pageferry_server_options *options, struct pagef
     return rc;
 }
 
+int server_add(struct pageferry_server *server, struct image *image, char *error, size_t error_bytes)
+{
+    int rc = images_add(&server->service.images, image);
+
+    if (rc != 0) {
+        sparse_explain(error, error_bytes, rc == -PF_REASON_ALREADY_ATTACHED ? "another image has the name %s"
+                       : "one server serves at most 256 images: %s is one too many", image->name);
+        image->ops->close(image);
+    }
+    return rc;
+}
+
 int pageferry_server_add_file(struct pageferry_server *server, const char *name, int fd,
                               const struct pageferry_image_facts *facts, const uint64_t *region_pages,
                               uint32_t region_count, char *error, size_t error_bytes)
@@ -120,50 +126,35 @@ int pageferry_server_add_file(struct pageferry_server *server, const char *name,
     struct image *image = NULL;
     int rc = image_file_open(name, fd, facts, region_pages, region_count, &image, error, error_bytes);
 
-    if (rc != 0)
-        return rc;
-    rc = images_add(&server->service.images, image);
-    if (rc != 0) {
-        image->ops->close(image);
-        if (error_bytes > 0)
-            snprintf(error, error_bytes, rc == -PF_REASON_ALREADY_ATTACHED ? "another image has the name %s"
-                     : "one server serves at most 256 images: %s is one too many", name);
-    }
-    return rc;
-}
-
-static void ring_all(struct pageferry_server *server)
-{
-    for (uint32_t i = 0; i < server->worker_count; i++)
-        listener_ring(&server->workers[i]);
+    return rc == 0 ? server_add(server, image, error, error_bytes) : rc;
 }
 
 void pageferry_server_health(struct pageferry_server *server, uint32_t serving)
 {
     atomic_store(&server->service.serving, serving != 0);
-    ring_all(server);
+    serve_ring_all(&server->service);
 }
 
 void pageferry_server_drain(struct pageferry_server *server)
 {
     atomic_store(&server->service.draining, 1);
-    ring_all(server);
+    serve_ring_all(&server->service);
 }
 
 uint32_t pageferry_server_open_calls(struct pageferry_server *server)
 {
     uint32_t calls = 0;
 
-    for (uint32_t i = 0; i < server->worker_count; i++)
-        calls += atomic_load(&server->workers[i].owing);
+    for (uint32_t i = 0; i < atomic_load(&server->service.worker_count); i++)
+        calls += atomic_load(&server->service.workers[i].owing);
     return calls;
 }
 
 static const struct stats *sum_stats(struct pageferry_server *server)
 {
     memset(&server->sum, 0, sizeof(server->sum));
-    for (uint32_t i = 0; i < server->worker_count; i++)
-        stats_sum(&server->sum, &server->workers[i].stats);
+    for (uint32_t i = 0; i < atomic_load(&server->service.worker_count); i++)
+        stats_sum(&server->sum, &server->service.workers[i].stats);
     return &server->sum;
 }
 
@@ -184,15 +175,20 @@ uint32_t pageferry_server_histogram(struct pageferry_server *server, uint32_t in
 
 void pageferry_server_close(struct pageferry_server *server)
 {
+    struct service *service = server == NULL ? NULL : &server->service;
+
     if (server == NULL)
         return;
-    atomic_store(&server->service.stopping, 1);
-    ring_all(server);
-    for (uint32_t i = 0; i < server->worker_count; i++)
-        listener_stop(&server->workers[i]);
+    atomic_store(&service->stopping, 1);
+    serve_ring_all(service);
+    for (uint32_t i = 0; i < atomic_load(&service->worker_count); i++)
+        listener_stop(&service->workers[i]);
+    for (uint32_t i = 0; i < atomic_load(&service->worker_count); i++)
+        listener_close(&service->workers[i]); /* until all have stopped, one may ring another's bell */
     for (uint32_t i = 0; i < server->listener_count; i++)
         close(server->listeners[i].fd);
-    images_close(&server->service.images);
-    free(server->workers);
+    images_close(&service->images);
+    sessions_close(&service->sessions);
+    free(service->workers);
     free(server);
 }

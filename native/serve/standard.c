@@ -272,10 +272,10 @@ static enum grpc_pulled reflect_pull(struct call *call, struct grpc_bytes *messa
 /* ---------------------------------------------------------------------------------------------- the table */
 
 static const struct method methods[] = {
-    {PF_PATH_HEALTH_CHECK, false, false, health_message, check_pull},
-    {PF_PATH_HEALTH_WATCH, false, false, health_message, watch_pull},
-    {PF_PATH_SERVER_REFLECTION_INFO, false, true, reflect_message, reflect_pull},
-    {PF_PATH_SERVER_REFLECTION_INFO_V1ALPHA, false, true, reflect_message, reflect_pull},
+    {PF_PATH_HEALTH_CHECK, GATE_NOTHING, false, health_message, check_pull},
+    {PF_PATH_HEALTH_WATCH, GATE_NOTHING, false, health_message, watch_pull},
+    {PF_PATH_SERVER_REFLECTION_INFO, GATE_NOTHING, true, reflect_message, reflect_pull},
+    {PF_PATH_SERVER_REFLECTION_INFO_V1ALPHA, GATE_NOTHING, true, reflect_message, reflect_pull},
 };
 
 const struct method *standard_find(struct grpc_bytes path)

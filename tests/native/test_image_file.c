@@ -331,13 +331,49 @@ static void test_images_by_name(void)
     snprintf(one->name, sizeof(one->name), "vm7");
     CHECK_EQ(images_add(&images, one), -PF_REASON_ALREADY_ATTACHED);
     one->ops->close(one);
-    CHECK(images_find(&images, text("vm255")) == images.image[255]);
-    CHECK(images_find(&images, text("vm")) == NULL);
-    CHECK(images_find(&images, text("")) == NULL);
-    CHECK(images_find(&images, (struct grpc_bytes){(const uint8_t *)"vm7\0x", 5}) == NULL);
+    one = images_take(&images, text("vm255"));
+    CHECK(one == images.image[255]);
+    CHECK(images_take(&images, text("vm")) == NULL);
+    CHECK(images_take(&images, text("")) == NULL);
+    CHECK(images_take(&images, (struct grpc_bytes){(const uint8_t *)"vm7\0x", 5}) == NULL);
+    images_release(one);
     images_close(&images);
-    CHECK(images_find(&images, text("vm7")) == NULL);
+    CHECK(images_take(&images, text("vm7")) == NULL);
     close(fd);
+}
+
+static uint32_t closed;
+
+static void count_close(struct image *image)
+{
+    (void)image;
+    closed++;
+}
+
+/* Who has it keeps it, whatever its name means to others by then. */
+static void test_an_image_goes_when_nobody_has_it(void)
+{
+    static const struct image_ops ops = {.close = count_close};
+    static struct images images;
+    static struct image first = {.ops = &ops, .name = "vm"}, second = {.ops = &ops, .name = "vm"};
+    struct image *mine;
+
+    closed = 0;
+    CHECK(!images_remove(&images, text("vm")));
+    CHECK_EQ(images_add(&images, &first), 0);
+    mine = images_take(&images, text("vm"));
+    CHECK(mine == &first && !image_is_removed(mine));
+    CHECK(images_remove(&images, text("vm")));
+    CHECK(image_is_removed(mine));
+    CHECK(images_take(&images, text("vm")) == NULL);
+    CHECK_EQ(images_add(&images, &second), 0);
+    CHECK(images_take(&images, text("vm")) == &second);
+    CHECK_EQ(closed, 0);
+    images_release(mine);
+    CHECK_EQ(closed, 1);
+    images_release(&second);
+    images_close(&images);
+    CHECK_EQ(closed, 2);
 }
 
 int main(void)
@@ -352,5 +388,6 @@ int main(void)
     RUN(test_a_file_cut_short_has_no_hole_at_its_end);
     RUN(test_what_is_not_opened);
     RUN(test_images_by_name);
+    RUN(test_an_image_goes_when_nobody_has_it);
     return check_done();
 }

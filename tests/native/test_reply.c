@@ -72,11 +72,20 @@ static uint64_t table_version(const struct image *image, uint64_t page, uint64_t
     return newer ? NEW_VERSION : PF_LIMIT_IMMUTABLE_VERSION;
 }
 
+static uint64_t table_next_above(const struct image *of, uint64_t version, uint64_t page, uint64_t end)
+{
+    (void)of;
+    while (page < end && (content[page] == DATA_NEW ? NEW_VERSION : PF_LIMIT_IMMUTABLE_VERSION) <= version)
+        page++;
+    return page;
+}
+
 static const struct image_ops table_ops = {
     .read = table_read,
     .may_hold_data = table_may_hold_data,
     .alike_end = table_alike_end,
     .version = table_version,
+    .next_above = table_next_above,
 };
 static const struct image image = {.ops = &table_ops, .content_id = 77, .page_count = PAGES,
                                    .as_of = NEW_VERSION};
@@ -116,7 +125,10 @@ static void check_page(uint64_t page, const struct run *run, const uint8_t *byte
     };
 
     named[page]++;
-    CHECK_EQ(run->kind, order.versions_only ? PF_RUN_KIND_VERSION : kinds[content[page]]);
+    if (order.versions_only)
+        CHECK_EQ(run->kind, content[page] == HOLE ? PF_RUN_KIND_ZERO : PF_RUN_KIND_VERSION);
+    else
+        CHECK_EQ(run->kind, kinds[content[page]]);
     CHECK_EQ(run->version, content[page] == DATA_NEW ? NEW_VERSION : PF_LIMIT_IMMUTABLE_VERSION);
     fill(page, want);
     if (run->kind == PF_RUN_KIND_DATA)
@@ -331,9 +343,27 @@ static void test_versions_part_runs(void)
     reads = 0;
     ask(0, PAGES);
     CHECK_EQ(all_batches(), 1);
-    CHECK_EQ(got_count, 3);
-    is_run(2, 5, PAGES - 5, PF_RUN_KIND_VERSION);
+    CHECK_EQ(got_count, 4);
+    is_run(2, 5, 3, PF_RUN_KIND_VERSION);
+    is_run(3, 8, PAGES - 8, PF_RUN_KIND_ZERO);
     CHECK_EQ(reads, 0);
+}
+
+/* A version map of an image that is new all over must not be made in one turn. */
+static void test_a_message_names_so_many_pages(void)
+{
+    begin(1, 16);
+    order.versions_only = true;
+    order.named_pages_max = 1000;
+    for (uint64_t page = 0; page < PAGES; page++)
+        content[page] = page / 300 % 2 == 0 ? DATA : HOLE;
+    ask(0, PAGES);
+    CHECK_EQ(one_batch(), 0);
+    CHECK_EQ(got_count, 4); /* 300 each: the fourth is the one that fills it */
+    is_run(3, 900, 300, PF_RUN_KIND_ZERO);
+    all_batches();
+    for (uint64_t page = 0; page < PAGES; page++)
+        CHECK_EQ(named[page], 1);
 }
 
 static void test_a_space_too_small_is_not_written(void)
@@ -410,6 +440,7 @@ int main(void)
     RUN(test_a_page_is_named_once_a_batch);
     RUN(test_only_what_is_newer);
     RUN(test_versions_part_runs);
+    RUN(test_a_message_names_so_many_pages);
     RUN(test_a_space_too_small_is_not_written);
     RUN(test_any_image);
     RUN(test_asks_are_first_in_first_out);

@@ -38,7 +38,7 @@ def program() -> Path:
     if not target.exists() or target.stat().st_mtime < max(p.stat().st_mtime for p in (source, library)):
         target.parent.mkdir(parents=True, exist_ok=True)
         command: list[str | Path] = ["cc", "-std=gnu17", "-O2", "-g", "-D_GNU_SOURCE", "-o", target]
-        command += [source, library, "-lnghttp2", "-lxxhash", "-lpthread", "-lm"]
+        command += [source, library, "-lnghttp2", "-lxxhash", "-lcrypto", "-lpthread", "-lm"]
         subprocess.run(command, check=True, stdin=subprocess.DEVNULL)
     return target
 

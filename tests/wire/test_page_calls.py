@@ -148,14 +148,18 @@ def test_runs_come_in_the_order_that_was_asked(stub: PageServiceStub, image: Ima
     assert pages == [*range(1000, 1037), 0, 1, 2, 299, 300]
 
 
-def test_the_version_map_has_no_bytes(stub: PageServiceStub, image: Image) -> None:
+def test_the_version_map_has_no_bytes_and_knows_holes(stub: PageServiceStub, image: Image) -> None:
     request = pb.StreamPagesRequest(image="vm", versions_only=True, runs=[3, 1, 10, 500])
     (batch,) = stub.StreamPages(request)
-    assert fours(batch) == [
+    assert fours(batch)[:3] == [
         (3, 1, pb.RUN_KIND_VERSION, IMMUTABLE),
-        (10, 500, pb.RUN_KIND_VERSION, IMMUTABLE),
+        (10, 290, pb.RUN_KIND_VERSION, IMMUTABLE),
+        (300, 100, pb.RUN_KIND_ZERO, IMMUTABLE),
     ]
-    assert len(list(checked(batch, image))) == 501
+    kinds = dict(checked(batch, image))
+    assert set(kinds) == {3, *range(10, 510)}
+    assert all(kinds[page] == pb.RUN_KIND_VERSION for page in kinds if page in image.pages)
+    assert kinds[505] == pb.RUN_KIND_VERSION, "zeros that were written are not known unread"
 
 
 def test_nothing_is_newer_than_the_version_of_all(stub: PageServiceStub) -> None:
