@@ -1,12 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
 """The data port: C threads that serve pages. The only file here that sees cffi."""
 
+import enum
 import socket
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Self
 
 from pageferry._native import ffi, lib
+from pageferry.host.handoff import Region
+from pageferry.phases import Phase
 from pageferry.service import native
 from pageserver.images import ImageFile
 
@@ -49,8 +52,96 @@ def inspect(image: ImageFile, progress: Progress) -> ImageFacts:
     return ImageFacts(facts.content_id, facts.page_count, facts.data_pages)
 
 
+# ---------------------------------------------------------------------------------------------------- a move
+
+
+@dataclass(frozen=True, slots=True)
+class LiveMemory:
+    """The memory of a VM that runs; its descriptors stay the caller's. pidfd -1: there is none."""
+
+    name: str
+    uffd: int
+    ram_fd: int
+    pid: int
+    pidfd: int
+    regions: Sequence[Region]
+    content_id: int  # another one for each VM that ever had this name
+    incarnation: int  # higher than any before under this content id
+
+
+@dataclass(frozen=True, slots=True)
+class LiveState:
+    """The newest settled round; 0: there is none yet."""
+
+    as_of: int  # its incarnation rises by one with each thaw
+    page_count: int
+    dirty_pages: int  # that this round has named
+    round_ns: int  # between the two newest; 0: there is only one
+    round: int
+    frozen: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Frozen:
+    """The final round, and the map that nothing changes any more."""
+
+    as_of: int
+    dirty_pages: int
+    manifest_digest: bytes
+
+
+class Right(enum.IntFlag):
+    """What a session's token is good for."""
+
+    NONE = 0  # everything is refused with WRONG_PHASE
+    PAGES = lib.PAGEFERRY_RIGHT_PAGES
+    ROUNDS = lib.PAGEFERRY_RIGHT_ROUNDS
+
+
+@dataclass(frozen=True, slots=True)
+class SessionGate:
+    """What the data port knows of a session; phase, cancel and digest are passed on to its target."""
+
+    session: str
+    image: str
+    token_sha256: bytes
+    rights: Right
+    phase: Phase
+    cancel_requested: bool = False
+    manifest_digest: bytes = b""  # empty: the map is not frozen
+
+
+class ServerEventKind(enum.IntEnum):
+    ATTACHED = lib.PAGEFERRY_SERVER_EVENT_ATTACHED
+    SUPERSEDED = lib.PAGEFERRY_SERVER_EVENT_SUPERSEDED
+    ROUND = lib.PAGEFERRY_SERVER_EVENT_ROUND
+    SILENT = lib.PAGEFERRY_SERVER_EVENT_SILENT
+
+
+@dataclass(frozen=True, slots=True)
+class ServerEvent:
+    """News of a session, the newest of its kind."""
+
+    kind: ServerEventKind
+    session: str
+    target: int
+    epoch: int
+    value: int  # ATTACHED: 1 for the first ever, 0 for one that is back; ROUND: as_of
+    page_count: int  # ROUND: pages that it has named
+    peer: str  # the address that the target was last seen at
+
+
+def accept_handoff(connection_fd: int) -> None:
+    """Lets a VMM under the shim go on: its memory is tracked. PageferryError: it is gone."""
+    native.check(lib.pageferry_handoff_accept(connection_fd))
+
+
 class DataPlane:
-    """Serves on the sockets it is given, from now until close()."""
+    """Serves on the sockets it is given, from now until close().
+
+    What concerns live memory and sessions may be called on any thread. freeze() blocks, without the
+    interpreter's lock.
+    """
 
     def __init__(self, sockets: Sequence[socket.socket], threads: int) -> None:
         options = ffi.new("struct pageferry_server_options *")
@@ -82,6 +173,93 @@ class DataPlane:
             ),
             error,
         )
+
+    def add_live(self, memory: LiveMemory) -> None:
+        """Serves it from now on, to its sessions alone. PageferryError: it cannot be tracked, and why."""
+        options = ffi.new("struct pageferry_live_options *")
+        name = ffi.new("char[]", memory.name.encode())
+        regions = ffi.new(
+            "struct pageferry_region[]",
+            [
+                {
+                    "address": region.address,
+                    "length_bytes": region.length_bytes,
+                    "offset_bytes": region.offset_bytes,
+                }
+                for region in memory.regions
+            ],
+        )
+        options.name = name
+        options.uffd, options.ram_fd = memory.uffd, memory.ram_fd
+        options.vmm_pid, options.vmm_pidfd = memory.pid, memory.pidfd
+        options.regions, options.region_count = regions, len(memory.regions)
+        options.content_id, options.incarnation = memory.content_id, memory.incarnation
+        native.check(lib.pageferry_server_add_live(self._server, options), options.error)
+
+    def freeze(self, name: str) -> Frozen:
+        """The guest stands still: settles the final round. Blocks, some ms a GiB. Again: the same answer."""
+        frozen = ffi.new("struct pageferry_frozen *")
+        error = ffi.new("char[]", lib.PAGEFERRY_TEXT_BYTES)
+        native.check(
+            lib.pageferry_server_freeze(self._server, name.encode(), frozen, error, len(error)), error
+        )
+        return Frozen(frozen.as_of, frozen.dirty_pages, bytes(frozen.digest))
+
+    def thaw(self, name: str) -> None:
+        """The guest runs here again. Its sessions have lost their rights before."""
+        native.check(lib.pageferry_server_thaw(self._server, name.encode()))
+
+    def live_state(self, name: str) -> LiveState:
+        state = ffi.new("struct pageferry_live_state *")
+        native.check(lib.pageferry_server_live_state(self._server, name.encode(), state))
+        return LiveState(
+            as_of=state.as_of,
+            page_count=state.page_count,
+            dirty_pages=state.dirty_pages,
+            round_ns=state.round_ns,
+            round=state.round,
+            frozen=bool(state.frozen),
+        )
+
+    def remove(self, name: str) -> None:
+        """Serves it no more: calls end with NO_SUCH_IMAGE, its memory is given up after the last of them."""
+        native.check(lib.pageferry_server_remove(self._server, name.encode()))
+
+    def set_session(self, gate: SessionGate) -> None:
+        """A new session, or what has changed of one; who is attached stays bound to it."""
+        told = ffi.new("struct pageferry_session *")
+        session = ffi.new("char[]", gate.session.encode())
+        image = ffi.new("char[]", gate.image.encode())
+        told.session, told.image = session, image
+        told.token_sha256 = gate.token_sha256
+        told.rights, told.phase = gate.rights, gate.phase
+        told.cancel_requested = gate.cancel_requested
+        told.frozen = bool(gate.manifest_digest)
+        told.manifest_digest = gate.manifest_digest
+        error = ffi.new("char[]", lib.PAGEFERRY_TEXT_BYTES)
+        native.check(lib.pageferry_server_set_session(self._server, told, error, len(error)), error)
+
+    def drop_session(self, session: str) -> None:
+        native.check(lib.pageferry_server_drop_session(self._server, session.encode()))
+
+    def event(self) -> ServerEvent | None:
+        """The oldest news, if there is any."""
+        told = ffi.new("struct pageferry_server_event *")
+        if lib.pageferry_server_event(self._server, told) == 0:
+            return None
+        return ServerEvent(
+            kind=ServerEventKind(told.kind),
+            session=native.text(told.session),
+            target=told.target,
+            epoch=told.epoch,
+            value=told.value,
+            page_count=told.page_count,
+            peer=native.text(told.text),
+        )
+
+    def event_fd(self) -> int:
+        """Readable while there is news; C's own."""
+        return int(lib.pageferry_server_event_fd(self._server))
 
     def health(self, serving: bool) -> None:
         lib.pageferry_server_health(self._server, serving)

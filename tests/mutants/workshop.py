@@ -22,7 +22,7 @@ BASE = BUILD / "base"
 OPTIMISE = "-O1"
 CC = shlex.split(os.environ.get("CC", "gcc"))
 COMPILE = [*CC, "-std=gnu17", OPTIMISE, "-w", "-fPIC", "-pthread", "-D_GNU_SOURCE"]
-PACKAGES = ["libnghttp2", "libxxhash"]
+PACKAGES = ["libnghttp2", "libxxhash", "libcrypto"]
 SIMULATION = "test_simulation"
 # Every rule of the pager breaks within a few of these, if the simulation sees it at all.
 SEEDS, STEPS = 200, 10_000
