@@ -5,7 +5,7 @@ The only file here that sees cffi. Nothing below calls back: events are read whe
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import IntEnum
 from typing import Any, Final
 
@@ -31,6 +31,8 @@ class EventKind(IntEnum):
     POISONED = lib.PAGEFERRY_EVENT_POISONED
     ALARM = lib.PAGEFERRY_EVENT_ALARM
     VMM_GONE = lib.PAGEFERRY_EVENT_VMM_GONE
+    ROUND = lib.PAGEFERRY_EVENT_ROUND
+    PHASE = lib.PAGEFERRY_EVENT_PHASE
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +43,22 @@ class PagerEvent:
     page: int = 0
     value: int = 0
     text: str = ""
+    digest: bytes = b""  # ROUND: of the manifest, 16 bytes
+
+    @property
+    def order_refused(self) -> bool:
+        """FAILED: only the order with this cookie was refused, and the pager goes on as before."""
+        return self.kind is EventKind.FAILED and self.page == 1
+
+
+@dataclass(frozen=True, slots=True)
+class Caller:
+    """Who calls, in the session of a move."""
+
+    session: str
+    token: str = field(repr=False)  # base64url of its 32 bytes, without padding
+    target: int  # the VM's number, made once for its hand-over
+    epoch: int = 1  # counted up for each worker
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,17 +85,26 @@ class Client:
         self._client = out[0]
 
     def open(
-        self, handoff: Handoff, *, image: str, data_address: str, background: bool = True, spin_us: int = 0
+        self,
+        handoff: Handoff,
+        *,
+        image: str,
+        data_address: str,
+        background: bool = True,
+        spin_us: int = 0,
+        caller: Caller | None = None,
+        bandwidth_bytes_per_s: int = 0,
     ) -> "Pager":
         """Checks the hand-off and starts its pager, which dials the page server. Takes the hand-off over.
 
-        PageferryError: what was handed over cannot be served; the hand-off is still the caller's then.
+        `bandwidth_bytes_per_s`: of all that comes in, as an interface counts it; 0: paced below the link's
+        rate. PageferryError: what was handed over cannot be served; the hand-off is still the caller's then.
         """
         regions = ffi.new(
             "struct pageferry_region[]",
             [(region.address, region.length_bytes, region.offset_bytes) for region in handoff.regions],
         )
-        # C copies the strings; these two only keep them alive until it has.
+        # C copies the strings; names here only keep them alive until it has.
         image_chars = ffi.new("char[]", image.encode())
         address_chars = ffi.new("char[]", data_address.encode())
         options = ffi.new("struct pageferry_vm_options *")
@@ -94,6 +121,14 @@ class Client:
         options.region_count = len(handoff.regions)
         options.background = background
         options.spin_us = spin_us
+        options.bandwidth_bytes_per_s = bandwidth_bytes_per_s
+        if caller is not None:
+            session_chars = ffi.new("char[]", caller.session.encode())
+            token_chars = ffi.new("char[]", caller.token.encode())
+            options.session = session_chars
+            options.token = token_chars
+            options.target = caller.target
+            options.epoch = caller.epoch
         out = ffi.new("struct pageferry_vm **")
         native.check(lib.pageferry_vm_open(self._client, options, out), options.error)
         handoff.release()
@@ -140,6 +175,15 @@ class Pager:
         """Whether pages move that nobody has asked for."""
         self._order(lib.PAGEFERRY_ORDER_BACKGROUND, value=on)
 
+    def round(self, *, open_new: bool, cookie: int = 0) -> None:
+        """Reads from the server which pages are newer than what is here: of a new round, or of its map as it
+        is, frozen. Answered by ROUND, or by FAILED. One at a time, before arming."""
+        self._order(lib.PAGEFERRY_ORDER_ROUND, value=open_new, cookie=cookie)
+
+    def bandwidth(self, bytes_per_s: int) -> None:
+        """As in Client.open."""
+        self._order(lib.PAGEFERRY_ORDER_BANDWIDTH, value=bytes_per_s)
+
     def event_fd(self) -> int:
         """Readable while there are events."""
         return int(lib.pageferry_vm_event_fd(self._running))
@@ -155,6 +199,7 @@ class Pager:
                 page=event.page,
                 value=event.value,
                 text=native.text(event.text),
+                digest=bytes(event.digest) if event.kind == EventKind.ROUND else b"",
             )
 
     def pages(self) -> PageCounts:
@@ -169,6 +214,13 @@ class Pager:
         states = ffi.new("uint8_t[]", page_count)
         inside = lib.pageferry_vm_states(self._running, first_page, page_count, states)
         return bytes(ffi.buffer(states, inside))
+
+    def manifest(self) -> bytes:
+        """Its digest, summed anew over the page table; after COMPLETE, when nothing changes any more. Blocks
+        for some ms a GiB."""
+        digest = ffi.new("uint8_t[16]")
+        native.check(lib.pageferry_vm_manifest(self._running, digest))
+        return bytes(digest)
 
     def counters(self) -> dict[str, int]:
         if self._last is not None:

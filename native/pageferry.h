@@ -81,13 +81,25 @@ struct pageferry_vm_options {
     uint32_t region_count;
     uint32_t background;      /* 1: also move pages that nobody has asked for (bulk, and the sweep after arming) */
     uint32_t spin_us;         /* look again for this long before sleeping; 0: never */
+    const char *session;      /* NULL: an image that needs none, and then the next three are not looked at */
+    const char *token;        /* base64url of its 32 bytes, no padding; never in a text that comes from here */
+    uint64_t target;          /* this VM's number, made once for its hand-over; not 0 */
+    uint64_t epoch;           /* counted up for each worker; from 1 */
+    uint64_t bandwidth_bytes_per_s; /* of all that comes in, as an interface counts it; 0: paced below the link's
+                                       rate. Faults are never held up, background makes room for them */
     char error[PAGEFERRY_TEXT_BYTES];
 };
 
+/* Orders that are answered wait until the image is described, if they come before ATTACHED. */
 enum pageferry_order_kind {
-    PAGEFERRY_ORDER_ARM = 1,       /* from now on faults are resolved; before ATTACHED: at once then. Answered by
-                                      ARMED, or by FAILED */
-    PAGEFERRY_ORDER_BACKGROUND = 2 /* value: 0 off, 1 on */
+    PAGEFERRY_ORDER_ARM = 1,        /* from now on faults are resolved. A live image: only when the newest ROUND had
+                                       value 0. Answered by ARMED, or by FAILED */
+    PAGEFERRY_ORDER_BACKGROUND = 2, /* value: 0 off, 1 on */
+    PAGEFERRY_ORDER_ROUND = 3,      /* before arming, one at a time: read from the server which pages are newer than what
+                                       is here. value 1: it opens a new round first; 0: the map as it is, frozen. Asked
+                                       again by itself while the server is busy or not there. Answered by ROUND, or by
+                                       FAILED */
+    PAGEFERRY_ORDER_BANDWIDTH = 4   /* value: bytes per second, as bandwidth_bytes_per_s */
 };
 
 struct pageferry_order {
@@ -100,15 +112,20 @@ struct pageferry_order {
 enum pageferry_event_kind {
     PAGEFERRY_EVENT_ATTACHED = 1,    /* the server's image fits this VM; value: its content id */
     PAGEFERRY_EVENT_ARMED = 2,       /* cookie of the order */
-    PAGEFERRY_EVENT_POPULATED = 3,   /* before arming: every page is held */
+    PAGEFERRY_EVENT_POPULATED = 3,   /* before arming: every page is held; again after each ROUND that left something
+                                        missing, once nothing is. Of a live image nothing comes before the first ROUND */
     PAGEFERRY_EVENT_COMPLETE = 4,    /* armed, and every page is OWNED, ZERO or POISONED */
     PAGEFERRY_EVENT_PAUSED = 5,      /* no progress, and why: reason, text; goes on by itself */
     PAGEFERRY_EVENT_RESUMED = 6,     /* the pause is over; value: how long it was, ns */
-    PAGEFERRY_EVENT_FAILED = 7,      /* before arming: this VM cannot be served; reason, text */
+    PAGEFERRY_EVENT_FAILED = 7,      /* before arming: this VM cannot be served; reason, text. With page 1: it can, only
+                                        the order with this cookie was refused, and everything is as it was */
     PAGEFERRY_EVENT_EARLY_FAULT = 8, /* a thread of the VMM has waited for arming over a second; page */
     PAGEFERRY_EVENT_POISONED = 9,    /* page; value: 1 if it was mapped before */
     PAGEFERRY_EVENT_ALARM = 10,      /* something that cannot be, was; the page is held back; reason, page, text */
-    PAGEFERRY_EVENT_VMM_GONE = 11    /* the VMM has exited: there is nothing left to serve */
+    PAGEFERRY_EVENT_VMM_GONE = 11,   /* the VMM has exited: there is nothing left to serve */
+    PAGEFERRY_EVENT_ROUND = 12,      /* the map has been read: cookie of the order, value: as_of, page: pages that were
+                                        named newer than what was here, digest: the manifest's, see HandOverResponse */
+    PAGEFERRY_EVENT_PHASE = 13       /* the source has told its phase (value), page 1: it asks to cancel; on change */
 };
 
 struct pageferry_event {
@@ -117,6 +134,7 @@ struct pageferry_event {
     uint64_t cookie;
     uint64_t page;
     uint64_t value;
+    uint8_t digest[16];
     char text[PAGEFERRY_TEXT_BYTES];
 };
 
@@ -150,6 +168,9 @@ uint32_t pageferry_vm_histogram(struct pageferry_vm *vm, uint32_t index, uint64_
 void pageferry_vm_pages(struct pageferry_vm *vm, struct pageferry_pages *pages);
 /* The states of `count` pages from `first`, a byte each. Returns how many were in the image. */
 uint64_t pageferry_vm_states(struct pageferry_vm *vm, uint64_t first, uint64_t count, uint8_t *states);
+/* The manifest, summed anew over the table: to be asked after COMPLETE, when the words stand still. Blocks, some ms a GiB.
+ * Always 0. */
+int pageferry_vm_manifest(struct pageferry_vm *vm, uint8_t digest[16]);
 /* The last steps of the pager, as text for a log; returns the bytes written without the final zero. */
 size_t pageferry_vm_trace(struct pageferry_vm *vm, char *text, size_t capacity);
 /*

@@ -2,6 +2,8 @@
 /* What FetchPages answers: see answers.h. */
 #include "answers.h"
 
+#include <string.h>
+
 #include "../rpc/payload.h"
 
 #define MS_NS UINT64_C(1000000)
@@ -85,6 +87,24 @@ static int check_batch(struct urgent *urgent, struct grpc_bytes message, struct 
     return rc;
 }
 
+/* Of a session: what the source is about, and the digest of its map once that is frozen. False: nothing of this server
+ * may be installed any more. */
+static bool take_state(struct urgent *urgent, const struct page_batch *batch)
+{
+    if (batch->phase != 0) {
+        urgent->phase = batch->phase;
+        urgent->cancel_requested = batch->cancel_requested;
+    }
+    if (batch->manifest_digest.length == sizeof(urgent->manifest)) {
+        memcpy(urgent->manifest, batch->manifest_digest.data, sizeof(urgent->manifest));
+        urgent->manifest_known = true;
+    }
+    if (urgent->final_as_of == 0 || urgent_agrees(urgent))
+        return true;
+    urgent_refuse(urgent, PF_REASON_MISMATCH, "the server's frozen map has other versions than the one we have read");
+    return false;
+}
+
 void answers_take(struct urgent *urgent, struct grpc_bytes message)
 {
     struct page_batch batch;
@@ -96,6 +116,8 @@ void answers_take(struct urgent *urgent, struct grpc_bytes message)
         bad_batch(urgent, rc);
         return;
     }
+    if (!take_state(urgent, &batch))
+        return;
     if (batch.run_count > 0 || batch.heartbeat != 0)
         link_is_well(&urgent->link);
     if (batch.run_count > 0) {

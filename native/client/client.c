@@ -12,6 +12,7 @@
 
 #include "../kernel/mapping.h"
 #include "../pageferry.h"
+#include "caller.h"
 #include "loop.h"
 
 _Static_assert(PAGE_STATE_COUNT == PAGEFERRY_PAGE_STATES, "pageferry.h counts the states of page.h");
@@ -23,6 +24,7 @@ struct pageferry_client {
 
 struct pageferry_vm {
     struct address address;
+    struct caller caller;
     char image[PF_LIMIT_IMAGE_NAME_BYTES_MAX + 1];
     struct region regions[PF_LIMIT_REGIONS_MAX];
     struct loop loop;
@@ -228,6 +230,8 @@ int pageferry_vm_open(struct pageferry_client *client, struct pageferry_vm_optio
     memset(vm, 0, sizeof(*vm));
     rc = check_names(options, vm);
     if (rc == 0)
+        rc = caller_set(&vm->caller, options);
+    if (rc == 0)
         rc = check_thp(options); /* before the fds: a memfd made meanwhile looks like one on huge pages */
     if (rc == 0)
         rc = check_fds(options);
@@ -239,12 +243,14 @@ int pageferry_vm_open(struct pageferry_client *client, struct pageferry_vm_optio
         goto out;
     loop.address = &vm->address;
     loop.image = vm->image;
+    loop.who = vm->caller.who;
     loop.regions = vm->regions;
     rc = loop_open(&vm->loop, &loop);
     if (rc < 0)
         rc = refuse(options->error, reason_of(rc), "cannot start the pager: %s", strerror(-rc));
 out:
-    if (rc < 0) {
+    if (rc < 0 && vm != NULL) {
+        caller_forget(&vm->caller);
         free(vm);
         vm = NULL;
     }
@@ -254,8 +260,10 @@ out:
 
 void pageferry_vm_close(struct pageferry_vm *vm)
 {
-    if (vm != NULL)
+    if (vm != NULL) {
         loop_close(&vm->loop);
+        caller_forget(&vm->caller);
+    }
     free(vm);
 }
 
@@ -263,7 +271,7 @@ int pageferry_vm_order(struct pageferry_vm *vm, const struct pageferry_order *or
 {
     int rc = 0;
 
-    if (order->kind != PAGEFERRY_ORDER_ARM && order->kind != PAGEFERRY_ORDER_BACKGROUND)
+    if (order->kind < PAGEFERRY_ORDER_ARM || order->kind > PAGEFERRY_ORDER_BANDWIDTH)
         rc = -PF_REASON_BAD_REQUEST;
     else if (!ring_put(&vm->loop.orders, order))
         rc = -PF_REASON_BUSY;
@@ -320,6 +328,12 @@ uint64_t pageferry_vm_states(struct pageferry_vm *vm, uint64_t first, uint64_t c
     return inside;
 }
 
+int pageferry_vm_manifest(struct pageferry_vm *vm, uint8_t digest[16])
+{
+    manifest_digest(table_manifest(&vm->loop.table), digest);
+    return 0;
+}
+
 size_t pageferry_vm_trace(struct pageferry_vm *vm, char *text, size_t capacity)
 {
     const struct trace *trace = &vm->loop.trace;
@@ -358,8 +372,9 @@ const char *pageferry_page_state_name(uint32_t state)
 
 const char *pageferry_event_name(uint32_t kind)
 {
-    static const char *const names[] = {"attached", "armed",       "populated", "complete", "paused",  "resumed",
-                                        "failed",   "early_fault", "poisoned",  "alarm",    "vmm_gone"};
+    static const char *const names[] = {"attached", "armed",       "populated", "complete", "paused",   "resumed",
+                                        "failed",   "early_fault", "poisoned",  "alarm",    "vmm_gone", "round",
+                                        "phase"};
 
     return kind >= 1 && kind <= sizeof(names) / sizeof(names[0]) ? names[kind - 1] : NULL;
 }

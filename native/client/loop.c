@@ -25,11 +25,13 @@ uint64_t loop_clock_ns(void)
 
 /* ------------------------------------------------------------------------------- what engine and urgent tell us */
 
-/* There is nothing left that could be done for this VM. An order to arm that waits is answered with it. */
+/* There is nothing left that could be done for this VM. An order that waits is answered with it. */
 static void end(struct loop *loop, uint32_t kind, uint32_t reason, const char *text)
 {
     struct pageferry_event event = {.kind = kind, .reason = reason, .cookie = loop->arm_cookie};
 
+    if (loop->urgent.round.wanted && !loop->arm_wanted)
+        event.cookie = loop->round_cookie;
     if (loop->stage < LOOP_ENDED) {
         loop->stage = LOOP_ENDED;
         snprintf(event.text, sizeof(event.text), "%s", text);
@@ -109,7 +111,7 @@ static void on_attached(void *owner)
 
     if (loop->stage == LOOP_OPEN) {
         loop->stage = LOOP_ATTACHED;
-        loop->engine.frozen_version = loop->urgent.as_of; /* the image never changes */
+        loop->engine.frozen_version = loop->urgent.live ? 0 : loop->urgent.as_of; /* 0: it still changes */
         loop->table.header->content_id = loop->urgent.content_id;
         port_attach(&loop->port, loop->urgent.content_id);
         tell(&loop->tell, &event, NULL);
@@ -169,6 +171,47 @@ static bool nothing_present(struct loop *loop, char *text, size_t text_bytes)
     return fine;
 }
 
+/* Only this order fails. */
+static void refuse_order(struct loop *loop, uint64_t cookie, uint32_t reason, const char *why)
+{
+    struct pageferry_event event = {
+        .kind = PAGEFERRY_EVENT_FAILED,
+        .reason = reason,
+        .cookie = cookie,
+        .page = 1,
+    };
+
+    tell(&loop->tell, &event, why);
+}
+
+/* Nothing can be done for this VM any more: neither can this. */
+static void tell_end_again(struct loop *loop, uint64_t cookie)
+{
+    struct pageferry_event event = loop->end;
+
+    event.kind = PAGEFERRY_EVENT_FAILED;
+    event.cookie = cookie;
+    tell(&loop->tell, &event, NULL);
+}
+
+/* The guest may only run on a map that nothing changes any more, and that the table knows to its end. */
+static bool map_is_final(struct loop *loop, uint64_t cookie)
+{
+    bool final = false;
+
+    if (!loop->urgent.live)
+        final = true;
+    else if (loop->frozen_as_of == 0 || loop->urgent.round.wanted)
+        refuse_order(loop, cookie, PF_REASON_WRONG_PHASE,
+                     "the image is live: its frozen map has to be read first, by a ROUND of value 0");
+    else if (!urgent_agrees(&loop->urgent))
+        refuse_order(loop, cookie, PF_REASON_MISMATCH,
+                     "the server's frozen map has other versions than the one that was read");
+    else
+        final = true;
+    return final;
+}
+
 static void arm(struct loop *loop, uint64_t cookie)
 {
     struct pageferry_event event = {.kind = PAGEFERRY_EVENT_ARMED, .cookie = cookie};
@@ -179,19 +222,35 @@ static void arm(struct loop *loop, uint64_t cookie)
     if (loop->stage == LOOP_OPEN) {
         return; /* as soon as the page server has described the image */
     } else if (loop->stage == LOOP_ENDED) {
-        event = loop->end;
-        event.kind = PAGEFERRY_EVENT_FAILED;
-        event.cookie = cookie;
-        tell(&loop->tell, &event, NULL);
+        tell_end_again(loop, cookie);
     } else if (loop->stage >= LOOP_ARMED) {
         tell(&loop->tell, &event, NULL);
+    } else if (!map_is_final(loop, cookie)) {
+        return;
     } else if (!nothing_present(loop, text, sizeof(text))) {
         fail(loop, PF_REASON_MISMATCH, text);
     } else {
         loop->stage = LOOP_ARMED;
+        if (loop->urgent.live)
+            loop->engine.frozen_version = loop->urgent.final_as_of = loop->frozen_as_of;
         engine_arm(&loop->engine);
         vmm_accept(&loop->vmm);
         tell(&loop->tell, &event, NULL);
+    }
+}
+
+static void order_round(struct loop *loop, const struct pageferry_order *order)
+{
+    if (loop->stage == LOOP_ENDED) {
+        tell_end_again(loop, order->cookie);
+    } else if (loop->stage >= LOOP_ARMED) {
+        refuse_order(loop, order->cookie, PF_REASON_WRONG_PHASE, "faults are resolved: there are no rounds any more");
+    } else if (loop->urgent.round.wanted) {
+        refuse_order(loop, order->cookie, PF_REASON_BUSY, "a round is under way: one at a time");
+    } else {
+        loop->round_cookie = order->cookie;
+        loop->frozen_as_of = 0;
+        round_order(&loop->urgent.round, order->value != 0);
     }
 }
 
@@ -212,6 +271,9 @@ static bool take_orders(struct loop *loop)
             break;
         case PAGEFERRY_ORDER_BACKGROUND:
             loop->background = order.value != 0;
+            break;
+        case PAGEFERRY_ORDER_ROUND:
+            order_round(loop, &order);
             break;
         }
     }
@@ -263,14 +325,60 @@ static void complete(struct loop *loop)
     tell(&loop->tell, &event, NULL);
 }
 
+static void look_at_round(struct loop *loop)
+{
+    struct pageferry_event event = {.kind = PAGEFERRY_EVENT_ROUND, .cookie = loop->round_cookie};
+    struct round_outcome_of ended;
+
+    if (loop->stage == LOOP_ATTACHED && loop->urgent.round.wanted && !loop->urgent.live)
+        round_refuse(&loop->urgent.round, PF_REASON_WRONG_PHASE, "the image never changes: it has no rounds");
+    if (loop->stage >= LOOP_ARMED || !round_ended_as(&loop->urgent.round, &ended))
+        return;
+    if (ended.outcome == ROUND_REFUSED) {
+        refuse_order(loop, loop->round_cookie, ended.reason, ended.why);
+        return;
+    }
+    loop->frozen_as_of = ended.frozen ? ended.as_of : 0;
+    loop->populated = loop->populated && engine_settled(&loop->engine);
+    event.value = ended.as_of;
+    event.page = ended.newer_pages;
+    manifest_digest(loop->engine.sum, event.digest);
+    tell(&loop->tell, &event, NULL);
+}
+
+/* The source's phase, if it is another. A reader that is far behind hears of the newest later. */
+static void look_at_phase(struct loop *loop)
+{
+    struct pageferry_event event = {
+        .kind = PAGEFERRY_EVENT_PHASE,
+        .value = loop->urgent.phase,
+        .page = loop->urgent.cancel_requested,
+    };
+
+    if ((loop->urgent.phase != loop->phase_told || loop->urgent.cancel_requested != loop->cancel_told) &&
+        tell(&loop->tell, &event, NULL)) {
+        loop->phase_told = loop->urgent.phase;
+        loop->cancel_told = loop->urgent.cancel_requested;
+    }
+}
+
+/* Which pages a live image has is not known before its map has been read. */
+static bool knows_pages(const struct loop *loop)
+{
+    return !loop->urgent.live || loop->urgent.round.since != 0;
+}
+
 static void look_at_progress(struct loop *loop)
 {
     struct pageferry_event event = {.kind = PAGEFERRY_EVENT_POPULATED};
 
+    look_at_phase(loop);
+    look_at_round(loop);
     if (loop->arm_wanted && loop->stage == LOOP_ATTACHED)
         arm(loop, loop->arm_cookie);
-    if (loop->stage == LOOP_ATTACHED && loop->background && engine_settled(&loop->engine)) {
-        loop->stage = LOOP_POPULATED;
+    if (loop->stage == LOOP_ATTACHED && loop->background && !loop->populated && !loop->urgent.round.wanted &&
+        knows_pages(loop) && engine_settled(&loop->engine)) {
+        loop->populated = true;
         tell(&loop->tell, &event, NULL);
     } else if (loop->stage == LOOP_ARMED && engine_settled(&loop->engine)) {
         complete(loop);
@@ -364,7 +472,7 @@ static bool fill(struct loop *loop)
         urgent_doubt(&loop->urgent, "bulk has wrong digests");
         loop->fill.doubtful = false;
     }
-    if (loop->background && loop->stage >= first && loop->stage < LOOP_COMPLETE)
+    if (loop->background && loop->stage >= first && loop->stage < LOOP_COMPLETE && knows_pages(loop))
         more |= fill_plan(&loop->fill, loop->now_ns);
     if (loop->background && loop->stage == LOOP_ARMED)
         more |= fill_sweep(&loop->fill);

@@ -23,7 +23,7 @@
 #define LOOP_ORDER_STOP 0 /* internal kind: the thread ends */
 
 /* How far the VM has come; only ever grows. */
-enum loop_stage { LOOP_OPEN = 0, LOOP_ATTACHED, LOOP_POPULATED, LOOP_ARMED, LOOP_COMPLETE, LOOP_ENDED };
+enum loop_stage { LOOP_OPEN = 0, LOOP_ATTACHED, LOOP_ARMED, LOOP_COMPLETE, LOOP_ENDED };
 
 struct loop {
     pthread_t thread;
@@ -34,6 +34,11 @@ struct loop {
     enum loop_stage settled_stage; /* settle_down was called for it */
     bool arm_wanted; /* ordered before the image was described */
     uint64_t arm_cookie;
+    uint64_t round_cookie;  /* of the round that is wanted */
+    uint64_t frozen_as_of;  /* of a live image: the newest round was the last there is, as of this; 0: it was not */
+    bool populated;         /* POPULATED was told, and nothing has gone missing since */
+    uint32_t phase_told;    /* the source's, and whether it asks to cancel */
+    bool cancel_told;
     bool background;
     uint32_t spin_us;
     int vmm_pid;
@@ -61,6 +66,7 @@ struct loop_options {
     const struct pageferry_vm_options *vm;
     const struct address *address;
     const char *image; /* kept by pointer */
+    const struct grpc_headers *who; /* as urgent.h has it */
     struct bulk *bulk;
     const struct region *regions;
     uint32_t bulk_slots; /* 0: the default */

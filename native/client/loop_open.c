@@ -51,6 +51,7 @@ static void start_parts(struct loop *loop, const struct loop_options *options)
     struct urgent_options urgent = {
         .address = options->address,
         .image = options->image,
+        .who = options->who,
         .engine = &loop->engine,
         .regions = &loop->regions,
         .events = &loop_urgent_events,
@@ -87,7 +88,12 @@ static int start_thread(struct loop *loop)
 
 int loop_open(struct loop *loop, const struct loop_options *options)
 {
-    struct port_options port = {.address = options->address, .image = options->image, .slots = options->bulk_slots};
+    struct port_options port = {
+        .address = options->address,
+        .image = options->image,
+        .who = options->who,
+        .slots = options->bulk_slots,
+    };
     int rc;
 
     memset(loop, 0, sizeof(*loop));

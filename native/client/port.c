@@ -201,7 +201,7 @@ static void start_ranges(struct port *port, uint64_t now_ns)
         flight->named = false;
         flight->later = false;
         flight->gathering = PORT_NO_SLOT;
-        flight->call = grpc_start(conn_session(port->link.conn), PF_PATH_STREAM_PAGES, flight);
+        flight->call = grpc_start_as(conn_session(port->link.conn), PF_PATH_STREAM_PAGES, port->who, flight);
         if (flight->call == NULL)
             end_range(flight, PF_REASON_GOING_AWAY);
         port->asked_ns = now_ns;
@@ -375,6 +375,7 @@ int port_open(struct port *port, const struct port_options *options)
     memset(port, 0, sizeof(*port));
     port->address = options->address;
     port->image = options->image;
+    port->who = options->who;
     port->page_count = options->page_count;
     port->slot_count = slots < PORT_SLOTS_MAX ? slots : PORT_SLOTS_MAX;
     rc = ring_open(&port->asks, PORT_ASKS_MAX, sizeof(struct plan_range));

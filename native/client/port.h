@@ -60,6 +60,7 @@ struct port_flight {
 struct port {
     const struct address *address;
     const char *image;
+    const struct grpc_headers *who;
     uint64_t page_count;
     struct ring asks;   /* loop -> thread: struct plan_range */
     struct ring slices; /* thread -> loop: struct port_slice */
@@ -85,6 +86,7 @@ struct port {
 struct port_options {
     const struct address *address; /* kept by pointer */
     const char *image;             /* kept by pointer */
+    const struct grpc_headers *who; /* as urgent.h has it */
     uint64_t page_count;
     uint32_t slots; /* 0: the default; at most PORT_SLOTS_MAX */
 };

@@ -14,7 +14,7 @@
 static bool repeats_itself(uint32_t kind)
 {
     return kind == PAGEFERRY_EVENT_ALARM || kind == PAGEFERRY_EVENT_POISONED || kind == PAGEFERRY_EVENT_PAUSED ||
-           kind == PAGEFERRY_EVENT_EARLY_FAULT;
+           kind == PAGEFERRY_EVENT_EARLY_FAULT || kind == PAGEFERRY_EVENT_PHASE;
 }
 
 int tell_open(struct tell *tell)

@@ -9,18 +9,12 @@
 
 #include "../rpc/payload.h"
 #include "answers.h"
+#include "reasons.h"
 
 #define MS_NS UINT64_C(1000000)
 #define SILENT_NS (PF_LIMIT_LINK_SILENT_MS * MS_NS)
 #define DESCRIBE_NS (PF_LIMIT_DIAL_TIMEOUT_MS * MS_NS) /* a server that says nothing is not there */
 #define ENCODINGS (UINT32_C(1) << PF_ENCODING_IDENTITY)
-
-/* Which reasons of a server mean that asking again is no use. One that is busy, or going, or unheard of comes back. */
-static bool final_reason(uint32_t reason)
-{
-    return reason != 0 && reason != PF_REASON_GOING_AWAY && reason != PF_REASON_BUSY &&
-           reason != PF_REASON_TOO_SLOW && reason != PF_REASON_NO_MEMORY && reason != PF_REASON_CANCELLED;
-}
 
 void urgent_drop_soon(struct urgent *urgent, const char *why)
 {
@@ -39,7 +33,7 @@ static void ask_anew(struct urgent *urgent)
     engine_asks_lost(urgent->engine);
 }
 
-static void refuse(struct urgent *urgent, uint32_t reason, const char *why)
+void urgent_refuse(struct urgent *urgent, uint32_t reason, const char *why)
 {
     urgent->events->refused(urgent->owner, reason, why);
     urgent_drop_soon(urgent, why);
@@ -66,6 +60,14 @@ static bool same_regions(const struct urgent *urgent, const struct describe_resp
     return same;
 }
 
+/* Pages of a map that never changes any more: an image that never does, or a live one that was frozen. */
+static bool has_moved_on(const struct urgent *urgent, const struct describe_response *response)
+{
+    if (urgent->live)
+        return urgent->final_as_of != 0 && response->as_of != urgent->final_as_of;
+    return response->as_of > urgent->as_of;
+}
+
 static bool describes_ours(const struct urgent *urgent, const struct describe_response *response, char *why,
                            size_t size)
 {
@@ -76,12 +78,15 @@ static bool describes_ours(const struct urgent *urgent, const struct describe_re
                  response->page_bytes, response->unit_pages);
     else if (response->as_of == 0 || response->as_of >= PAYLOAD_VERSION_END || response->content_id == 0)
         snprintf(why, size, "the server's description lacks a content id, or a version within its bounds");
+    else if (urgent->content_id != 0 && response->live != urgent->live)
+        snprintf(why, size, "the server's image is %s now", response->live ? "live" : "no VM that runs");
     else if (urgent->content_id != 0 && response->content_id != urgent->content_id)
         snprintf(why, size, "the server's image has other bytes now: content id %016" PRIx64 ", not %016" PRIx64,
                  response->content_id, urgent->content_id);
-    else if (urgent->content_id != 0 && response->as_of > urgent->as_of)
-        snprintf(why, size, "the server's image has newer pages now, as of %016" PRIx64 ", not %016" PRIx64,
-                 response->as_of, urgent->as_of);
+    else if (urgent->content_id != 0 && has_moved_on(urgent, response))
+        snprintf(why, size, "the server's image has %s pages now, as of %016" PRIx64 ", not %016" PRIx64,
+                 urgent->live ? "other" : "newer", response->as_of,
+                 urgent->live ? urgent->final_as_of : urgent->as_of);
     else
         fits = same_regions(urgent, response, why, size);
     return fits;
@@ -96,17 +101,18 @@ static int described(struct urgent *urgent, struct grpc_bytes message)
     if (rc != 0)
         return rc;
     urgent->waiting_ns = 0;
-    if (response.live) {
-        refuse(urgent, PF_REASON_UNSUPPORTED, "the image is live: it can only be moved in a session");
+    if (response.live && urgent->who == NULL) {
+        urgent_refuse(urgent, PF_REASON_UNSUPPORTED, "the image is live: it can only be moved in a session");
     } else if (!describes_ours(urgent, &response, why, sizeof(why))) {
-        refuse(urgent, PF_REASON_MISMATCH, why);
+        urgent_refuse(urgent, PF_REASON_MISMATCH, why);
     } else {
         urgent->as_of = urgent->content_id == 0 ? response.as_of : urgent->as_of;
+        urgent->live = response.live;
         urgent->content_id = response.content_id;
         urgent->wanted_pages_max = response.wanted_pages_max != 0 ? response.wanted_pages_max : 1;
         urgent->named = false;
         urgent->batch_rejected = false;
-        urgent->fetch = grpc_start(conn_session(urgent->link.conn), PF_PATH_FETCH_PAGES, NULL);
+        urgent->fetch = grpc_start_as(conn_session(urgent->link.conn), PF_PATH_FETCH_PAGES, urgent->who, NULL);
         if (urgent->fetch == NULL) {
             urgent_drop_soon(urgent, "the connection takes no calls");
         } else {
@@ -187,6 +193,8 @@ static enum grpc_pulled on_pull(void *owner, struct grpc_call *call, struct grpc
 
     if (call == urgent->fetch) {
         pulled = pull_fetch(urgent, message);
+    } else if (call == urgent->round.call) {
+        pulled = round_pull(&urgent->round, message);
     } else if (!urgent->describe_sent) {
         message->data = urgent->request;
         message->length = write_describe_request(&request, urgent->request, sizeof(urgent->request));
@@ -196,12 +204,14 @@ static enum grpc_pulled on_pull(void *owner, struct grpc_call *call, struct grpc
     return pulled;
 }
 
-/* One call's at a time: what DescribeImage would add to its answer has no room. */
+/* One call's at a time, and the map's: what DescribeImage would add to its answer has no room. */
 static uint8_t *on_gather(void *owner, struct grpc_call *call, size_t length)
 {
     struct urgent *urgent = owner;
     bool has_room = length <= PF_LIMIT_BATCH_MESSAGE_BYTES_MAX && (urgent->fetch == NULL || call == urgent->fetch);
 
+    if (call == urgent->round.call)
+        return length <= PF_LIMIT_BATCH_MESSAGE_BYTES_MAX ? urgent->round.gathered : NULL;
     return has_room ? urgent->gathered : NULL;
 }
 
@@ -212,6 +222,8 @@ static int on_message(void *owner, struct grpc_call *call, struct grpc_bytes mes
 
     if (call == urgent->fetch)
         answers_take(urgent, message);
+    else if (call == urgent->round.call)
+        rc = round_message(&urgent->round, message, urgent->content_id, urgent->stats, *urgent->now_ns);
     else if (urgent->fetch == NULL)
         rc = described(urgent, message);
     else /* DescribeImage has one answer */
@@ -225,6 +237,11 @@ static void on_ended(void *owner, struct grpc_call *call, const struct grpc_stat
     char why[GRPC_TEXT_BYTES];
     bool fetch = call == urgent->fetch;
 
+    if (call == urgent->round.call) {
+        if (round_over(&urgent->round, status, *urgent->now_ns))
+            urgent_drop_soon(urgent, "two maps in a row had a wrong digest, or were none");
+        return;
+    }
     if (call == urgent->describe)
         urgent->describe = NULL;
     if (fetch)
@@ -239,8 +256,8 @@ static void on_ended(void *owner, struct grpc_call *call, const struct grpc_stat
     else
         snprintf(why, sizeof(why), "%s ended with status %u: %.120s", fetch ? "FetchPages" : "DescribeImage",
                  status->code, status->message);
-    if (final_reason(status->reason) || (status->reason == 0 && status->code == GRPC_UNIMPLEMENTED))
-        refuse(urgent, status->reason != 0 ? status->reason : PF_REASON_UNSUPPORTED, why);
+    if (reason_is_final(status))
+        urgent_refuse(urgent, reason_of_refusal(status), why);
     else
         urgent_drop_soon(urgent, why);
 }
@@ -261,7 +278,7 @@ static void on_up(void *owner)
     urgent->drop_why[0] = 0;
     urgent->describe_sent = false;
     urgent->waiting_ns = *urgent->now_ns;
-    urgent->describe = grpc_start(conn_session(urgent->link.conn), PF_PATH_DESCRIBE_IMAGE, NULL);
+    urgent->describe = grpc_start_as(conn_session(urgent->link.conn), PF_PATH_DESCRIBE_IMAGE, urgent->who, NULL);
     if (urgent->gathered == NULL)
         urgent_drop_soon(urgent, "no memory for its answers");
     else if (urgent->describe == NULL)
@@ -300,10 +317,12 @@ void urgent_start(struct urgent *urgent, const struct urgent_options *options)
     urgent->engine = options->engine;
     urgent->regions = options->regions;
     urgent->image = options->image;
+    urgent->who = options->who;
     urgent->events = options->events;
     urgent->owner = options->owner;
     urgent->now_ns = options->now_ns;
     urgent->stats = options->stats;
+    round_start(&urgent->round, options->engine, options->image);
     link_start(&urgent->link, &link);
 }
 
@@ -318,6 +337,14 @@ void urgent_ask(struct urgent *urgent, uint64_t page)
     urgent->asks[urgent->ask_put++ % URGENT_ASKS_MAX] = page;
     if (urgent->fetch != NULL)
         grpc_resume(urgent->fetch);
+}
+
+bool urgent_agrees(const struct urgent *urgent)
+{
+    uint8_t ours[MANIFEST_BYTES];
+
+    manifest_digest(urgent->engine->sum, ours);
+    return !urgent->manifest_known || memcmp(ours, urgent->manifest, sizeof(ours)) == 0;
 }
 
 void urgent_ready(struct urgent *urgent, uint32_t events)
@@ -368,6 +395,9 @@ void urgent_turn(struct urgent *urgent)
     if (urgent->drop_why[0] != 0)
         link_drop(&urgent->link, urgent->drop_why, now_ns);
     link_tick(&urgent->link, now_ns);
+    if (urgent->attached)
+        round_call(&urgent->round, conn_session(urgent->link.conn), urgent->who, now_ns);
+    link_hold(&urgent->link, round_work(&urgent->round, now_ns), now_ns);
     if (now_ns >= anew_ns(urgent))
         ask_anew(urgent);
     if (urgent->fetch != NULL && now_ns >= urgent->heartbeat_due_ns && urgent->waiting_ns == 0)
@@ -383,6 +413,8 @@ uint64_t urgent_next_ns(const struct urgent *urgent)
 
     next_ns = silence_ns < next_ns ? silence_ns : next_ns;
     next_ns = again_ns < next_ns ? again_ns : next_ns;
+    if (urgent->attached && round_next_ns(&urgent->round) < next_ns)
+        next_ns = round_next_ns(&urgent->round);
     /* One that is due already leaves as soon as the socket takes it. */
     if (urgent->fetch != NULL && urgent->heartbeat_due_ns > *urgent->now_ns && urgent->heartbeat_due_ns < next_ns)
         next_ns = urgent->heartbeat_due_ns;
@@ -394,6 +426,7 @@ uint64_t urgent_next_ns(const struct urgent *urgent)
 void urgent_close(struct urgent *urgent)
 {
     link_close(&urgent->link);
+    round_close(&urgent->round);
     free(urgent->gathered);
     urgent->gathered = NULL;
 }

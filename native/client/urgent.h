@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * The urgent connection of one VM: DescribeImage, then one long FetchPages call. Pages that threads wait for are asked
- * here and answers go straight to the engine, on the pager's own thread.
+ * The urgent connection of one VM: DescribeImage, then one long FetchPages call, and beside it the maps of rounds
+ * (round.h). Pages that threads wait for are asked here and answers go straight to the engine, on the pager's own
+ * thread.
  *
  * Nothing is remembered about an ask but a count: the page table is the ledger. When the link is lost, a batch was no
  * good, or the server seems to have forgotten what it owes, the engine names again whatever is still WANTED.
@@ -16,6 +17,7 @@
 #include "../pager/engine.h"
 #include "../rpc/messages.h"
 #include "link.h"
+#include "round.h"
 
 #define URGENT_ASKS_MAX 4096 /* a power of two */
 #define URGENT_REQUEST_RUNS_MAX 64
@@ -42,10 +44,12 @@ struct urgent {
     struct engine *engine;
     const struct regions *regions;
     const char *image;
+    const struct grpc_headers *who;
     const struct urgent_events *events;
     void *owner;
     const uint64_t *now_ns;
     struct stats *stats;
+    struct round round;
     struct grpc_call *describe;
     struct grpc_call *fetch;
     bool describe_sent, named; /* the first message of a call has left */
@@ -53,7 +57,13 @@ struct urgent {
     bool overflowed;           /* asks were dropped for want of room: the table has them */
     bool batch_rejected;       /* the last batch was no good */
     uint64_t content_id;       /* 0: never described */
-    uint64_t as_of;
+    bool live;                 /* as described first */
+    uint64_t as_of;            /* as described first; of a live image any */
+    uint64_t final_as_of;      /* of a live image whose pages are being resolved: its map is frozen, and this one */
+    uint32_t phase;            /* the source's, as told last; 0: never */
+    bool cancel_requested;
+    bool manifest_known;       /* the source's map is frozen, and has this digest */
+    uint8_t manifest[MANIFEST_BYTES];
     uint32_t wanted_pages_max;
     uint64_t in_flight;        /* pages asked on this call and not answered, about */
     uint64_t heartbeat_due_ns;
@@ -73,7 +83,8 @@ struct urgent {
 
 struct urgent_options {
     const struct address *address;
-    const char *image; /* kept by pointer */
+    const char *image;              /* kept by pointer */
+    const struct grpc_headers *who; /* calls, in a session; kept by pointer. NULL: nobody in particular */
     struct engine *engine;
     const struct regions *regions;
     const struct urgent_events *events;
@@ -90,6 +101,10 @@ void urgent_ask(struct urgent *urgent, uint64_t page);
 void urgent_ready(struct urgent *urgent, uint32_t events);
 /* The end of the owner's turn: what was asked leaves as one message; dials; heartbeats. */
 void urgent_turn(struct urgent *urgent);
+/* Before arming: does our table agree with what the server has told of its frozen map? Unless it has told nothing. */
+bool urgent_agrees(const struct urgent *urgent);
+/* The ends do not fit: said, and the link is dropped once we are out of its callbacks. */
+void urgent_refuse(struct urgent *urgent, uint32_t reason, const char *why);
 /* Others see that what this server sends does not fit: it is dialled anew and asked what it serves. */
 void urgent_doubt(struct urgent *urgent, const char *why);
 /* The link is dropped once we are out of its callbacks; the first reason counts. */

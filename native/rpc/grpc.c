@@ -143,7 +143,7 @@ struct grpc_call *grpc_start_as(struct grpc_session *session, const char *path, 
         H2_CONSTANT("user-agent", USER_AGENT),
         H2_CONSTANT("grpc-accept-encoding", "identity"),
     };
-    size_t count = REQUEST_FIELDS + add_metadata(fields + REQUEST_FIELDS, who);
+    size_t count = REQUEST_FIELDS + (who == NULL ? 0 : add_metadata(fields + REQUEST_FIELDS, who));
     struct grpc_call *call = NULL;
 
     if (session->server || session->closing || h2_going_away(session->h2) || session->call_count >= CLIENT_CALLS_MAX)
@@ -163,9 +163,7 @@ struct grpc_call *grpc_start_as(struct grpc_session *session, const char *path, 
 
 struct grpc_call *grpc_start(struct grpc_session *session, const char *path, void *user)
 {
-    static const struct grpc_headers nobody = {0};
-
-    return grpc_start_as(session, path, &nobody, user);
+    return grpc_start_as(session, path, NULL, user);
 }
 
 void grpc_resume(struct grpc_call *call)

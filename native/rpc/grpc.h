@@ -109,8 +109,8 @@ struct grpc_settings {
 
 /* Client: begins a call; `user` is kept with it. NULL: no stream left, or the session is going away. */
 struct grpc_call *grpc_start(struct grpc_session *session, const char *path, void *user);
-/* The same, saying who calls: those of the four fields of metadata that are there. Their bytes are not copied: they
- * stay as they are while the session is open. The authorization is never indexed by HPACK. */
+/* The same, saying who calls, unless it is NULL: those of the four fields of metadata that are there. Their bytes are not
+ * copied: they stay as they are while the session is open. The authorization is never indexed by HPACK. */
 struct grpc_call *grpc_start_as(struct grpc_session *session, const char *path, const struct grpc_headers *who,
                                 void *user);
 /* More to pull. Cheap; may be called at any time before ended. */
