@@ -23,7 +23,57 @@
 
 /* Above what a VMM is likely to name or sweep by number. */
 #define FD_HIGH 500
-#define UFFD_WANTED (UFFD_FEATURE_MISSING_SHMEM | UFFD_FEATURE_MINOR_SHMEM | UFFD_FEATURE_THREAD_ID)
+#define CALL(number) (UINT64_C(1) << (number))
+
+/* What a role asks of the kernel, and who is at the other end. */
+struct role {
+    enum handoff_role role;
+    const char *name;
+    uint64_t features;
+    uint64_t modes;
+    uint64_t calls; /* that the registered range must take */
+    const char *least_kernel;
+    const char *key; /* in the JSON */
+    const char *peer;
+    const char *start;
+};
+
+#define RESTORE_FEATURES (UFFD_FEATURE_MISSING_SHMEM | UFFD_FEATURE_MINOR_SHMEM | UFFD_FEATURE_THREAD_ID)
+#define RESTORE_MODES (UFFDIO_REGISTER_MODE_MISSING | UFFDIO_REGISTER_MODE_MINOR)
+#define RESTORE_CALLS (CALL(_UFFDIO_WAKE) | CALL(_UFFDIO_COPY) | CALL(_UFFDIO_ZEROPAGE) | CALL(_UFFDIO_CONTINUE))
+#define TRACK_FEATURES \
+    (UFFD_FEATURE_PAGEFAULT_FLAG_WP | UFFD_FEATURE_WP_HUGETLBFS_SHMEM | UFFD_FEATURE_WP_UNPOPULATED | \
+     UFFD_FEATURE_WP_ASYNC)
+
+static const struct role roles[] = {
+    {HANDOFF_RESTORE, "restore", RESTORE_FEATURES, RESTORE_MODES, RESTORE_CALLS, "minor faults on shared memory need "
+     "Linux 5.14", "", "fault client", "faultclient run"},
+    {HANDOFF_TRACK, "track", TRACK_FEATURES, UFFDIO_REGISTER_MODE_WP, CALL(_UFFDIO_WRITEPROTECT), "asynchronous write "
+     "protection needs Linux 6.7", ",\"pageferry_role\":\"track\"", "page server", "pageserver serve"},
+    {HANDOFF_BOTH, "both", RESTORE_FEATURES | TRACK_FEATURES, RESTORE_MODES | UFFDIO_REGISTER_MODE_WP,
+     RESTORE_CALLS | CALL(_UFFDIO_WRITEPROTECT), "asynchronous write protection needs Linux 6.7",
+     ",\"pageferry_role\":\"both\"", "fault client", "faultclient serve"},
+};
+#define ROLE_COUNT (sizeof(roles) / sizeof(roles[0]))
+
+enum handoff_role handoff_role_named(const char *name)
+{
+    enum handoff_role found = 0;
+
+    for (size_t i = 0; i < ROLE_COUNT; i++)
+        if (strcmp(name, roles[i].name) == 0)
+            found = roles[i].role;
+    return found;
+}
+
+static const struct role *role_of(enum handoff_role role)
+{
+    size_t i = 0;
+
+    while (i + 1 < ROLE_COUNT && roles[i].role != role)
+        i++;
+    return &roles[i];
+}
 
 static void say(const char *format, va_list arguments)
 {
@@ -92,14 +142,15 @@ static void prepare(const struct handoff_request *request)
 
 static int registered_uffd(const struct handoff_request *request)
 {
-    const uint64_t needed = UINT64_C(1) << _UFFDIO_WAKE | UINT64_C(1) << _UFFDIO_COPY |
-                            UINT64_C(1) << _UFFDIO_ZEROPAGE | UINT64_C(1) << _UFFDIO_CONTINUE;
+    const struct role *role = role_of(request->role);
     struct uffdio_register arg = {
         .range = {.start = request->address, .len = request->length_bytes},
-        .mode = UFFDIO_REGISTER_MODE_MISSING | UFFDIO_REGISTER_MODE_MINOR,
+        .mode = role->modes,
     };
-    int uffd = create_uffd(request->device_fd, UFFD_WANTED, NULL);
+    int uffd = create_uffd(request->device_fd, role->features, NULL);
 
+    if (uffd == -EOPNOTSUPP)
+        shim_die("this kernel is too old: %s", role->least_kernel);
     if (uffd == -EPERM || uffd == -EACCES)
         shim_die("no userfaultfd right (%s): %s", strerror(-uffd), create_remedy(uffd));
     if (uffd < 0)
@@ -107,8 +158,8 @@ static int registered_uffd(const struct handoff_request *request)
     if (ioctl(uffd, UFFDIO_REGISTER, &arg) < 0)
         shim_die("the RAM cannot be registered for page faults (%s): put it on a tmpfs or memfd file that is open for "
                  "writing", strerror(errno));
-    if ((arg.ioctls & needed) != needed)
-        shim_die("the RAM can be registered, but not filled (calls 0x%" PRIx64 "): put it on a tmpfs or memfd file",
+    if ((arg.ioctls & role->calls) != role->calls)
+        shim_die("the RAM can be registered, but not served (calls 0x%" PRIx64 "): put it on a tmpfs or memfd file",
                  (uint64_t)arg.ioctls);
     return uffd;
 }
@@ -117,6 +168,7 @@ static int registered_uffd(const struct handoff_request *request)
 
 static int connected(const struct handoff_request *request)
 {
+    const struct role *role = role_of(request->role);
     struct sockaddr_un address = {.sun_family = AF_UNIX};
     struct timeval limit = {request->timeout_ms / 1000, request->timeout_ms % 1000 * 1000};
     int fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
@@ -129,12 +181,12 @@ static int connected(const struct handoff_request *request)
     strcpy(address.sun_path, request->socket_path);
     setsockopt(fd, SOL_SOCKET, SO_SNDTIMEO, &limit, sizeof(limit)); /* of connect too: the listener's queue is full */
     if (connect(fd, (struct sockaddr *)&address, sizeof(address)) < 0)
-        shim_die("nobody takes this VM at %s (%s): start `faultclient run` on that socket first", request->socket_path,
-                 strerror(errno));
+        shim_die("nobody takes this VM at %s (%s): start `%s` on that socket first", request->socket_path,
+                 strerror(errno), role->start);
     return fd;
 }
 
-/* One message, two fds: Firecracker's JSON with one key more, which says that frames follow. */
+/* One message, two fds: Firecracker's JSON with a key more, which says that frames follow, and one for the role. */
 static void send_layout(int socket, int uffd, const struct handoff_request *request)
 {
     union {
@@ -154,8 +206,8 @@ static void send_layout(int socket, int uffd, const struct handoff_request *requ
 
     data.iov_len = (size_t)snprintf(json, sizeof(json),
                                     "[{\"base_host_virt_addr\":%" PRIu64 ",\"size\":%" PRIu64 ",\"offset\":0,"
-                                    "\"page_size\":4096,\"page_size_kib\":4096,\"pageferry_frames\":1}]",
-                                    request->address, request->length_bytes);
+                                    "\"page_size\":4096,\"page_size_kib\":4096,\"pageferry_frames\":1%s}]",
+                                    request->address, request->length_bytes, role_of(request->role)->key);
     control.header.cmsg_level = SOL_SOCKET;
     control.header.cmsg_type = SCM_RIGHTS;
     control.header.cmsg_len = CMSG_LEN(sizeof(fds));
@@ -164,11 +216,13 @@ static void send_layout(int socket, int uffd, const struct handoff_request *requ
         sent = sendmsg(socket, &message, MSG_NOSIGNAL);
     } while (sent < 0 && errno == EINTR);
     if (sent != (ssize_t)data.iov_len)
-        shim_die("the hand-off could not be sent (%s): see the fault client's log", sent < 0 ? strerror(errno) : "cut");
+        shim_die("the hand-off could not be sent (%s): see the %s's log", sent < 0 ? strerror(errno) : "cut",
+                 role_of(request->role)->peer);
 }
 
 static void wait_for_accepted(struct handoff *handoff, const struct handoff_request *request)
 {
+    const struct role *role = role_of(request->role);
     int64_t deadline_ms = now_ms() + request->timeout_ms;
     struct pollfd readable = {.fd = handoff->socket, .events = POLLIN};
     struct frame frame;
@@ -177,20 +231,21 @@ static void wait_for_accepted(struct handoff *handoff, const struct handoff_requ
     while ((rc = frame_receive(handoff->socket, &handoff->reader, &frame)) == 0) {
         int64_t left_ms = deadline_ms - now_ms();
         if (left_ms <= 0)
-            shim_die("the fault client at %s has not accepted this VM in %d ms: see its log", request->socket_path,
+            shim_die("the %s at %s has not accepted this VM in %d ms: see its log", role->peer, request->socket_path,
                      request->timeout_ms);
         poll(&readable, 1, (int)left_ms);
     }
     if (rc == -EPIPE)
-        shim_die("the fault client at %s has refused this VM: see its log", request->socket_path);
+        shim_die("the %s at %s has refused this VM: see its log", role->peer, request->socket_path);
     if (rc < 0 || frame.kind != FRAME_ACCEPTED)
-        shim_die("what answers at %s is no fault client of this version: start `faultclient run` there",
-                 request->socket_path);
+        shim_die("what answers at %s is no %s of this version: start `%s` there", request->socket_path, role->peer,
+                 role->start);
 }
 
 void handoff_make(struct handoff *handoff, const struct handoff_request *request)
 {
     memset(handoff, 0, sizeof(*handoff));
+    handoff->role = request->role;
     prepare(request);
     handoff->uffd = moved_high(registered_uffd(request));
     handoff->socket = moved_high(connected(request));
@@ -202,7 +257,9 @@ void handoff_make(struct handoff *handoff, const struct handoff_request *request
 
 static void went_lost(struct handoff *handoff)
 {
-    if (!handoff->lost)
+    if (!handoff->lost && handoff->role == HANDOFF_TRACK)
+        shim_say("the page server has gone: the VM runs on, and cannot be moved any more; to move it, start it again");
+    else if (!handoff->lost)
         shim_say("the fault client has gone before all pages were here: memory can no longer be given back (balloon, "
                  "discard), reads of absent pages wait; start it again");
     handoff->lost = true;
@@ -228,9 +285,10 @@ static bool take_in(struct handoff *handoff, uint64_t sequence)
     return answered || handoff->complete || handoff->lost;
 }
 
-void handoff_catch_up(struct handoff *handoff)
+bool handoff_arriving(struct handoff *handoff)
 {
     take_in(handoff, 0);
+    return (handoff->role & HANDOFF_RESTORE) != 0 && !handoff->complete;
 }
 
 /* Waits for as long as it takes, as an access to an absent page would. A client that has said COMPLETE may close
@@ -241,14 +299,22 @@ int handoff_discard(struct handoff *handoff, uint64_t offset_bytes, uint64_t len
                           .length_bytes = length_bytes};
     struct pollfd readable = {.fd = handoff->socket, .events = POLLIN};
 
-    handoff_catch_up(handoff);
+    if (!handoff_arriving(handoff))
+        return 0;
     frame.sequence = ++handoff->sequence;
-    if (!handoff->complete && !handoff->lost && frame_send(handoff->socket, &frame) < 0) {
-        handoff_catch_up(handoff); /* COMPLETE may have come just before the end */
-        if (!handoff->complete)
-            went_lost(handoff);
-    }
+    if (!handoff->lost && frame_send(handoff->socket, &frame) < 0 && handoff_arriving(handoff))
+        went_lost(handoff); /* and COMPLETE has not come just before the end */
     while (!take_in(handoff, frame.sequence))
         poll(&readable, 1, -1);
     return handoff->lost ? -EIO : 0;
+}
+
+void handoff_dropped(const struct handoff *handoff, uint64_t address, uint64_t length_bytes)
+{
+    struct uffdio_writeprotect arg = {.range = {.start = address, .len = length_bytes}};
+    int before = errno;
+
+    if ((handoff->role & HANDOFF_TRACK) != 0 && ioctl(handoff->uffd, UFFDIO_WRITEPROTECT, &arg) < 0)
+        shim_say("cannot see to it that dropped memory counts as written (%s): do not move this VM", strerror(errno));
+    errno = before;
 }

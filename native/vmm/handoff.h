@@ -1,10 +1,14 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * The shim's half of the hand-off: makes the userfaultfd of a mapping, gives it to the fault client, and later asks it
- * before memory is dropped. docs/handoff.md is the protocol.
+ * The shim's half of the hand-off: makes the userfaultfd of a mapping, gives it to the one it is meant for, and later
+ * asks before memory is dropped that may not have arrived. docs/handoff.md is the protocol.
  *
- * Whatever goes wrong before the client has accepted ends the process: a VMM whose memory nobody serves would run on
- * zeros.
+ *   restore   to the fault client, which puts pages there when they are touched
+ *   track     to the page server, which sees from outside which pages are written
+ *   both      to the fault client, of a VM that is to move on from there
+ *
+ * Whatever goes wrong before it is accepted ends the process: a VMM whose memory nobody serves would run on zeros, and
+ * one that nobody tracks could not be moved.
  */
 #ifndef PAGEFERRY_HANDOFF_H
 #define PAGEFERRY_HANDOFF_H
@@ -14,7 +18,14 @@
 
 #include "../kernel/frames.h"
 
+enum handoff_role {
+    HANDOFF_RESTORE = 1,
+    HANDOFF_TRACK = 2,
+    HANDOFF_BOTH = HANDOFF_RESTORE | HANDOFF_TRACK
+};
+
 struct handoff_request {
+    enum handoff_role role;
     const char *socket_path;
     int timeout_ms;
     int device_fd; /* an open /dev/userfaultfd, or -1 */
@@ -25,7 +36,9 @@ struct handoff_request {
 
 /* The conversation after the hand-off. One thread at a time: the caller holds a lock. */
 struct handoff {
-    int uffd;   /* kept for the VMM's life: a client that dies then leaves sleepers asleep, instead of reading zeros */
+    enum handoff_role role; /* this and the uffd never change */
+    int uffd;   /* kept for the VMM's life: a client that dies then leaves sleepers asleep, instead of reading zeros;
+                   and tracking ends with the last holder */
     int socket;
     struct frame_reader reader;
     uint64_t sequence;
@@ -33,15 +46,22 @@ struct handoff {
     bool lost;     /* the socket has ended before that */
 };
 
-/* Registers the mapping, hands it over, and returns when the client has accepted. Does not return otherwise. */
+/* The role of this name; 0: there is none. */
+enum handoff_role handoff_role_named(const char *name);
+
+/* Registers the mapping, hands it over, and returns when it has been accepted. Does not return otherwise. */
 void handoff_make(struct handoff *handoff, const struct handoff_request *request);
 
 /* Reports that [offset, offset + length) of the RAM is about to be dropped. 0: it may be. -EIO: the client cannot be
  * asked, and the pages must stay. */
 int handoff_discard(struct handoff *handoff, uint64_t offset_bytes, uint64_t length_bytes);
 
-/* Takes in what the client has said meanwhile, without waiting. */
-void handoff_catch_up(struct handoff *handoff);
+/* Takes in what the other end has said meanwhile, without waiting. True: pages may be absent still. */
+bool handoff_arriving(struct handoff *handoff);
+
+/* [address, address + length) of the RAM has been dropped in the file: if writes are tracked, those pages count as
+ * written from now on. No other drop of a page that was clean would ever be seen. Any thread. */
+void handoff_dropped(const struct handoff *handoff, uint64_t address, uint64_t length_bytes);
 
 /* One line on stderr. */
 __attribute__((format(printf, 1, 2))) void shim_say(const char *format, ...);

@@ -1,13 +1,14 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
  * pageferry-shim.so: preloaded into an unmodified VMM whose RAM is a shared file. It waits for the VMM to map that
- * file, hands the mapping over to the fault client, and from then on keeps the VMM from doing what would break a lazy
- * restore. docs/handoff.md has its settings and guards, with the reasons.
+ * file, hands the mapping over to the fault client or the page server, and from then on keeps the VMM from doing what
+ * would break a lazy restore, or escape the tracking. docs/handoff.md has its settings and guards, with the reasons.
  *
  *   PAGEFERRY_SHIM_RAM         the RAM file, or memfd:NAME
- *   PAGEFERRY_SHIM_SOCKET      the hand-off socket of the fault client
+ *   PAGEFERRY_SHIM_SOCKET      the hand-off socket
+ *   PAGEFERRY_SHIM_ROLE        restore (the default), track, both: handoff.h
  *   PAGEFERRY_SHIM_UFFD_FD     an inherited open /dev/userfaultfd, for a VMM without the right to a userfaultfd
- *   PAGEFERRY_SHIM_TIMEOUT_MS  how long the client may take to accept (30000)
+ *   PAGEFERRY_SHIM_TIMEOUT_MS  how long it may take to be accepted (30000)
  *
  * Without the first two it does nothing. Where it cannot do its work the VMM ends, with one line on stderr: memory
  * that nobody serves would read as zeros, and nobody would notice.
@@ -42,6 +43,7 @@ static struct {
     pthread_mutex_t lock; /* the hand-off, and the conversation after it */
     const char *ram;      /* NULL: the shim does nothing */
     const char *socket_path;
+    enum handoff_role role;
     int timeout_ms;
     int device_fd;
     atomic_bool taken;    /* the hand-off has been made; all below is set before */
@@ -68,6 +70,16 @@ static int number_setting(const char *name, int otherwise, int least)
     return (int)value;
 }
 
+static enum handoff_role role_setting(void)
+{
+    const char *name = getenv("PAGEFERRY_SHIM_ROLE");
+    enum handoff_role role = handoff_role_named(name == NULL ? "restore" : name);
+
+    if (role == 0)
+        shim_die("PAGEFERRY_SHIM_ROLE is \"%s\": it must be restore, track or both", name);
+    return role;
+}
+
 static void configure(void)
 {
     const char *ram = getenv("PAGEFERRY_SHIM_RAM");
@@ -76,6 +88,7 @@ static void configure(void)
     if ((ram == NULL) != (shim.socket_path == NULL))
         shim_die("PAGEFERRY_SHIM_RAM and PAGEFERRY_SHIM_SOCKET belong together: set %s too",
                  ram == NULL ? "PAGEFERRY_SHIM_RAM" : "PAGEFERRY_SHIM_SOCKET");
+    shim.role = role_setting();
     shim.timeout_ms = number_setting("PAGEFERRY_SHIM_TIMEOUT_MS", TIMEOUT_MS_DEFAULT, 1);
     shim.device_fd = number_setting("PAGEFERRY_SHIM_UFFD_FD", -1, 0);
     shim.ram = ram;
@@ -89,8 +102,9 @@ __attribute__((constructor)) static void begin(void)
 __attribute__((destructor)) static void end(void)
 {
     if (shim.ram != NULL && !atomic_load(&shim.taken))
-        shim_say("%s (process %d) exits and has never mapped %s: if it is the VMM, nothing was restored into it; name "
-                 "the file of its RAM in PAGEFERRY_SHIM_RAM", program_invocation_short_name, (int)getpid(), shim.ram);
+        shim_say("%s (process %d) exits and has never mapped %s: if it is the VMM, %s; name the file of its RAM in "
+                 "PAGEFERRY_SHIM_RAM", program_invocation_short_name, (int)getpid(), shim.ram,
+                 shim.role == HANDOFF_TRACK ? "it could not have been moved" : "nothing was restored into it");
 }
 
 /* --------------------------------------------------------------------------------------------- which calls matter */
@@ -125,20 +139,28 @@ static bool is_ram_fd(int fd, struct stat *file)
     return stat(shim.ram, &named) == 0 && file->st_dev == named.st_dev && file->st_ino == named.st_ino;
 }
 
-/* True when the range touches the RAM and not all of its pages are here. */
-static bool guarded(const void *address, size_t length_bytes)
+static bool touches_ram(const void *address, size_t length_bytes)
 {
     uint64_t start = (uint64_t)(uintptr_t)address;
-    bool complete;
 
-    if (!atomic_load(&shim.taken) || length_bytes == 0 || start >= shim.start + shim.length_bytes ||
-        start + length_bytes <= shim.start)
-        return false;
+    return atomic_load(&shim.taken) && length_bytes != 0 && start < shim.start + shim.length_bytes &&
+           start + length_bytes > shim.start;
+}
+
+/* Pages of the RAM may be absent still: what touches them pulls them. */
+static bool arriving(void)
+{
+    bool absent;
+
     pthread_mutex_lock(&shim.lock);
-    handoff_catch_up(&shim.handoff);
-    complete = shim.handoff.complete;
+    absent = handoff_arriving(&shim.handoff);
     pthread_mutex_unlock(&shim.lock);
-    return !complete;
+    return absent;
+}
+
+static bool tracked(void)
+{
+    return (shim.role & HANDOFF_TRACK) != 0;
 }
 
 /* ----------------------------------------------------------------------------------------------- mmap: the hand-off */
@@ -152,7 +174,7 @@ static void check_mapping(const struct stat *file, size_t length_bytes, int flag
         shim_die("the VMM maps its RAM %s once more: only one mapping can be restored into", shim.ram);
     if (!shared)
         shim_die("the VMM maps its RAM %s privately: it needs share=on", shim.ram);
-    if (flags & (MAP_POPULATE | MAP_LOCKED))
+    if ((shim.role & HANDOFF_RESTORE) != 0 && (flags & (MAP_POPULATE | MAP_LOCKED)) != 0)
         shim_die("the VMM wants its RAM %s %s: that pulls every page before the VM runs; start it without prealloc=on "
                  "and without memory locking", shim.ram, flags & MAP_LOCKED ? "locked" : "populated");
     if (offset != 0 || length_bytes != file_bytes || file_bytes == 0 || file_bytes % RAM_PAGE_BYTES != 0)
@@ -169,6 +191,7 @@ static void *map_ram(void *address, size_t length_bytes, int protection, int fla
                      const struct stat *file)
 {
     struct handoff_request request = {
+        .role = shim.role,
         .socket_path = shim.socket_path,
         .timeout_ms = shim.timeout_ms,
         .device_fd = shim.device_fd,
@@ -191,15 +214,20 @@ static void *map_ram(void *address, size_t length_bytes, int protection, int fla
     return start;
 }
 
-static bool all_here(void)
+/* The RAM is being restored into: not yet, or not whole. With the lock held. */
+static bool restoring(void)
 {
-    bool complete = false;
+    if (!atomic_load(&shim.taken))
+        return (shim.role & HANDOFF_RESTORE) != 0;
+    return handoff_arriving(&shim.handoff);
+}
 
-    if (atomic_load(&shim.taken)) {
-        handoff_catch_up(&shim.handoff);
-        complete = shim.handoff.complete;
-    }
-    return complete;
+/* Once more, of a VM that runs: writes through that mapping would be seen by nobody. */
+static void *refuse_mapping(void)
+{
+    shim_say("the VMM wants to map its RAM %s once more and is refused: writes there could not be tracked", shim.ram);
+    errno = EBUSY;
+    return MAP_FAILED;
 }
 
 EXPORT void *mmap(void *address, size_t length_bytes, int protection, int flags, int fd, off_t offset)
@@ -211,8 +239,12 @@ EXPORT void *mmap(void *address, size_t length_bytes, int protection, int flags,
     if (shim.ram == NULL || (flags & MAP_ANONYMOUS) != 0 || !is_ram_fd(fd, &file))
         return map(address, length_bytes, protection, flags, fd, offset);
     pthread_mutex_lock(&shim.lock);
-    start = all_here() ? map(address, length_bytes, protection, flags, fd, offset)
-                       : map_ram(address, length_bytes, protection, flags, fd, offset, &file);
+    if (!atomic_load(&shim.taken) || restoring())
+        start = map_ram(address, length_bytes, protection, flags, fd, offset, &file);
+    else if (tracked())
+        start = refuse_mapping();
+    else
+        start = map(address, length_bytes, protection, flags, fd, offset);
     pthread_mutex_unlock(&shim.lock);
     return start;
 }
@@ -240,6 +272,8 @@ static int report_discard(uint64_t offset_bytes, uint64_t end_bytes)
 
     if (end_bytes >= shim.length_bytes)
         end_bytes = end = shim.length_bytes;
+    if (!arriving())
+        return 0;
     bring(offset_bytes);
     bring(end_bytes);
     if (first < end) {
@@ -248,6 +282,17 @@ static int report_discard(uint64_t offset_bytes, uint64_t end_bytes)
         pthread_mutex_unlock(&shim.lock);
     }
     return rc;
+}
+
+/* After it: a page that is zeroed in part has changed too. */
+static void note_dropped(uint64_t offset_bytes, uint64_t end_bytes)
+{
+    uint64_t first = offset_bytes / RAM_PAGE_BYTES * RAM_PAGE_BYTES;
+    uint64_t end = (end_bytes + RAM_PAGE_BYTES - 1) / RAM_PAGE_BYTES * RAM_PAGE_BYTES;
+
+    end = end < shim.length_bytes ? end : shim.length_bytes;
+    if (first < end)
+        handoff_dropped(&shim.handoff, shim.start + first, end - first);
 }
 
 static int failed(int rc)
@@ -259,12 +304,17 @@ static int failed(int rc)
 EXPORT int fallocate(int fd, int mode, off_t offset, off_t length_bytes)
 {
     struct stat file;
-    int rc = 0;
+    bool drops = (mode & FALLOC_FL_PUNCH_HOLE) != 0 && offset >= 0 && length_bytes > 0 && atomic_load(&shim.taken) &&
+                 is_ram_fd(fd, &file);
+    uint64_t end = (uint64_t)offset + (uint64_t)length_bytes;
+    int rc = drops ? report_discard((uint64_t)offset, end) : 0;
 
-    if ((mode & FALLOC_FL_PUNCH_HOLE) != 0 && offset >= 0 && length_bytes > 0 && atomic_load(&shim.taken) &&
-        is_ram_fd(fd, &file))
-        rc = report_discard((uint64_t)offset, (uint64_t)offset + (uint64_t)length_bytes);
-    return rc < 0 ? failed(rc) : (int)syscall(SYS_fallocate, fd, mode, offset, length_bytes);
+    if (rc < 0)
+        return failed(rc);
+    rc = (int)syscall(SYS_fallocate, fd, mode, offset, length_bytes);
+    if (drops)
+        note_dropped((uint64_t)offset, end);
+    return rc;
 }
 
 EXPORT int fallocate64(int fd, int mode, off_t offset, off_t length_bytes)
@@ -273,16 +323,23 @@ EXPORT int fallocate64(int fd, int mode, off_t offset, off_t length_bytes)
 }
 
 /* MADV_REMOVE is a punch by address. The kernel refuses what is not whole pages, and so nothing is reported then. */
-static int report_remove(uint64_t start, size_t length_bytes)
+static int remove_range(void *address, size_t length_bytes)
 {
+    uint64_t start = (uint64_t)(uintptr_t)address, ram_end = shim.start + shim.length_bytes;
     uint64_t end = start + (length_bytes + RAM_PAGE_BYTES - 1) / RAM_PAGE_BYTES * RAM_PAGE_BYTES;
-    uint64_t ram_end = shim.start + shim.length_bytes;
+    bool whole = start % RAM_PAGE_BYTES == 0;
+    int rc = 0;
 
-    if (start % RAM_PAGE_BYTES != 0)
-        return 0;
     start = start > shim.start ? start : shim.start;
     end = end < ram_end ? end : ram_end;
-    return report_discard(start - shim.start, end - shim.start);
+    if (whole)
+        rc = report_discard(start - shim.start, end - shim.start);
+    if (rc < 0)
+        return failed(rc);
+    rc = (int)syscall(SYS_madvise, address, length_bytes, MADV_REMOVE);
+    if (whole)
+        note_dropped(start - shim.start, end - shim.start);
+    return rc;
 }
 
 /* ---------------------------------------------------------------------------------------------------------- guards */
@@ -291,22 +348,26 @@ static int report_remove(uint64_t start, size_t length_bytes)
  * cache, or absent as before), so there is nothing to report. */
 EXPORT int madvise(void *address, size_t length_bytes, int advice)
 {
-    int rc = 0;
+    bool absent;
 
-    if (!guarded(address, length_bytes))
+    if (!touches_ram(address, length_bytes))
         return (int)syscall(SYS_madvise, address, length_bytes, advice);
+    absent = arriving();
     switch (advice) {
-    case MADV_HUGEPAGE: /* a wish, and not to be had while pages arrive one by one */
-    case MADV_DOFORK:   /* a child would read zeros */
-        return 0;
+    case MADV_HUGEPAGE: /* a wish; pages arrive, and are tracked, one by one */
+    case MADV_DOFORK:   /* a child would read zeros, and its writes are not seen */
+        if (absent || tracked())
+            return 0;
+        break;
     case MADV_POPULATE_READ:
     case MADV_POPULATE_WRITE:
-        shim_die("prealloc=on pulls every page of %s before the VM runs: start the VMM without it", shim.ram);
-    case MADV_REMOVE:
-        rc = report_remove((uint64_t)(uintptr_t)address, length_bytes);
+        if (absent)
+            shim_die("prealloc=on pulls every page of %s before the VM runs: start the VMM without it", shim.ram);
         break;
+    case MADV_REMOVE:
+        return remove_range(address, length_bytes);
     }
-    return rc < 0 ? failed(rc) : (int)syscall(SYS_madvise, address, length_bytes, advice);
+    return (int)syscall(SYS_madvise, address, length_bytes, advice);
 }
 
 static void refuse_locking(void)
@@ -317,14 +378,14 @@ static void refuse_locking(void)
 
 EXPORT int mlock(const void *address, size_t length_bytes)
 {
-    if (guarded(address, length_bytes))
+    if (touches_ram(address, length_bytes) && arriving())
         refuse_locking();
     return (int)syscall(SYS_mlock, address, length_bytes);
 }
 
 EXPORT int mlock2(const void *address, size_t length_bytes, unsigned int flags)
 {
-    if (guarded(address, length_bytes))
+    if (touches_ram(address, length_bytes) && arriving())
         refuse_locking();
     return (int)syscall(SYS_mlock2, address, length_bytes, flags);
 }
@@ -336,7 +397,7 @@ EXPORT int mlockall(int flags)
 
     pthread_once(&shim.configured, configure);
     pthread_mutex_lock(&shim.lock);
-    refused = shim.ram != NULL && !all_here();
+    refused = shim.ram != NULL && restoring();
     pthread_mutex_unlock(&shim.lock);
     if (refused)
         refuse_locking();

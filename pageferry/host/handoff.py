@@ -17,6 +17,7 @@ import struct
 import time
 from collections.abc import Collection
 from dataclasses import dataclass, field
+from enum import Enum
 from itertools import pairwise
 from typing import Any, Final, Self
 
@@ -29,12 +30,29 @@ FD_PAUSE_S: Final = 0.1
 # More than anybody sends; what is above two is refused, and closed.
 FDS_MAX: Final = 16
 FRAMES_KEY: Final = "pageferry_frames"
+ROLE_KEY: Final = "pageferry_role"
 ADDRESS_END: Final = 1 << 64
 # What of JSON tells where a value ends.
 QUOTE, BACKSLASH, ARRAY = b'"\\['
 BLANKS: Final = frozenset(b" \t\r\n")
 OPENING: Final = frozenset(b"[{")
 CLOSING: Final = frozenset(b"]}")
+
+
+class Role(Enum):
+    """What the memory was registered for, and so who can take it."""
+
+    RESTORE = "restore"  # its pages come when they are touched: a fault client
+    TRACK = "track"  # its writes are seen from outside: a page server
+    BOTH = "both"  # a fault client, and the VM is to move on from there
+
+    @property
+    def restores(self) -> bool:
+        return self is not Role.TRACK
+
+    @property
+    def tracks(self) -> bool:
+        return self is not Role.RESTORE
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +76,7 @@ class Handoff:
     uid: int
     regions: tuple[Region, ...]
     frames: bool  # the VMM speaks frames on the connection from now on
+    role: Role = Role.RESTORE
     _released: bool = field(default=False, repr=False)
 
     @property
@@ -190,7 +209,9 @@ def receive(connection: socket.socket, *, uids: Collection[int]) -> Handoff:
     peer = identify(connection, uids)
     fds: list[int] = []
     try:
-        regions, frames = parse(_receive_value(connection, fds))
+        value = _receive_value(connection, fds)
+        regions, frames = parse(value)
+        role = parse_role(value)
         _check_count(len(fds))
     except BaseException:
         for fd in (*fds, peer.pidfd):
@@ -206,6 +227,7 @@ def receive(connection: socket.socket, *, uids: Collection[int]) -> Handoff:
         uid=peer.uid,
         regions=regions,
         frames=frames,
+        role=role,
     )
 
 
@@ -289,6 +311,19 @@ def parse(value: Any) -> tuple[tuple[Region, ...], bool]:
     regions = tuple(_region(index, element) for index, element in enumerate(value))
     _check_layout(regions)
     return tuple(sorted(regions, key=lambda region: region.offset_bytes)), value[0].get(FRAMES_KEY) == 1
+
+
+def parse_role(value: Any) -> Role:
+    """Of a value whose regions have been parsed. PageferryError: it is none."""
+    name = value[0].get(ROLE_KEY, Role.RESTORE.value)
+    try:
+        return Role(name)
+    except ValueError as error:
+        raise refused(
+            f"the hand-off has the role {name!r:.40}, which nobody knows",
+            "set PAGEFERRY_SHIM_ROLE to restore, track or both",
+            Reason.UNSUPPORTED,
+        ) from error
 
 
 def _number(index: int, element: Any, key: str) -> int:

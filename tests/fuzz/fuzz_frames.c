@@ -161,7 +161,7 @@ ssize_t __wrap_write(int fd, const void *bytes, size_t length)
 /* The other end has closed: nothing here may wait, and only COMPLETE, before the end, makes a discard lawful. */
 static void at_shim(int ends[2], struct expected *expected, size_t size, size_t piece)
 {
-    struct handoff handoff = {.uffd = -1, .socket = ends[0]};
+    struct handoff handoff = {.role = HANDOFF_RESTORE, .uffd = -1, .socket = ends[0]};
     bool complete = false;
     struct frame frame;
 
@@ -169,7 +169,7 @@ static void at_shim(int ends[2], struct expected *expected, size_t size, size_t 
         size_t length = size - expected->size < piece ? size - expected->size : piece;
         fuzz_check(send(ends[1], expected->data + expected->size, length, 0) == (ssize_t)length);
         expected->size += length;
-        handoff_catch_up(&handoff);
+        handoff_arriving(&handoff);
         while (!complete && next_frame(expected, &frame))
             complete = frame.kind == FRAME_COMPLETE;
         fuzz_check(handoff.complete == complete && handoff.lost == (!complete && expected->broken));

@@ -65,6 +65,10 @@ static long step(const char *name, long page)
         return map(MAP_SHARED, ram.bytes / 2);
     if (strcmp(name, "read") == 0)
         return *(volatile uint8_t *)at;
+    if (strcmp(name, "write") == 0) {
+        *(volatile uint8_t *)at = 0xA5;
+        return 0;
+    }
     if (strcmp(name, "hugepage") == 0)
         return madvise(ram.start, ram.bytes, MADV_HUGEPAGE);
     if (strcmp(name, "dontfork") == 0)

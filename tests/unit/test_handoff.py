@@ -18,7 +18,17 @@ from typing import Any
 import pytest
 
 from pageferry.host import handoff as module
-from pageferry.host.handoff import FDS_MAX, Handoff, Message, Region, identify, parse, receive
+from pageferry.host.handoff import (
+    FDS_MAX,
+    Handoff,
+    Message,
+    Region,
+    Role,
+    identify,
+    parse,
+    parse_role,
+    receive,
+)
 from pageferry.limits import HANDOFF_BYTES_MAX, REGIONS_MAX
 from pageferry.reasons import PageferryError, Reason
 from tests.support.handoff_client import GENERATIONS, PAGE_BYTES, layout, region, send
@@ -128,6 +138,28 @@ def test_as_many_regions_as_are_allowed_and_one_more(
 )
 def test_frames(said: dict[str, int], speaks: bool) -> None:
     assert parse([region(ADDRESS, 16) | said])[1] is speaks
+
+
+@pytest.mark.parametrize(
+    "said, role, restores, tracks",
+    [
+        ({}, Role.RESTORE, True, False),
+        ({"pageferry_role": "restore"}, Role.RESTORE, True, False),
+        ({"pageferry_role": "track"}, Role.TRACK, False, True),
+        ({"pageferry_role": "both"}, Role.BOTH, True, True),
+    ],
+)
+def test_roles(said: dict[str, str], role: Role, restores: bool, tracks: bool) -> None:
+    found = parse_role([region(ADDRESS, 16) | said])
+    assert (found, found.restores, found.tracks) == (role, restores, tracks)
+
+
+@pytest.mark.parametrize("said", ["", "Track", 1, None, [], {}])
+def test_a_role_that_nobody_knows(said: object) -> None:
+    with pytest.raises(PageferryError) as caught:
+        parse_role([region(ADDRESS, 16) | {"pageferry_role": said}])
+    assert caught.value.reason is Reason.UNSUPPORTED
+    assert "which nobody knows" in str(caught.value)
 
 
 def test_what_is_taken(pair: tuple[socket.socket, socket.socket], pipe: tuple[int, int]) -> None:
