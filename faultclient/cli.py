@@ -8,6 +8,7 @@ from typing import Any
 import click
 
 from faultclient.config import RunOptions, run_options
+from faultclient.serve_config import ServeOptions, serve_options
 from faultclient.session import Postcopy
 from pageferry import __version__
 from pageferry.limits import DEFAULT_CLIENT_CONTROL_ADDRESS
@@ -76,13 +77,7 @@ def run(
     given["postcopy"] = Postcopy(given["postcopy"])
     if given["postcopy"] is Postcopy.FORBID and not given["background"]:
         raise click.UsageError("--postcopy forbid never ends without --background: nobody asks for pages.")
-    if not local_or_agreed(given["control_listen"], insecure_network=insecure_network).local:
-        log.warning(
-            "insecure_network",
-            port="control_listen",
-            address=str(given["control_listen"]),
-            because="there is no TLS yet",
-        )
+    agreed(given["control_listen"], insecure_network=insecure_network)
     options = RunOptions(
         ready=Ready(ready_file, ready_fd),
         progress=sys.stderr.isatty(),
@@ -100,6 +95,54 @@ def run(
         click.echo(outcome.as_json())
     if outcome.error is not None:
         raise outcome.error
+
+
+@cli.command(short_help="Take VMs over as somebody asks for it, many of them.")
+@serve_options
+@insecure_option
+@ready_options
+@log_options
+def serve(
+    insecure_network: bool,
+    log_format: str,
+    log_level: str,
+    ready_file: Path | None,
+    ready_fd: int | None,
+    **given: Any,
+) -> None:
+    """Wait for VMs and for sessions that move a guest into them.
+
+    Each --vm names a VM that waits for its guest here (QEMU: -incoming defer, under the shim) and who stops,
+    loads and resumes it. `faultclient migrate`, or an orchestrator through FaultClientService, starts a
+    session; hand-offs may come before or after.
+
+    SIGTERM: no more sessions. What was not accepted is given up, its source goes on; the process ends when
+    the last guest that needs it has all its pages. SIGUSR2 writes the pagers' last steps to the log.
+
+    \b
+      faultclient serve --vm web-1,handoff=/run/web-1.sock,qemu=/run/web-1.qmp
+
+    Every option can be set in the environment: FAULTCLIENT_SERVE_ and its name, as in
+    FAULTCLIENT_SERVE_STATE_DIR=/var/lib/pageferry.
+    """
+    configure_logging(log_format, log_level)
+    agreed(given["control_listen"], insecure_network=insecure_network)
+    given["vms"] = given.pop("vm")
+    options = ServeOptions(ready=Ready(ready_file, ready_fd), **given)
+
+    import uvloop
+
+    from faultclient.serve import serve as run_serve
+
+    uvloop.run(run_serve(options))
+
+
+def agreed(control: Address, *, insecure_network: bool) -> None:
+    """PageferryError: others could reach the control port, and nobody has said that they may."""
+    if not local_or_agreed(control, insecure_network=insecure_network).local:
+        log.warning(
+            "insecure_network", port="control_listen", address=str(control), because="there is no TLS yet"
+        )
 
 
 @cli.command(short_help="Show the sessions of a running fault client.")

@@ -124,7 +124,7 @@ OPTIONS: Final[tuple[Decorator, ...]] = (
     ),
     click.option(
         "--postcopy",
-        type=click.Choice([choice.value for choice in Postcopy]),
+        type=click.Choice([Postcopy.AT_ONCE.value, Postcopy.FORBID.value]),
         default=Postcopy.AT_ONCE.value,
         show_default=True,
         help="at-once: the guest may run while pages are remote. forbid: only when all are here, for memory "

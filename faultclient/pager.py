@@ -254,3 +254,9 @@ class Pager:
             self._last = Numbers(self.pages(), self.counters(), histograms, self.trace())
             lib.pageferry_vm_close(self._vm)
             self._vm = ffi.NULL
+
+
+def accept_handoff(connection_fd: int) -> None:
+    """Tells a VMM under the shim that its memory is taken: its mmap returns, and its pages come when there is
+    a pager. PageferryError NO_VMM: it has gone."""
+    native.check(lib.pageferry_handoff_accept(connection_fd))

@@ -11,12 +11,12 @@ import structlog
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from faultclient.session import Session
+from faultclient.restore import Restore
 
 INTERVAL_S: Final = 0.1
 
 
-async def show_progress(session: Session) -> None:
+async def show_progress(session: Restore) -> None:
     """On stderr, until the session has ended; stdout is for results."""
     columns = (
         TextColumn("{task.fields[phase]}"),
@@ -26,16 +26,16 @@ async def show_progress(session: Session) -> None:
         TimeElapsedColumn(),
     )
     with Progress(*columns, console=Console(stderr=True)) as progress, log_above():
-        task = progress.add_task("", total=session.vm.pager.pages().total, **figures(session))
+        task = progress.add_task("", total=session.taken.pager.pages().total, **figures(session))
         while not session.ended:
-            progress.update(task, completed=session.vm.pager.pages().here, **figures(session))
+            progress.update(task, completed=session.taken.pager.pages().here, **figures(session))
             with suppress(TimeoutError):
                 await asyncio.wait_for(session.over(), INTERVAL_S)
-        progress.update(task, completed=session.vm.pager.pages().here, **figures(session))
+        progress.update(task, completed=session.taken.pager.pages().here, **figures(session))
 
 
-def figures(session: Session) -> dict[str, Any]:
-    counters = session.vm.pager.counters()
+def figures(session: Restore) -> dict[str, Any]:
+    counters = session.taken.pager.counters()
     return {
         "phase": session.phase.name if session.paused is None else f"PAUSED {session.paused.name}",
         "faults": counters["faults_total"],

@@ -2,60 +2,189 @@
 """FaultClientService: sessions as protobuf. Nothing is decided here."""
 
 import asyncio
+import base64
+import binascii
 from collections.abc import AsyncIterator, Sequence
-from typing import Any, TypeAlias
+from typing import Any, Final, Protocol, TypeAlias
 
 import grpc
 from google.protobuf.timestamp_pb2 import Timestamp
 
-from faultclient.session import Session
-from pageferry.limits import WATCH_INTERVAL_MIN_MS, WATCH_INTERVAL_MS
+from faultclient.request import StartRequest
+from faultclient.session import Postcopy, Session
+from pageferry.limits import IMAGE_NAME_BYTES_MAX, TOKEN_BYTES, WATCH_INTERVAL_MIN_MS, WATCH_INTERVAL_MS
 from pageferry.reasons import PageferryError, Reason
-from pageferry.v1 import faultclient_pb2_grpc, migrations_pb2
+from pageferry.records import SESSION_NAME
+from pageferry.service.addresses import Address
+from pageferry.v1 import faultclient_pb2, faultclient_pb2_grpc, migrations_pb2
 
 Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
+
+BEARER: Final = "Bearer "
+DNS: Final = "dns:///"
+POSTCOPY: Final = {
+    faultclient_pb2.POSTCOPY_UNSPECIFIED: Postcopy.ALLOW,
+    faultclient_pb2.POSTCOPY_ALLOW: Postcopy.ALLOW,
+    faultclient_pb2.POSTCOPY_FORBID: Postcopy.FORBID,
+    faultclient_pb2.POSTCOPY_AT_ONCE: Postcopy.AT_ONCE,
+}
+
+
+class Book(Protocol):
+    """The sessions of this process. Each call may raise PageferryError."""
+
+    @property
+    def closed(self) -> bool:
+        """No more will come."""
+
+    @property
+    def begun(self) -> int:
+        """How many have come so far."""
+
+    def all(self) -> Sequence[Session]: ...
+
+    async def more(self, seen: int) -> None:
+        """Returns once there are more than were seen."""
+
+    def start(self, request: StartRequest, token: bytes) -> Session: ...
+
+    def switch_over(self, name: str) -> Session: ...
+
+    async def cancel(self, name: str) -> Session: ...
+
+
+# ------------------------------------------------------------------------------------------------- the words
 
 
 def as_message(session: Session) -> migrations_pb2.Session:
     """The session as it is now."""
-    pages = session.vm.pager.pages()
-    counters = session.vm.pager.counters()
     since = Timestamp()
     since.FromNanoseconds(int(session.phase_since * 1e9))
-    return migrations_pb2.Session(
+    figures = session.figures
+    message = migrations_pb2.Session(
         session=session.name,
-        image=session.vm.image,
+        image=session.image,
         revision=session.revision,
         phase=int(session.phase),  # type: ignore[arg-type]  # the same numbers: a test compares them
         phase_since=since,
         paused=int(session.paused or 0),  # type: ignore[arg-type]
         failure=int(session.failure or 0),  # type: ignore[arg-type]
         message=session.message,
-        peer=session.vm.data_address,
-        pages_total=pages.total,
-        pages_settled=pages.here,
-        pages_poisoned=pages.states["POISONED"],
-        wire_bytes=counters["wire_in_bytes_total"] + counters["wire_out_bytes_total"],
-        faults=counters["faults_total"],
-        faults_waiting=counters["asks_outstanding"],
-        blocktime_us=session.vm.pager.blocktime_ns() // 1000,
+        peer=session.data_address,
+        cancel_requested=session.cancel_requested,
+        round=figures.round,
+        dirty_pages=figures.dirty_pages,
+        dirty_pages_per_second=figures.dirty_pages_per_second,
+        downtime_us=figures.downtime_us,
+        machine=session.machine,
     )
+    if session.vm is not None:
+        pages, counters = session.vm.pager.pages(), session.vm.pager.counters()
+        message.pages_total = pages.total
+        message.pages_settled = pages.here
+        message.pages_poisoned = pages.states["POISONED"]
+        message.wire_bytes = counters["wire_in_bytes_total"] + counters["wire_out_bytes_total"]
+        message.faults = counters["faults_total"]
+        message.faults_waiting = counters["asks_outstanding"]
+        message.blocktime_us = session.vm.pager.blocktime_ns() // 1000
+    return message
 
 
 def moving(message: migrations_pb2.Session) -> tuple[int, ...]:
     """The numbers whose change is worth a message: the first of them at once, the others once an interval."""
-    return message.revision, message.pages_settled, message.faults, message.faults_waiting
+    return message.revision, message.pages_settled, message.faults, message.faults_waiting, message.wire_bytes
+
+
+def as_request(message: faultclient_pb2.StartSessionRequest) -> StartRequest:
+    """PageferryError: what is wrong with it."""
+    if SESSION_NAME.fullmatch(message.session) is None:
+        raise bad("a session's name has 1 to 63 of a-z, 0-9 and -")
+    if not 1 <= len(message.image.encode()) <= IMAGE_NAME_BYTES_MAX or not message.image.isprintable():
+        raise bad(f"an image's name has 1 to {IMAGE_NAME_BYTES_MAX} bytes, all of them printable")
+    if message.postcopy not in POSTCOPY:
+        raise bad(f"postcopy {message.postcopy} is unknown")
+    Address.parse(message.data_address.removeprefix(DNS))
+    if message.control_address:
+        Address.parse(message.control_address.removeprefix(DNS))
+    default = StartRequest("", "", "", "")
+    return StartRequest(
+        session=message.session,
+        image=message.image,
+        vm=message.vm,
+        data_address=message.data_address,
+        control_address=message.control_address,
+        postcopy=POSTCOPY[message.postcopy],
+        manual_switchover=message.manual_switchover,
+        max_downtime_ms=message.max_downtime_ms or default.max_downtime_ms,
+        bandwidth_bytes_per_s=message.bandwidth_per_migration,
+        completion_timeout_per_gib_s=message.completion_timeout_per_gib_s
+        or default.completion_timeout_per_gib_s,
+        progress_timeout_s=message.progress_timeout_s or default.progress_timeout_s,
+        rounds_max=message.rounds_max or default.rounds_max,
+    )
+
+
+def bad(message: str) -> PageferryError:
+    return PageferryError(Reason.BAD_REQUEST, message)
+
+
+def token_of(context: Context) -> bytes:
+    """The session's token; empty if none was shown. It goes nowhere but to the source."""
+    shown = [str(value) for key, value in context.invocation_metadata() or () if key == "authorization"]
+    if not shown:
+        return b""
+    text = shown[0]
+    encoded = text.removeprefix(BEARER)
+    try:
+        token = base64.b64decode(encoded + "=" * (-len(encoded) % 4), altchars=b"-_", validate=True)
+    except binascii.Error:
+        token = b""
+    if not text.startswith(BEARER) or len(token) != TOKEN_BYTES:
+        raise PageferryError(
+            Reason.NOT_ALLOWED,
+            "the authorization of this call is no token of a session",
+            f"send `Bearer` and {TOKEN_BYTES} bytes as base64url",
+        )
+    return token
+
+
+# ------------------------------------------------------------------------------------------------- the calls
 
 
 class FaultClientService(faultclient_pb2_grpc.FaultClientServiceServicer):
-    def __init__(self, sessions: Sequence[Session]) -> None:
-        self._sessions = sessions
+    def __init__(self, book: Book) -> None:
+        self._book = book
 
     def _named(self, name: str) -> Session:
-        for session in self._sessions:
+        for session in self._book.all():
             if session.name == name:
                 return session
         raise PageferryError(Reason.NO_SUCH_IMAGE, f"there is no session {name!r} here")
+
+    async def StartSession(
+        self, request: faultclient_pb2.StartSessionRequest, context: Context
+    ) -> migrations_pb2.Session:
+        token = token_of(context)
+        asked = as_request(request)
+        if asked.control_address and not token:
+            raise PageferryError(
+                Reason.NOT_ALLOWED,
+                "a move needs its session's token",
+                "send it as authorization: Bearer TOKEN",
+            )
+        return as_message(self._book.start(asked, token))
+
+    async def SwitchOver(
+        self, request: migrations_pb2.SessionName, context: Context
+    ) -> migrations_pb2.Session:
+        self._named(request.session)
+        return as_message(self._book.switch_over(request.session))
+
+    async def CancelSession(
+        self, request: migrations_pb2.EndSessionRequest, context: Context
+    ) -> migrations_pb2.Session:
+        self._named(request.session)
+        return as_message(await self._book.cancel(request.session))
 
     async def GetSession(
         self, request: migrations_pb2.SessionName, context: Context
@@ -66,26 +195,29 @@ class FaultClientService(faultclient_pb2_grpc.FaultClientServiceServicer):
         self, request: migrations_pb2.WatchSessionsRequest, context: Context
     ) -> AsyncIterator[migrations_pb2.Session]:
         interval_ms = max(request.interval_ms or WATCH_INTERVAL_MS, WATCH_INTERVAL_MIN_MS)
-        matches = [self._named(request.session)] if request.session else list(self._sessions)
         shown: dict[str, tuple[int, ...]] = {}
         while True:
+            begun = self._book.begun
+            matches = [self._named(request.session)] if request.session else list(self._book.all())
             for session in matches:
                 message = as_message(session)
                 if shown.get(session.name) != moving(message):
                     shown[session.name] = moving(message)
                     yield message
-            ended = all(session.ended and shown[session.name][0] == session.revision for session in matches)
-            if request.once or ended:
+            ended = all(one.ended and shown[one.name][0] == one.revision for one in matches)
+            if request.once or (ended and (request.session or self._book.closed)):
                 return
-            await something(matches, [shown[session.name][0] for session in matches], interval_ms / 1000)
+            waits = [one.changed(shown[one.name][0]) for one in matches]
+            if not request.session:
+                waits.append(self._book.more(begun))
+            await first_of(waits, interval_ms / 1000)
 
 
-async def something(sessions: Sequence[Session], seen_revisions: Sequence[int], interval_s: float) -> None:
-    """Until one of them has changed since it was seen, or an interval has passed."""
-    seen = zip(sessions, seen_revisions, strict=True)
-    changes = [asyncio.create_task(session.changed(revision)) for session, revision in seen]
+async def first_of(waits: Sequence[Any], interval_s: float) -> None:
+    """Until one of them has happened, or an interval has passed."""
+    tasks = [asyncio.ensure_future(one) for one in waits]
     try:
-        await asyncio.wait(changes, timeout=interval_s, return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait(tasks, timeout=interval_s, return_when=asyncio.FIRST_COMPLETED)
     finally:
-        for change in changes:
-            change.cancel()
+        for task in tasks:
+            task.cancel()

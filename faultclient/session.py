@@ -1,12 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A session: one VM, from its hand-off to the moment when nobody needs us any more.
+"""A session as everybody sees it: one VM, from its beginning to the moment when nobody needs us any more.
 
-Decides; knows neither grpc nor sockets. It asks phases.py what may happen and orders its pager; what happens
-it learns from the pager's events.
+What all kinds of session have in common: the phase, which moves by phases.py alone; why nothing moves; the
+figures; and who waits for a change. Who decides is beside it: restore.py for an image that does not change,
+move.py for a guest that still runs elsewhere. Knows neither grpc nor sockets.
 """
 
 import asyncio
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import Final
@@ -26,6 +29,10 @@ REMEDIES: Final = {
 }
 
 
+# What a pause may be about: pages do not come; the source does not answer; the VMM does not go on.
+PAGES, CONTROL, VMM = "pages", "control", "vmm"
+
+
 def with_remedy(error: PageferryError) -> PageferryError:
     return PageferryError(error.reason, error.message, error.remedy or REMEDIES.get(error.reason, ""))
 
@@ -33,24 +40,39 @@ def with_remedy(error: PageferryError) -> PageferryError:
 class Postcopy(Enum):
     """When the guest may run while pages are missing."""
 
-    AT_ONCE = "at-once"  # as soon as the page server has described the image
+    AT_ONCE = "at-once"  # from the start: there is no precopy
+    ALLOW = "allow"  # of a move: once precopy has converged, or cannot
     FORBID = "forbid"  # only once every page is here
 
 
 @dataclass(slots=True)
+class Figures:
+    """Of a move; a restore has none of them."""
+
+    round: int = 0
+    dirty_pages: int = 0  # found by the newest round
+    dirty_pages_per_second: int = 0
+    downtime_us: int = 0  # estimated until SWITCHOVER, then measured
+
+
+@dataclass(slots=True)
 class Session:
-    """Changes only in take() and cancel(); each change counts `revision` up and wakes those in changed()."""
+    """Each change counts `revision` up and wakes those in changed()."""
 
     name: str
-    vm: Vm
-    postcopy: Postcopy = Postcopy.AT_ONCE
+    image: str
+    data_address: str
+    vm: Vm | None = None  # None: its hand-off has not come yet, or it was refused before it was touched
     phase: Phase = Phase.CREATED
     phase_since: float = field(default_factory=time.time)  # wall clock, for people
     revision: int = 1
     attached: bool = False
-    pauses: dict[Reason, str] = field(default_factory=dict)
+    pauses: dict[tuple[str, Reason], str] = field(default_factory=dict)
     failure: Reason | None = None
     message: str = ""
+    cancel_requested: bool = False
+    machine: str = ""  # the VMM and its machine type, for people
+    figures: Figures = field(default_factory=Figures)
     _news: asyncio.Event = field(default_factory=asyncio.Event)
 
     @property
@@ -60,7 +82,7 @@ class Session:
     @property
     def paused(self) -> Reason | None:
         """Why nothing moves now; the newest of several."""
-        return next(reversed(self.pauses), None)
+        return next((reason for _, reason in reversed(self.pauses)), None)
 
     def error(self) -> PageferryError | None:
         """Why the session failed, if it did."""
@@ -68,98 +90,71 @@ class Session:
 
     # ------------------------------------------------------------------------------------------ what happens
 
-    def start(self) -> None:
-        """Before the first event. An order to arm waits in the pager until the image is described: so the
-        guest does not depend on when this process has imported the rest of itself."""
-        if self.postcopy is Postcopy.AT_ONCE:
-            self.vm.pager.arm()
+    def happen(self, event: Event) -> None:
+        """One step of the table. IllegalStepError: it has none."""
+        self.phase = step(Side.TARGET, self.phase, event)
+        self.phase_since = time.time()
+        log.info("phase", session=self.name, phase=self.phase.name, because=event.name)
+        self.tell()
 
-    def catch_up(self) -> None:
-        """Takes what the pager has told meanwhile. After the session's end nothing is taken any more: that
-        the VMM exits, for instance, is nobody's business then."""
-        for event in () if self.ended else self.vm.pager.events():
-            self.take(event)
-            if self.ended:
-                return
+    def may(self, event: Event) -> bool:
+        return legal(Side.TARGET, self.phase, event)
 
-    def take(self, event: PagerEvent) -> None:
-        """One event of the pager."""
+    def fail(self, event: Event, reason: Reason | None, message: str) -> bool:
+        """The session ends by this event, if the table has it so."""
+        if not self.may(event):
+            return False
+        self.failure = reason
+        self.message = message
+        self.happen(event)
+        return True
+
+    def pause(self, reason: Reason, text: str, *, what: str = PAGES) -> None:
+        if self.pauses.get((what, reason)) != text:
+            self.pauses.pop((what, reason), None)  # so that it is the newest
+            self.pauses[what, reason] = self.message = text
+            log.warning("paused", session=self.name, reason=reason.name, text=text)
+            self.tell()
+
+    def resume(self, reason: Reason | None = None, *, what: str = PAGES, after_ms: int | None = None) -> None:
+        """`reason` None: whatever it was."""
+        over = [key for key in self.pauses if key[0] == what and reason in (None, key[1])]
+        for key in over:
+            del self.pauses[key]
+            self.message = next(reversed(self.pauses.values()), "")
+            log.info("resumed", session=self.name, reason=key[1].name, after_ms=after_ms)
+        if over:
+            self.tell()
+
+    def note(self, event: PagerEvent) -> None:
+        """What a pager tells that is for people, whatever kind of session it is."""
         reason = event.reason or Reason.BUG
         match event.kind:
             case EventKind.ATTACHED:
                 self.attached = True
-                log.info("attached", session=self.name, image=self.vm.image, content_id=f"{event.value:016x}")
-            case EventKind.POPULATED:
-                log.info("populated", session=self.name)
-                if self.postcopy is Postcopy.FORBID:
-                    self.vm.pager.arm()
-            case EventKind.ARMED:
-                self._move(Event.ARMED)
-            case EventKind.COMPLETE:
-                self._move(Event.COMPLETE)
-                if event.value:
-                    # Poisoned pages stay intercepted: somebody must go on answering for them.
-                    log.warning("poison_kept", session=self.name, pages=event.value)
-                else:
-                    self._move(Event.DETACHED)
-            case EventKind.FAILED:
-                if not self._fail(Event.FAILED, reason, event.text):
-                    self._alarm(event)
-            case EventKind.VMM_GONE:
-                lost = self.phase is not Phase.COMMITTED
-                self._fail(Event.VMM_GONE, Reason.NO_VMM if lost else None, event.text)
+                log.info("attached", session=self.name, image=self.image, content_id=f"{event.value:016x}")
             case EventKind.PAUSED:
-                self.pauses[reason] = self.message = event.text
-                log.warning("paused", session=self.name, reason=reason.name, text=event.text)
+                return self.pause(reason, event.text)
             case EventKind.RESUMED:
-                self.pauses.pop(reason, None)
-                self.message = next(reversed(self.pauses.values()), "")
-                log.info("resumed", session=self.name, after_ms=event.value // 1_000_000)
-            case EventKind.ALARM:
-                self._alarm(event)
+                return self.resume(reason, after_ms=event.value // 1_000_000)
+            case EventKind.FAILED | EventKind.ALARM:
+                self.message = event.text
+                log.error("alarm", session=self.name, page=event.page, text=event.text)
+                self.log_trace()
             case EventKind.EARLY_FAULT:
                 log.warning("early_fault", session=self.name, page=event.page, text=event.text)
             case EventKind.POISONED:
                 log.warning("poisoned", session=self.name, page=event.page, was_mapped=bool(event.value))
-        self._tell()
-
-    def cancel(self, reason: Reason, message: str) -> bool:
-        """Gives the session up. False, and nothing has changed, once the guest may run here: nobody ends it
-        then, or its memory would stay in two places for ever. False too when it has ended already."""
-        self.catch_up()  # it may have been armed a moment ago
-        event = Event.CANCELLED if reason is Reason.CANCELLED else Event.FAILED
-        given_up = self._fail(event, reason, message)
-        if given_up:
-            self._tell()
-        return given_up
-
-    def _move(self, event: Event) -> None:
-        self.phase = step(Side.TARGET, self.phase, event)
-        self.phase_since = time.time()
-        log.info("phase", session=self.name, phase=self.phase.name, because=event.name)
-
-    def _fail(self, event: Event, reason: Reason | None, message: str) -> bool:
-        """The session ends by this event, if the table has it so."""
-        if not legal(Side.TARGET, self.phase, event):
-            return False
-        self.failure = reason
-        self.message = message
-        self._move(event)
-        return True
-
-    def _alarm(self, event: PagerEvent) -> None:
-        self.message = event.text
-        log.error("alarm", session=self.name, page=event.page, text=event.text)
-        self.log_trace()
+        return self.tell()
 
     def log_trace(self) -> None:
         """The pager's last steps."""
-        for line in self.vm.pager.trace():
+        for line in self.vm.pager.trace() if self.vm is not None else ():
             log.warning("trace", session=self.name, step=line)
 
     # -------------------------------------------------------------------------------------- who waits for it
 
-    def _tell(self) -> None:
+    def tell(self) -> None:
         self.revision += 1
         self._news.set()
         self._news = asyncio.Event()
@@ -175,26 +170,22 @@ class Session:
             await self._news.wait()
 
 
-async def follow(session: Session) -> None:
-    """Feeds the pager's events to its session until that has ended.
-
-    The pager of a session that was given up is closed at once: it could still be armed otherwise, by a page
-    server that appears this very moment, and its guest begin to run just before we leave it.
-    """
+@contextmanager
+def ringing(fd: int) -> Iterator[asyncio.Event]:
+    """Set whenever the descriptor becomes readable."""
     loop = asyncio.get_running_loop()
-    event_fd = session.vm.pager.event_fd()
-    ready = asyncio.Event()
-    loop.add_reader(event_fd, ready.set)
-    over = loop.create_task(session.over())
-    over.add_done_callback(lambda _: ready.set())
+    bell = asyncio.Event()
+    loop.add_reader(fd, bell.set)
     try:
-        while not session.ended:
-            ready.clear()
-            session.catch_up()
-            if not session.ended:
-                await ready.wait()
+        yield bell
     finally:
-        over.cancel()
-        loop.remove_reader(event_fd)
-        if session.phase is Phase.ABORTED:
-            session.vm.pager.close()
+        loop.remove_reader(fd)
+
+
+async def heed(fd: int, catch_up: Callable[[], None]) -> None:
+    """Calls it now, and whenever there may be news, until it is cancelled."""
+    with ringing(fd) as bell:
+        while True:
+            bell.clear()
+            catch_up()
+            await bell.wait()

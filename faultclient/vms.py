@@ -5,11 +5,41 @@ Imported, and done, before grpc is: a VM's faults are served within milliseconds
 control port comes up behind that. A test holds this file, and all it imports, to it.
 """
 
+import base64
+from collections import Counter
 from dataclasses import dataclass, field
 from typing import Self
 
-from faultclient.pager import Client, Pager
+from faultclient.pager import Caller, Client, Pager
 from pageferry.host.handoff import Handoff
+from pageferry.service import native
+
+
+@dataclass(frozen=True, slots=True)
+class Ticket:
+    """What a pager shows a page server that serves a VM which still runs."""
+
+    session: str
+    token: bytes = field(repr=False)
+    target: int  # made once for a VM's hand-off
+    epoch: int  # counted up for each process that takes the VM over
+    bandwidth_bytes_per_s: int = 0
+
+    def metadata(self) -> dict[str, str]:
+        """Of every call, on both ports."""
+        return {
+            "authorization": f"Bearer {self.encoded}",
+            "pageferry-session": self.session,
+            "pageferry-target": f"{self.target:016x}",
+            "pageferry-epoch": str(self.epoch),
+        }
+
+    def caller(self) -> Caller:
+        return Caller(self.session, self.encoded, self.target, self.epoch)
+
+    @property
+    def encoded(self) -> str:
+        return base64.urlsafe_b64encode(self.token).decode().rstrip("=")
 
 
 @dataclass(slots=True)
@@ -26,33 +56,59 @@ class Vm:
 @dataclass(slots=True)
 class Vms:
     client: Client = field(default_factory=Client)
-    _open: list[Vm] = field(default_factory=list)
+    _taken: list[Vm] = field(default_factory=list)  # those that are closed too: they keep their last numbers
 
-    def take(self, handoff: Handoff, *, image: str, data_address: str, background: bool, spin_us: int) -> Vm:
+    def take(
+        self,
+        handoff: Handoff,
+        *,
+        image: str,
+        data_address: str,
+        background: bool,
+        spin_us: int,
+        ticket: Ticket | None = None,
+    ) -> Vm:
         """Starts the pager of what was handed over; the hand-off is closed if that cannot be.
 
         PageferryError: why not.
         """
         with handoff:
-            vm = Vm(
-                pager=self.client.open(
-                    handoff, image=image, data_address=data_address, background=background, spin_us=spin_us
-                ),
+            length_bytes, vmm_pid = handoff.length_bytes, handoff.pid
+            pager = self.client.open(
+                handoff,
                 image=image,
                 data_address=data_address,
-                length_bytes=handoff.length_bytes,
-                vmm_pid=handoff.pid,
+                background=background,
+                spin_us=spin_us,
+                caller=ticket.caller() if ticket is not None else None,
+                bandwidth_bytes_per_s=ticket.bandwidth_bytes_per_s if ticket is not None else 0,
             )
-        self._open.append(vm)
+        vm = Vm(pager, image, data_address, length_bytes, vmm_pid)
+        self._taken.append(vm)
         return vm
 
     def let_go(self, vm: Vm) -> None:
-        self._open.remove(vm)
+        """Its numbers stay in the sums."""
         vm.pager.close()
 
+    # ------------------------------------------------------------------------------------------------ figures
+
+    def counters(self) -> dict[str, int]:
+        """Of all VMs that this process has ever held."""
+        total: Counter[str] = Counter(dict.fromkeys(native.COUNTERS, 0))
+        for vm in self._taken:
+            total.update(vm.pager.counters())
+        return dict(total)
+
+    def histogram(self, name: str) -> native.Histogram:
+        all_of_it = [vm.pager.histogram(name) for vm in self._taken]
+        buckets = zip(*(one.counts for one in all_of_it), strict=True) if all_of_it else ()
+        counts = tuple(map(sum, buckets)) or (0,) * native.BUCKETS
+        return native.Histogram(counts, sum(one.sum for one in all_of_it))
+
     def close(self) -> None:
-        for vm in list(self._open):
-            self.let_go(vm)
+        for vm in self._taken:
+            vm.pager.close()
         self.client.close()
 
     def __enter__(self) -> Self:

@@ -18,8 +18,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from faultclient.config import RunOptions
+from faultclient.handoffs import check_role
 from faultclient.progress import show_progress
-from faultclient.session import Postcopy, Session, follow, with_remedy
+from faultclient.restore import OneSession, Restore, follow, give_up_unattached
+from faultclient.session import Postcopy, with_remedy
 from faultclient.vms import Vms
 from pageferry.host.handoff import Handoff
 from pageferry.host.listener import Listener
@@ -36,8 +38,8 @@ class Outcome:
     error: PageferryError | None
 
     @classmethod
-    def of(cls, session: Session) -> "Outcome":
-        pager = session.vm.pager
+    def of(cls, session: Restore) -> "Outcome":
+        pager = session.taken.pager
         waits = pager.histogram("fault_fetch_ns")
         figures = {
             "session": session.name,
@@ -62,7 +64,7 @@ class Signals:
 
     def __init__(self) -> None:
         self._waiting: asyncio.Task[Handoff] | None = None
-        self._session: Session | None = None
+        self._session: Restore | None = None
         self._ended_by: str | None = None
 
     async def or_given_up(self, waiting: Coroutine[Any, Any, Handoff]) -> Handoff:
@@ -77,7 +79,7 @@ class Signals:
                 Reason.CANCELLED, f"ended by {self._ended_by} before a VMM came", "start it again"
             ) from None
 
-    def concern(self, session: Session) -> None:
+    def concern(self, session: Restore) -> None:
         self._session = session
 
     def _on_end(self, number: signal.Signals) -> None:
@@ -138,9 +140,10 @@ async def wait_for_vmm(options: RunOptions) -> Handoff:
         return await asyncio.to_thread(listener.accept, timeout_s=1.0)
 
 
-def take_over(vms: Vms, handoff: Handoff, options: RunOptions) -> Session:
+def take_over(vms: Vms, handoff: Handoff, options: RunOptions) -> Restore:
     """The pager runs from here on. PageferryError: what was handed over cannot be served."""
     with handoff:  # closed, unless the pager has it
+        check_role(handoff)
         if options.postcopy is Postcopy.FORBID and not handoff.shared:
             raise PageferryError(
                 Reason.UNSUPPORTED,
@@ -157,31 +160,21 @@ def take_over(vms: Vms, handoff: Handoff, options: RunOptions) -> Session:
             )
         except PageferryError as error:
             raise with_remedy(error) from error
-    session = Session(name=options.session, vm=vm, postcopy=options.postcopy)
+    session = Restore.of(options.session, vm, options.postcopy)
     session.start()
     return session
-
-
-async def give_up_unattached(session: Session, timeout_s: float) -> None:
-    """A server that cannot be reached before anything depends on it is an error, not a pause."""
-    try:
-        async with asyncio.timeout(timeout_s):
-            while not session.attached and not session.ended:
-                await session.changed(session.revision)
-    except TimeoutError:
-        why = session.message or f"the page server at {session.vm.data_address} has not answered"
-        session.cancel(session.paused or Reason.GOING_AWAY, why)
 
 
 # ---------------------------------------------------------------------------------------------- while it runs
 
 
-async def control(session: Session, options: RunOptions) -> None:
+async def control(session: Restore, options: RunOptions) -> None:
     """The control port, until the session has ended."""
     server = await asyncio.to_thread(importlib.import_module, "faultclient.server")
     if session.ended:
         return
-    async with server.ControlServer([session], options.control_listen, options.metrics_listen) as up:
+    book, pager = OneSession(session), session.taken.pager
+    async with server.ControlServer(book, options.control_listen, options.metrics_listen, pager) as up:
         log.info("serving", session=session.name, data=options.data_address, **up.addresses)
         options.ready.say(up.addresses)
         await session.over()
@@ -196,7 +189,7 @@ async def beside(what: str, work: Coroutine[Any, Any, None]) -> None:
         log.error("goes_on_without", what=what, text=str(error), exc_info=None if known else error)
 
 
-async def serve(session: Session, options: RunOptions) -> None:
+async def serve(session: Restore, options: RunOptions) -> None:
     """Follows the session to its end."""
     async with asyncio.TaskGroup() as tasks:
         followed = tasks.create_task(follow(session))

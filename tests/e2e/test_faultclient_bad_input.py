@@ -21,9 +21,10 @@ from pathlib import Path
 import pytest
 
 from faultclient.config import RunOptions
-from faultclient.session import Postcopy, Session, follow
+from faultclient.restore import Restore, follow, give_up_unattached
+from faultclient.session import Postcopy
 from faultclient.vms import Vms
-from faultclient.worker import give_up_unattached, take_over
+from faultclient.worker import take_over
 from pageferry.host.handoff import receive
 from pageferry.phases import Phase
 from pageferry.reasons import PageferryError, Reason
@@ -290,7 +291,7 @@ def run_options(wrong: Wrong, server: Process) -> RunOptions:
 def session_of(wrong: Wrong, options: RunOptions) -> PageferryError:
     """What a session on this hand-off ends with, or pauses for; all that it had is closed."""
 
-    async def run(session: Session) -> PageferryError:
+    async def run(session: Restore) -> PageferryError:
         following = asyncio.create_task(follow(session))
         await give_up_unattached(session, options.attach_timeout_s)
         while not session.ended and session.paused is None:

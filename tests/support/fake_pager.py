@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 from typing import cast
 
 from faultclient.pager import EventKind, PageCounts, Pager, PagerEvent
-from faultclient.session import Postcopy, Session
+from faultclient.restore import Restore
+from faultclient.session import Postcopy
 from faultclient.vms import Vm
 from pageferry.reasons import Reason
 from pageferry.service import native
@@ -72,6 +73,6 @@ class FakePager:
         self.closed = True
 
 
-def session_of(pager: FakePager, postcopy: Postcopy = Postcopy.AT_ONCE, name: str = "restore") -> Session:
+def session_of(pager: FakePager, postcopy: Postcopy = Postcopy.AT_ONCE, name: str = "restore") -> Restore:
     vm = Vm(cast(Pager, pager), image="vm", data_address="127.0.0.1:1", length_bytes=PAGES * 4096, vmm_pid=0)
-    return Session(name=name, vm=vm, postcopy=postcopy)
+    return Restore.of(name, vm, postcopy)

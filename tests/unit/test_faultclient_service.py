@@ -10,9 +10,9 @@ import grpc
 import pytest
 
 from faultclient.pager import EventKind
+from faultclient.restore import OneSession, Restore
 from faultclient.server import ControlServer
 from faultclient.service import as_message
-from faultclient.session import Session
 from pageferry.phases import Phase
 from pageferry.reasons import REASON_TRAILER, Reason
 from pageferry.service.addresses import Address
@@ -32,17 +32,17 @@ def pager() -> Iterator[FakePager]:
 
 
 @pytest.fixture
-def session(pager: FakePager) -> Session:
+def session(pager: FakePager) -> Restore:
     return session_of(pager)
 
 
-def served(session: Session, test: Callable[[Stub], Awaitable[None]], *, metrics: bool = False) -> None:
+def served(session: Restore, test: Callable[[Stub], Awaitable[None]], *, metrics: bool = False) -> None:
     """Runs the test against a port that serves this session."""
 
     @asynccontextmanager
     async def stub() -> AsyncIterator[Stub]:
         async with (
-            ControlServer([session], Address("127.0.0.1", 0), None) as up,
+            ControlServer(OneSession(session), Address("127.0.0.1", 0), None, session.taken.pager) as up,
             grpc.aio.insecure_channel(up.addresses["control"]) as channel,
         ):
             yield faultclient_pb2_grpc.FaultClientServiceStub(channel)  # type: ignore[misc]
@@ -62,7 +62,7 @@ def reason(error: grpc.aio.AioRpcError) -> str:
 # ------------------------------------------------------------------------------------------------ the words
 
 
-def test_all_that_is_shown(session: Session, pager: FakePager) -> None:
+def test_all_that_is_shown(session: Restore, pager: FakePager) -> None:
     pager.states |= {"MISSING": 20, "WANTED": 2, "CACHED": 5, "ZERO": 30, "OWNED": 42, "POISONED": 1}
     pager.count |= {"faults_total": 9, "asks_outstanding": 2, "wire_in_bytes_total": 70}
     pager.count["wire_out_bytes_total"] = 7
@@ -87,7 +87,7 @@ def test_all_that_is_shown(session: Session, pager: FakePager) -> None:
 # ------------------------------------------------------------------------------------------------ the calls
 
 
-def test_by_name(session: Session) -> None:
+def test_by_name(session: Restore) -> None:
     async def test(stub: Stub) -> None:
         found = await stub.GetSession(migrations_pb2.SessionName(session="restore"))
         assert found.image == "vm"
@@ -96,7 +96,7 @@ def test_by_name(session: Session) -> None:
 
 
 @pytest.mark.parametrize("name", ["", "other"])
-def test_no_such_session(session: Session, name: str) -> None:
+def test_no_such_session(session: Restore, name: str) -> None:
     async def test(stub: Stub) -> None:
         with pytest.raises(grpc.aio.AioRpcError) as caught:
             await stub.GetSession(migrations_pb2.SessionName(session=name))
@@ -111,7 +111,7 @@ def test_no_such_session(session: Session, name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["", "restore"])
-def test_once_is_a_list(session: Session, name: str) -> None:
+def test_once_is_a_list(session: Restore, name: str) -> None:
     async def test(stub: Stub) -> None:
         listed = [message.session async for message in stub.WatchSessions(Watch(session=name, once=True))]
         assert listed == ["restore"]
@@ -119,7 +119,7 @@ def test_once_is_a_list(session: Session, name: str) -> None:
     served(session, test)
 
 
-def test_watched_to_its_end(session: Session, pager: FakePager) -> None:
+def test_watched_to_its_end(session: Restore, pager: FakePager) -> None:
     """Each change at once, although an interval is an hour; the newest is never missed."""
 
     async def test(stub: Stub) -> None:
@@ -139,7 +139,7 @@ def test_watched_to_its_end(session: Session, pager: FakePager) -> None:
     served(session, test)
 
 
-def test_numbers_that_move_come_once_an_interval(session: Session, pager: FakePager) -> None:
+def test_numbers_that_move_come_once_an_interval(session: Restore, pager: FakePager) -> None:
     """An interval below the least is raised to it."""
 
     async def test(stub: Stub) -> None:
@@ -155,7 +155,7 @@ def test_numbers_that_move_come_once_an_interval(session: Session, pager: FakePa
     assert pager.states["OWNED"] == 20
 
 
-def test_an_ended_session_is_told_once(session: Session) -> None:
+def test_an_ended_session_is_told_once(session: Restore) -> None:
     session.cancel(Reason.CANCELLED, "ended by SIGTERM")
 
     async def test(stub: Stub) -> None:
@@ -165,7 +165,7 @@ def test_an_ended_session_is_told_once(session: Session) -> None:
     served(session, test)
 
 
-def test_nothing_stays_behind(session: Session) -> None:
+def test_nothing_stays_behind(session: Restore) -> None:
     async def test(stub: Stub) -> None:
         await stub.GetSession(migrations_pb2.SessionName(session="restore"))
 

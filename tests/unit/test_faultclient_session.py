@@ -8,7 +8,8 @@ import pytest
 import structlog
 
 from faultclient.pager import EventKind
-from faultclient.session import Postcopy, Session, follow
+from faultclient.restore import Restore, follow
+from faultclient.session import Postcopy
 from pageferry.phases import Phase
 from pageferry.reasons import Reason
 from tests.support.fake_pager import FakePager, session_of
@@ -22,7 +23,7 @@ def pager() -> Iterator[FakePager]:
 
 
 @pytest.fixture
-def session(pager: FakePager) -> Session:
+def session(pager: FakePager) -> Restore:
     made = session_of(pager)
     made.start()
     return made
@@ -42,15 +43,15 @@ def logged() -> Iterator[list[str]]:
     structlog.reset_defaults()
 
 
-def phase_of(session: Session) -> Phase:
+def phase_of(session: Restore) -> Phase:
     return session.phase
 
 
-def paused(session: Session) -> Reason | None:
+def paused(session: Restore) -> Reason | None:
     return session.paused
 
 
-def armed(session: Session, pager: FakePager) -> None:
+def armed(session: Restore, pager: FakePager) -> None:
     pager.tell(EventKind.ATTACHED, value=7)
     pager.tell(EventKind.ARMED)
     session.catch_up()
@@ -60,7 +61,7 @@ def armed(session: Session, pager: FakePager) -> None:
 # --------------------------------------------------------------------------------------------------- its way
 
 
-def test_at_once(session: Session, pager: FakePager) -> None:
+def test_at_once(session: Restore, pager: FakePager) -> None:
     """The order to arm waits in the pager: nothing depends on when Python hears of the attach."""
     assert pager.orders == ["arm"]
     assert phase_of(session) is Phase.CREATED
@@ -91,7 +92,7 @@ def test_only_when_all_pages_are_here(pager: FakePager) -> None:
 
 
 def test_a_vmm_that_exits_right_after_the_last_page_is_nobodys_business(
-    session: Session, pager: FakePager
+    session: Restore, pager: FakePager
 ) -> None:
     """Both events lie in the ring together; the second came to an ended session, and was taken for a bug."""
     armed(session, pager)
@@ -102,7 +103,7 @@ def test_a_vmm_that_exits_right_after_the_last_page_is_nobodys_business(
     assert session.error() is None
 
 
-def test_poisoned_pages_keep_it_until_the_vmm_ends(session: Session, pager: FakePager) -> None:
+def test_poisoned_pages_keep_it_until_the_vmm_ends(session: Restore, pager: FakePager) -> None:
     armed(session, pager)
     pager.tell(EventKind.POISONED, page=3, value=1)
     pager.tell(EventKind.COMPLETE, value=1)
@@ -118,7 +119,7 @@ def test_poisoned_pages_keep_it_until_the_vmm_ends(session: Session, pager: Fake
 # --------------------------------------------------------------------------------------------- how it fails
 
 
-def test_refused_before_arming(session: Session, pager: FakePager) -> None:
+def test_refused_before_arming(session: Restore, pager: FakePager) -> None:
     pager.tell(EventKind.FAILED, Reason.NO_SUCH_IMAGE, "there is no image 'vm'")
     session.catch_up()
     assert phase_of(session) is Phase.ABORTED
@@ -129,7 +130,7 @@ def test_refused_before_arming(session: Session, pager: FakePager) -> None:
 
 
 def test_a_failure_after_arming_is_an_alarm_and_ends_nothing(
-    session: Session, pager: FakePager, logged: list[str]
+    session: Restore, pager: FakePager, logged: list[str]
 ) -> None:
     armed(session, pager)
     pager.tell(EventKind.FAILED, Reason.BUG, "cannot be")
@@ -141,7 +142,7 @@ def test_a_failure_after_arming_is_an_alarm_and_ends_nothing(
 
 @pytest.mark.parametrize("running, phase", [(False, Phase.ABORTED), (True, Phase.RELEASED)])
 def test_the_vmm_ends_while_pages_are_missing(
-    session: Session, pager: FakePager, running: bool, phase: Phase
+    session: Restore, pager: FakePager, running: bool, phase: Phase
 ) -> None:
     if running:
         armed(session, pager)
@@ -153,7 +154,7 @@ def test_the_vmm_ends_while_pages_are_missing(
     assert error.exit_code == 69
 
 
-def test_given_up_before_the_guest_runs(session: Session) -> None:
+def test_given_up_before_the_guest_runs(session: Restore) -> None:
     assert session.cancel(Reason.CANCELLED, "ended by SIGTERM")
     assert phase_of(session) is Phase.ABORTED
     error = session.error()
@@ -163,7 +164,7 @@ def test_given_up_before_the_guest_runs(session: Session) -> None:
     assert session.message == "ended by SIGTERM"
 
 
-def test_not_given_up_after_that_and_no_trace_of_it_stays(session: Session, pager: FakePager) -> None:
+def test_not_given_up_after_that_and_no_trace_of_it_stays(session: Restore, pager: FakePager) -> None:
     """The reason was noted although the table said no: a good restore then ended with exit code 75."""
     armed(session, pager)
     revision = session.revision
@@ -175,7 +176,7 @@ def test_not_given_up_after_that_and_no_trace_of_it_stays(session: Session, page
     assert session.error() is None
 
 
-def test_armed_a_moment_ago_and_not_yet_read(session: Session, pager: FakePager) -> None:
+def test_armed_a_moment_ago_and_not_yet_read(session: Restore, pager: FakePager) -> None:
     pager.tell(EventKind.ATTACHED)
     pager.tell(EventKind.ARMED)
     assert not session.cancel(Reason.CANCELLED, "ended by SIGTERM")
@@ -185,7 +186,7 @@ def test_armed_a_moment_ago_and_not_yet_read(session: Session, pager: FakePager)
 # ------------------------------------------------------------------------------------------ what it shows
 
 
-def test_pauses(session: Session, pager: FakePager) -> None:
+def test_pauses(session: Restore, pager: FakePager) -> None:
     armed(session, pager)
     pager.tell(EventKind.PAUSED, Reason.GOING_AWAY, "refused")
     pager.tell(EventKind.PAUSED, Reason.NO_MEMORY, "make room")
@@ -202,7 +203,7 @@ def test_pauses(session: Session, pager: FakePager) -> None:
     assert session.message == ""
 
 
-def test_an_alarm_brings_the_trace(session: Session, pager: FakePager, logged: list[str]) -> None:
+def test_an_alarm_brings_the_trace(session: Restore, pager: FakePager, logged: list[str]) -> None:
     armed(session, pager)
     pager.tell(EventKind.ALARM, Reason.BUG, "a page was there already", page=9)
     session.catch_up()
@@ -210,13 +211,13 @@ def test_an_alarm_brings_the_trace(session: Session, pager: FakePager, logged: l
     assert logged[-3:] == ["alarm", "trace", "trace"]
 
 
-def test_an_early_fault_is_told(session: Session, pager: FakePager, logged: list[str]) -> None:
+def test_an_early_fault_is_told(session: Restore, pager: FakePager, logged: list[str]) -> None:
     pager.tell(EventKind.EARLY_FAULT, page=9, text="waits")
     session.catch_up()
     assert logged[-1] == "early_fault"
 
 
-def test_each_change_has_a_revision_and_wakes(session: Session, pager: FakePager) -> None:
+def test_each_change_has_a_revision_and_wakes(session: Restore, pager: FakePager) -> None:
     async def watch() -> None:
         seen = session.revision
         waiting = asyncio.create_task(session.changed(seen))
@@ -237,7 +238,7 @@ def test_each_change_has_a_revision_and_wakes(session: Session, pager: FakePager
 # ------------------------------------------------------------------------------------------------ followed
 
 
-def test_followed_to_its_end(session: Session, pager: FakePager) -> None:
+def test_followed_to_its_end(session: Restore, pager: FakePager) -> None:
     async def run() -> None:
         following = asyncio.create_task(follow(session))
         for kind in (EventKind.ATTACHED, EventKind.ARMED, EventKind.COMPLETE):
@@ -251,7 +252,7 @@ def test_followed_to_its_end(session: Session, pager: FakePager) -> None:
     assert not pager.closed
 
 
-def test_following_ends_when_it_is_given_up(session: Session, pager: FakePager) -> None:
+def test_following_ends_when_it_is_given_up(session: Restore, pager: FakePager) -> None:
     """The pager says nothing: the follower waited on, for ever."""
 
     async def run() -> None:
@@ -265,7 +266,7 @@ def test_following_ends_when_it_is_given_up(session: Session, pager: FakePager) 
     assert pager.closed  # before anything else is waited for: nobody arms it any more
 
 
-def test_what_has_been_told_before_is_not_missed(session: Session, pager: FakePager) -> None:
+def test_what_has_been_told_before_is_not_missed(session: Restore, pager: FakePager) -> None:
     for kind in (EventKind.ATTACHED, EventKind.ARMED, EventKind.COMPLETE):
         pager.tell(kind)
     asyncio.run(asyncio.wait_for(follow(session), 10))

@@ -1,0 +1,102 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Every option of `faultclient serve`; in the environment FAULTCLIENT_SERVE_ and the flag's name."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import reduce
+from pathlib import Path
+from typing import Any, Final
+
+import click
+
+from faultclient.config import Decorator
+from pageferry.host.vmspec import FORM, VmSpec, check_apart, parse_vm
+from pageferry.limits import (
+    DEFAULT_CLIENT_CONTROL_ADDRESS,
+    DEFAULT_CLIENT_METRICS_ADDRESS,
+    DEFAULT_SPIN_US,
+)
+from pageferry.reasons import PageferryError
+from pageferry.service.addresses import Address, AddressType
+from pageferry.service.ready import Ready
+
+DEFAULT_STATE_DIR: Final = "/run/pageferry/client"
+
+
+@dataclass(frozen=True, slots=True)
+class ServeOptions:
+    """What is made of flags and environment."""
+
+    vms: tuple[VmSpec, ...]
+    control_listen: Address
+    metrics_listen: Address | None
+    state_dir: Path
+    vmm_uid: int | None
+    spin_us: int
+    ready: Ready
+
+
+def vm_specs(context: click.Context, param: click.Parameter, value: tuple[str, ...]) -> tuple[VmSpec, ...]:
+    try:
+        specs = tuple(parse_vm(text) for text in value)
+        check_apart(specs)
+    except PageferryError as error:
+        raise click.BadParameter(str(error), context, param) from error
+    return specs
+
+
+OPTIONS: Final[tuple[Decorator, ...]] = (
+    click.option(
+        "--vm",
+        multiple=True,
+        required=True,
+        callback=vm_specs,
+        metavar="SPEC",
+        help=f"A VM that may come to this host: {FORM}. Once for each VM.",
+    ),
+    click.option(
+        "--control-listen",
+        type=AddressType(),
+        default=DEFAULT_CLIENT_CONTROL_ADDRESS,
+        show_default=True,
+        metavar="ADDRESS",
+        help="Control port (sessions, health, reflection): HOST:PORT (port 0: any) or unix:/PATH.",
+    ),
+    click.option(
+        "--metrics-listen",
+        type=AddressType(),
+        default=None,
+        metavar="ADDRESS",
+        help=f"Prometheus metrics at http://ADDRESS/metrics, usually {DEFAULT_CLIENT_METRICS_ADDRESS}.  "
+        "[default: none]",
+    ),
+    click.option(
+        "--state-dir",
+        type=click.Path(path_type=Path, file_okay=False),
+        default=DEFAULT_STATE_DIR,
+        show_default=True,
+        metavar="FOLDER",
+        help="Records of sessions, this process's alone. A tmpfs will do: it forgets with its host, as a "
+        "guest does.",
+    ),
+    click.option(
+        "--spin-us",
+        type=click.IntRange(0, 1_000_000),
+        default=DEFAULT_SPIN_US,
+        show_default=True,
+        help="Microseconds to look again before sleeping: saves about 8 us a fault and costs a core.",
+    ),
+    click.option(
+        "--vmm-uid",
+        type=click.IntRange(0),
+        default=None,
+        metavar="UID",
+        help="The VMMs' user, if it is neither root nor this one. The sockets are given to that user, which "
+        "takes root.",
+    ),
+)
+
+
+def serve_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Gives a command all of them."""
+    return reduce(lambda decorated, option: option(decorated), reversed(OPTIONS), command)
