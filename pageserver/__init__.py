@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The page server: serves the pages of saved VMs."""
+"""The page server: serves the pages of saved VMs, and of running ones that move away."""

@@ -15,14 +15,15 @@ from pageferry.service.addresses import insecure_option, local_or_agreed
 from pageferry.service.entry import run_command
 from pageferry.service.logs import configure_logging, log, log_options
 from pageferry.service.ready import Ready, ready_options
-from pageserver.config import ServeOptions, serve_options, with_regions
+from pageserver.config import ServeOptions, check_names, serve_options, with_regions
 from pageserver.images import ImageFile, ImageSpec, open_all
 
 
 @click.group(context_settings={"auto_envvar_prefix": "PAGESERVER", "help_option_names": ["-h", "--help"]})
 @click.version_option(__version__)
 def cli() -> None:
-    """Serves the pages of saved VMs to fault clients, which restore the VMs before their memory has arrived.
+    """Serves the pages of VMs to fault clients: of saved ones, which are restored before their memory has
+    arrived, and of running ones, which move to another host while they run.
 
     \b
     Exit codes: 0 ended as asked, 64 usage, 65 an image or a path that will not do, 69 an address is
@@ -43,10 +44,14 @@ def serve(
     ready_fd: int | None,
     **given: Any,
 ) -> None:
-    """Serve image files until SIGTERM.
+    """Serve image files, and VMs that run here, until SIGTERM.
 
     An image is a copy of a VM's RAM file that nobody writes any more; holes and zero pages cost nothing on
     the wire. Each is read once before it is served. SIGTERM lets open calls end; a second one does not wait.
+
+    A VM hands its memory over when it starts, and runs on. CreateSession on the control port lets one target
+    take it. SIGTERM gives that up, and the guest runs here again; once it is handed over, the page server
+    stays until its target needs no pages.
 
     \b
     One VM, to clients on this host:
@@ -59,6 +64,10 @@ def serve(
           --image db-1=/images/db-1.ram --regions db-1=3G,5G
 
     \b
+    A VM that runs here and may be moved:
+      pageserver serve --vm web-1,handoff=/run/web-1.sock,qemu=/run/web-1.qmp
+
+    \b
     From a script, on any free port:
       pageserver serve --image web-1=/images/web-1.ram --data-listen 127.0.0.1:0 \\
           --control-listen unix:/run/pageserver.sock --ready-file /run/pageserver.json
@@ -68,6 +77,8 @@ def serve(
     """
     configure_logging(log_format, log_level)
     specs = with_regions(given.pop("image"), given.pop("regions"))
+    vms = tuple(given.pop("vm"))
+    check_names(specs, vms)
     for name in ("data_listen", "control_listen"):
         if not local_or_agreed(given[name], insecure_network=insecure_network).local:
             log.warning(
@@ -77,6 +88,7 @@ def serve(
         ready=Ready(ready_file, ready_fd),
         progress=sys.stderr.isatty(),
         drain_timeout_s=given.pop("drain_timeout"),
+        vms=vms,
         **given,
     )
     opened = open_all(specs)

@@ -10,10 +10,12 @@ refusal with its reason.
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import reduce
+from pathlib import Path
 from typing import Any, Final
 
 import click
 
+from pageferry.host.vmspec import VmSpec, check_apart, parse_vm
 from pageferry.limits import (
     DEFAULT_SERVER_CONTROL_ADDRESS,
     DEFAULT_SERVER_DATA_ADDRESS,
@@ -30,6 +32,8 @@ Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
 
 # What the C library takes (native/serve/server.c).
 THREADS_MAX: Final = 64
+# On a tmpfs: what it tells is over when its host has started again.
+DEFAULT_STATE_DIR: Final = Path("/run/pageferry/server")
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +47,9 @@ class ServeOptions:
     drain_timeout_s: float
     ready: Ready
     progress: bool  # on a terminal, while images are read
+    vms: tuple[VmSpec, ...] = ()
+    vmm_uid: int | None = None
+    state_dir: Path = DEFAULT_STATE_DIR
 
 
 class Parsed(click.ParamType[Any]):
@@ -62,7 +69,6 @@ class Parsed(click.ParamType[Any]):
 OPTIONS: Final[tuple[Decorator, ...]] = (
     click.option(
         "--image",
-        required=True,
         multiple=True,
         type=Parsed("image", parse_image),
         metavar="NAME=PATH",
@@ -75,6 +81,31 @@ OPTIONS: Final[tuple[Decorator, ...]] = (
         metavar="NAME=PAGES,...",
         help="Memory regions of a VM that hands over several, in image order: pages, or sizes with K, M, G "
         "or T. They add up to the file.  [default: one region]",
+    ),
+    click.option(
+        "--vm",
+        multiple=True,
+        type=Parsed("vm", parse_vm),
+        metavar="NAME,handoff=SOCKET,...",
+        help="A VM that runs here and may be moved away: its name, the socket on which it hands its memory "
+        "over (under the shim, with PAGEFERRY_SHIM_ROLE=track), and who stops and saves it: "
+        "qemu=QMP_SOCKET, socket=ADAPTER_SOCKET or process. May be given several times.",
+    ),
+    click.option(
+        "--vmm-uid",
+        type=click.IntRange(0),
+        default=None,
+        metavar="UID",
+        help="The VMMs' user, if it is neither root nor this one. Their hand-off sockets are given to that "
+        "user, which takes root.",
+    ),
+    click.option(
+        "--state-dir",
+        type=click.Path(path_type=Path, file_okay=False),
+        default=DEFAULT_STATE_DIR,
+        show_default=True,
+        metavar="FOLDER",
+        help="Where the sessions of --vm are recorded, for the next page server. Made if it is not there.",
     ),
     click.option(
         "--data-listen",
@@ -90,7 +121,7 @@ OPTIONS: Final[tuple[Decorator, ...]] = (
         default=DEFAULT_SERVER_CONTROL_ADDRESS,
         show_default=True,
         metavar="ADDRESS",
-        help="Control port: health and reflection. HOST:PORT (port 0: any) or unix:/PATH.",
+        help="Control port: sessions, health, reflection. HOST:PORT (port 0: any) or unix:/PATH.",
     ),
     click.option(
         "--metrics-listen",
@@ -138,3 +169,18 @@ def with_regions(
         if name not in names:
             raise click.UsageError(f"--regions names {name!r}; give --image {name}=PATH for it.")
     return [replace(image, region_pages=dict(regions).get(image.name, ())) for image in images]
+
+
+def check_names(images: Sequence[ImageSpec], vms: Sequence[VmSpec]) -> None:
+    """UsageError: there is nothing to serve, or two have one name or socket."""
+    if not images and not vms:
+        raise click.UsageError(
+            "There is nothing to serve; give --image NAME=PATH or --vm NAME,handoff=SOCKET,..."
+        )
+    try:
+        check_apart(list(vms))
+    except PageferryError as error:
+        raise click.UsageError(str(error)) from error
+    taken = {image.name for image in images} & {vm.name for vm in vms}
+    if taken:
+        raise click.UsageError(f"An image and a VM are named {min(taken)!r}; give each a name of its own.")

@@ -2,8 +2,9 @@
 """Starts and stops the page server: the data plane is first up and last down.
 
 The ports are taken before images are read, so that one that is in use is known at once; health says
-NOT_SERVING until all are. On SIGTERM health says it again, no new calls are taken, open ones end with
-GOING_AWAY once what they owe is answered: a client goes on with the next server, and has lost nothing.
+NOT_SERVING until all are. On SIGTERM sessions that are not handed over are given up, and those that are go
+on to their end. Then health says NOT_SERVING, no new calls are taken, open ones end with GOING_AWAY once what
+they owe is answered: a client goes on with the next server, and has lost nothing.
 """
 
 import asyncio
@@ -13,16 +14,23 @@ from contextlib import AsyncExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Final
 
+import grpc
+
 from pageferry.reasons import PageferryError, Reason
+from pageferry.records import Records
 from pageferry.service.addresses import Address, bound, listening
 from pageferry.service.logs import log
 from pageferry.service.metrics import DataPlane as DataPlaneMetrics
 from pageferry.service.metrics import exposed
 from pageferry.service.serving import ControlPort
+from pageferry.v1.migrations_pb2_grpc import add_MigrationServiceServicer_to_server
 from pageserver.config import ServeOptions
 from pageserver.dataplane import DataPlane, Progress, inspect
 from pageserver.images import ImageFile
 from pageserver.progress import shown
+from pageserver.service import NAME, MigrationService
+from pageserver.sessions import Sessions
+from pageserver.vms import Vms
 
 DRAIN_LOOK_S: Final = 0.02
 
@@ -35,6 +43,7 @@ class Ports:
     control: ControlPort
     data: Address
     metrics: Address | None
+    sessions: Sessions | None  # of VMs that run here
 
 
 # ------------------------------------------------------------------------------------------------------ start
@@ -48,9 +57,44 @@ async def bring_up(options: ServeOptions, stack: AsyncExitStack) -> Ports:
     data_plane = stack.enter_context(DataPlane([data_socket], options.threads))
     figures = DataPlaneMetrics(data_plane.counters, data_plane.histogram)
     metrics = await stack.enter_async_context(exposed(options.metrics_listen, figures))
-    control = ControlPort(options.control_listen, lambda server: None, (), serving=False, grace_s=0)
+    sessions, service = None, None
+    if options.vms:
+        sessions, service = await bring_up_vms(options, data_plane, stack)
+
+    def add(server: grpc.aio.Server) -> None:
+        if service is not None:
+            add_MigrationServiceServicer_to_server(service, server)
+
+    names = (NAME,) if service is not None else ()
+    control = ControlPort(options.control_listen, add, names, serving=False, grace_s=0)
     await stack.enter_async_context(control)
-    return Ports(data_plane, control, bound(data_socket, options.data_listen), metrics)
+    return Ports(data_plane, control, bound(data_socket, options.data_listen), metrics, sessions)
+
+
+async def bring_up_vms(
+    options: ServeOptions, data_plane: DataPlane, stack: AsyncExitStack
+) -> tuple[Sessions, MigrationService]:
+    """Takes the hand-off sockets, finds the sessions of an earlier server again, and takes what VMs hand over
+    from now on."""
+    loop = asyncio.get_running_loop()
+    records = stack.enter_context(Records(options.state_dir))
+    sessions = Sessions(data_plane, records)
+    vms = Vms(options.vms, data_plane, on_gone=sessions.vmm_gone, vmm_uid=options.vmm_uid)
+    stack.callback(vms.close)
+    stack.push_async_callback(sessions.close)
+    loop.add_reader(data_plane.event_fd(), sessions.catch_up)
+    stack.callback(loop.remove_reader, data_plane.event_fd())
+    sessions.recover(vms)
+    taking = asyncio.create_task(vms.take_all())
+    stack.push_async_callback(cancelled, taking)
+    # Whatever ends this process in good order, a guest that was stopped for a hand-over runs again.
+    stack.push_async_callback(sessions.give_up)
+    return sessions, MigrationService(sessions, vms)
+
+
+async def cancelled(task: asyncio.Task[None]) -> None:
+    task.cancel()
+    await asyncio.wait({task})
 
 
 async def read_and_add(image: ImageFile, data_plane: DataPlane, *, on_terminal: bool) -> None:
@@ -160,6 +204,8 @@ async def serve(images: Sequence[ImageFile], options: ServeOptions) -> None:
             await ports.control.serving(True)
             announce(ports, options)
             await first.wait()
+            if ports.sessions is not None:
+                await ports.sessions.end()
             log.info("draining", open_calls=ports.data_plane.open_calls(), timeout_s=options.drain_timeout_s)
             await until(
                 second,

@@ -1,0 +1,179 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The VMs of a page server: a hand-off in, a live image out, until the VMM ends and nobody needs its memory.
+
+One listener for each name that the operator has given. A name is served once: a VMM that hands over under one
+that is still served, or still owed to a target, is refused.
+"""
+
+import asyncio
+from collections.abc import Callable, Sequence
+from typing import Final
+
+from pageferry.host.handoff import Handoff, Role
+from pageferry.host.listener import Listener
+from pageferry.host.vmspec import VmSpec
+from pageferry.reasons import PageferryError, Reason
+from pageferry.service.logs import log
+from pageserver.dataplane import DataPlane, LiveMemory, accept_handoff
+from pageserver.switchover import in_thread
+from pageserver.vm import Vm
+
+# After an error that has nothing to do with the VMM: no descriptors are left, for instance.
+BREATH_S: Final = 1.0
+ACCEPT_S: Final = 1.0
+
+
+class Vms:
+    """`on_gone` is called when a VMM has ended; let_go() is its caller's duty."""
+
+    def __init__(
+        self, specs: Sequence[VmSpec], plane: DataPlane, *, on_gone: Callable[[Vm], None], vmm_uid: int | None
+    ) -> None:
+        """PageferryError: a hand-off socket cannot be had; then none is left."""
+        self._plane = plane
+        self._on_gone = on_gone
+        self._vms: dict[str, Vm] = {}
+        self._listeners: list[tuple[VmSpec, Listener]] = []
+        try:
+            for spec in specs:
+                self._listeners.append((spec, Listener(spec.handoff, vmm_uid=vmm_uid)))
+        except BaseException:
+            self.close()
+            raise
+
+    def knows(self, name: str) -> bool:
+        """Whether a VM of this name may come, or is here."""
+        return name in self._vms or any(spec.name == name for spec, _ in self._listeners)
+
+    def get(self, name: str) -> Vm | None:
+        """One that is served."""
+        vm = self._vms.get(name)
+        return vm if vm is not None and vm.served else None
+
+    def adopt(self, vm: Vm) -> None:
+        """One that an earlier server has left."""
+        self._vms[vm.name] = vm
+        self._watch(vm)
+
+    async def take_all(self) -> None:
+        """Takes hand-offs until it is cancelled."""
+        async with asyncio.TaskGroup() as tasks:
+            for spec, listener in self._listeners:
+                tasks.create_task(self._take_each(spec, listener))
+
+    async def _take_each(self, spec: VmSpec, listener: Listener) -> None:
+        while True:
+            await _readable(listener)
+            try:
+                handoff = await _accepted(listener)
+                await self._take(spec, handoff)
+            except PageferryError as error:
+                log.error("handoff_refused", vm=spec.name, reason=error.reason.name, text=str(error))
+            except Exception as error:  # noqa: BLE001  # the VMs that are here need this process
+                log.error("handoff_failed", vm=spec.name, text=str(error), exc_info=error)
+                await asyncio.sleep(BREATH_S)
+
+    async def _take(self, spec: VmSpec, handoff: Handoff) -> None:
+        """The VMM's mmap returns when this does. PageferryError: it is refused, and told so by the end of its
+        socket."""
+        try:
+            self._check(spec, handoff)
+            vm = Vm.of_handoff(spec, handoff)
+        except BaseException:
+            handoff.close()
+            raise
+        self._vms[spec.name] = vm
+        try:
+            memory = LiveMemory(
+                name=spec.name,
+                uffd=handoff.uffd,
+                ram_fd=handoff.backing_fd,
+                pid=handoff.pid,
+                pidfd=handoff.pidfd,
+                regions=handoff.regions,
+                content_id=vm.content_id,
+                incarnation=1,
+            )
+            await in_thread(lambda: self._plane.add_live(memory))
+            vm.served = True
+            accept_handoff(handoff.connection.fileno())
+        except BaseException:
+            self._drop(vm)
+            raise
+        self._watch(vm)
+        log.info(
+            "vm",
+            vm=vm.name,
+            pid=vm.pid,
+            pages=vm.page_count,
+            regions=len(handoff.regions),
+            content_id=f"{vm.content_id:016x}",
+        )
+
+    def _check(self, spec: VmSpec, handoff: Handoff) -> None:
+        if handoff.role is not Role.TRACK:
+            raise PageferryError(
+                Reason.UNSUPPORTED,
+                f"the VMM has handed over with the role {handoff.role.value}: a page server restores nothing",
+                "set PAGEFERRY_SHIM_ROLE=track for a VM that is to be moved away",
+            )
+        if (known := self._vms.get(spec.name)) is not None:
+            remedy = (
+                "end it first" if not known.gone else "wait for the end of the session that needs its memory"
+            )
+            raise PageferryError(
+                Reason.ALREADY_ATTACHED, f"the VM {spec.name} (process {known.pid}) is here already", remedy
+            )
+
+    # --------------------------------------------------------------------------------------------- its end
+
+    def _watch(self, vm: Vm) -> None:
+        def ended() -> None:
+            asyncio.get_running_loop().remove_reader(vm.fileno())
+            log.info("vmm_ended", vm=vm.name, pid=vm.pid)
+            self._on_gone(vm)
+
+        asyncio.get_running_loop().add_reader(vm.fileno(), ended)
+
+    def let_go(self, vm: Vm) -> None:
+        """Its memory is not needed here any more."""
+        if self._vms.get(vm.name) is vm:
+            asyncio.get_running_loop().remove_reader(vm.fileno())
+            self._drop(vm)
+            log.info("let_go", vm=vm.name, pid=vm.pid)
+
+    def _drop(self, vm: Vm) -> None:
+        del self._vms[vm.name]
+        if vm.served:
+            vm.served = False
+            self._plane.remove(vm.name)
+        vm.close()
+
+    def close(self) -> None:
+        """Every VM that is here goes on, untracked."""
+        for _, listener in self._listeners:
+            listener.close()
+        for vm in list(self._vms.values()):
+            self.let_go(vm)
+
+
+async def _readable(listener: Listener) -> None:
+    loop = asyncio.get_running_loop()
+    readable = asyncio.Event()
+    loop.add_reader(listener.fileno(), readable.set)
+    try:
+        await readable.wait()
+    finally:
+        loop.remove_reader(listener.fileno())
+
+
+async def _accepted(listener: Listener) -> Handoff:
+    """On another thread: a VMM that dawdles may not hold up the loop. What comes after a cancel is closed."""
+    accepting = asyncio.ensure_future(asyncio.to_thread(listener.accept, timeout_s=ACCEPT_S))
+    try:
+        return await asyncio.shield(accepting)
+    except asyncio.CancelledError:
+        await asyncio.wait({accepting})
+        if accepting.exception() is None:
+            accepting.result().close()
+        raise
