@@ -8,7 +8,7 @@
 #include <time.h>
 #include <unistd.h>
 
-#include "../kernel/mapping.h"
+#include "orders.h"
 
 #define MS_NS UINT64_C(1000000)
 #define WAIT_EVENTS 8
@@ -25,8 +25,7 @@ uint64_t loop_clock_ns(void)
 
 /* ------------------------------------------------------------------------------- what engine and urgent tell us */
 
-/* There is nothing left that could be done for this VM. An order that waits is answered with it. */
-static void end(struct loop *loop, uint32_t kind, uint32_t reason, const char *text)
+void loop_end(struct loop *loop, uint32_t kind, uint32_t reason, const char *text)
 {
     struct pageferry_event event = {.kind = kind, .reason = reason, .cookie = loop->arm_cookie};
 
@@ -38,11 +37,6 @@ static void end(struct loop *loop, uint32_t kind, uint32_t reason, const char *t
         loop->end = event;
         tell(&loop->tell, &event, NULL);
     }
-}
-
-static void fail(struct loop *loop, uint32_t reason, const char *text)
-{
-    end(loop, PAGEFERRY_EVENT_FAILED, reason, text);
 }
 
 /* Before the first attach nobody knows whether the address is right: say at once what is wrong. */
@@ -63,7 +57,7 @@ static void on_ask(void *owner, uint64_t page)
 
 static void vmm_is_gone(struct loop *loop)
 {
-    end(loop, PAGEFERRY_EVENT_VMM_GONE, PF_REASON_NO_VMM, "the VMM has exited");
+    loop_end(loop, PAGEFERRY_EVENT_VMM_GONE, PF_REASON_NO_VMM, "the VMM has exited");
 }
 
 static void on_report(void *owner, enum engine_report report, uint64_t page, uint64_t value, const char *text)
@@ -137,7 +131,7 @@ static void on_refused(void *owner, uint32_t reason, const char *why)
     struct loop *loop = owner;
 
     if (loop->stage < LOOP_ARMED) {
-        fail(loop, reason, why);
+        loop_end(loop, PAGEFERRY_EVENT_FAILED, reason, why);
     } else { /* told at once: it will not pass by itself */
         tell_pause_began(&loop->link_pause, reason, why, loop->now_ns);
         tell_pause_if_long(&loop->tell, &loop->link_pause, 0, loop->now_ns);
@@ -150,135 +144,7 @@ const struct urgent_events loop_urgent_events = {
     .refused = on_refused,
 };
 
-/* ------------------------------------------------------------------------------------------------------ orders */
-
-/* Nothing may be mapped before the first fault is served (DESIGN 3.4). Where we may not look, the hand-off's own
- * check stands. */
-static bool nothing_present(struct loop *loop, char *text, size_t text_bytes)
-{
-    uint64_t present = 0;
-    bool fine = true;
-
-    for (uint32_t i = 0; fine && loop->vmm_pid > 0 && i < loop->regions.count; i++) {
-        const struct region *region = &loop->regions.by_page[i];
-        if (mapping_present(loop->vmm_pid, region->address, region->page_count * PAGE_BYTES, &present) == 0 &&
-            present != 0) {
-            snprintf(text, text_bytes, "%llu pages of the VM are mapped already: something has touched its memory "
-                     "around the userfaultfd (prealloc? another mapper?)", (unsigned long long)present);
-            fine = false;
-        }
-    }
-    return fine;
-}
-
-/* Only this order fails. */
-static void refuse_order(struct loop *loop, uint64_t cookie, uint32_t reason, const char *why)
-{
-    struct pageferry_event event = {
-        .kind = PAGEFERRY_EVENT_FAILED,
-        .reason = reason,
-        .cookie = cookie,
-        .page = 1,
-    };
-
-    tell(&loop->tell, &event, why);
-}
-
-/* Nothing can be done for this VM any more: neither can this. */
-static void tell_end_again(struct loop *loop, uint64_t cookie)
-{
-    struct pageferry_event event = loop->end;
-
-    event.kind = PAGEFERRY_EVENT_FAILED;
-    event.cookie = cookie;
-    tell(&loop->tell, &event, NULL);
-}
-
-/* The guest may only run on a map that nothing changes any more, and that the table knows to its end. */
-static bool map_is_final(struct loop *loop, uint64_t cookie)
-{
-    bool final = false;
-
-    if (!loop->urgent.live)
-        final = true;
-    else if (loop->frozen_as_of == 0 || loop->urgent.round.wanted)
-        refuse_order(loop, cookie, PF_REASON_WRONG_PHASE,
-                     "the image is live: its frozen map has to be read first, by a ROUND of value 0");
-    else if (!urgent_agrees(&loop->urgent))
-        refuse_order(loop, cookie, PF_REASON_MISMATCH,
-                     "the server's frozen map has other versions than the one that was read");
-    else
-        final = true;
-    return final;
-}
-
-static void arm(struct loop *loop, uint64_t cookie)
-{
-    struct pageferry_event event = {.kind = PAGEFERRY_EVENT_ARMED, .cookie = cookie};
-    char text[PAGEFERRY_TEXT_BYTES];
-
-    loop->arm_wanted = loop->stage == LOOP_OPEN;
-    loop->arm_cookie = cookie;
-    if (loop->stage == LOOP_OPEN) {
-        return; /* as soon as the page server has described the image */
-    } else if (loop->stage == LOOP_ENDED) {
-        tell_end_again(loop, cookie);
-    } else if (loop->stage >= LOOP_ARMED) {
-        tell(&loop->tell, &event, NULL);
-    } else if (!map_is_final(loop, cookie)) {
-        return;
-    } else if (!nothing_present(loop, text, sizeof(text))) {
-        fail(loop, PF_REASON_MISMATCH, text);
-    } else {
-        loop->stage = LOOP_ARMED;
-        if (loop->urgent.live)
-            loop->engine.frozen_version = loop->urgent.final_as_of = loop->frozen_as_of;
-        engine_arm(&loop->engine);
-        vmm_accept(&loop->vmm);
-        tell(&loop->tell, &event, NULL);
-    }
-}
-
-static void order_round(struct loop *loop, const struct pageferry_order *order)
-{
-    if (loop->stage == LOOP_ENDED) {
-        tell_end_again(loop, order->cookie);
-    } else if (loop->stage >= LOOP_ARMED) {
-        refuse_order(loop, order->cookie, PF_REASON_WRONG_PHASE, "faults are resolved: there are no rounds any more");
-    } else if (loop->urgent.round.wanted) {
-        refuse_order(loop, order->cookie, PF_REASON_BUSY, "a round is under way: one at a time");
-    } else {
-        loop->round_cookie = order->cookie;
-        loop->frozen_as_of = 0;
-        round_order(&loop->urgent.round, order->value != 0);
-    }
-}
-
-/* False: stop. */
-static bool take_orders(struct loop *loop)
-{
-    struct pageferry_order order;
-    bool go_on = true;
-
-    ring_silence(&loop->orders);
-    while (go_on && ring_take(&loop->orders, &order)) {
-        switch (order.kind) {
-        case LOOP_ORDER_STOP:
-            go_on = false;
-            break;
-        case PAGEFERRY_ORDER_ARM:
-            arm(loop, order.cookie);
-            break;
-        case PAGEFERRY_ORDER_BACKGROUND:
-            loop->background = order.value != 0;
-            break;
-        case PAGEFERRY_ORDER_ROUND:
-            order_round(loop, &order);
-            break;
-        }
-    }
-    return go_on;
-}
+/* ---------------------------------------------------------------------------------------------- what the VMM says */
 
 static void take_vmm(struct loop *loop)
 {
@@ -325,27 +191,6 @@ static void complete(struct loop *loop)
     tell(&loop->tell, &event, NULL);
 }
 
-static void look_at_round(struct loop *loop)
-{
-    struct pageferry_event event = {.kind = PAGEFERRY_EVENT_ROUND, .cookie = loop->round_cookie};
-    struct round_outcome_of ended;
-
-    if (loop->stage == LOOP_ATTACHED && loop->urgent.round.wanted && !loop->urgent.live)
-        round_refuse(&loop->urgent.round, PF_REASON_WRONG_PHASE, "the image never changes: it has no rounds");
-    if (loop->stage >= LOOP_ARMED || !round_ended_as(&loop->urgent.round, &ended))
-        return;
-    if (ended.outcome == ROUND_REFUSED) {
-        refuse_order(loop, loop->round_cookie, ended.reason, ended.why);
-        return;
-    }
-    loop->frozen_as_of = ended.frozen ? ended.as_of : 0;
-    loop->populated = loop->populated && engine_settled(&loop->engine);
-    event.value = ended.as_of;
-    event.page = ended.newer_pages;
-    manifest_digest(loop->engine.sum, event.digest);
-    tell(&loop->tell, &event, NULL);
-}
-
 /* The source's phase, if it is another. A reader that is far behind hears of the newest later. */
 static void look_at_phase(struct loop *loop)
 {
@@ -362,22 +207,14 @@ static void look_at_phase(struct loop *loop)
     }
 }
 
-/* Which pages a live image has is not known before its map has been read. */
-static bool knows_pages(const struct loop *loop)
-{
-    return !loop->urgent.live || loop->urgent.round.since != 0;
-}
-
 static void look_at_progress(struct loop *loop)
 {
     struct pageferry_event event = {.kind = PAGEFERRY_EVENT_POPULATED};
 
     look_at_phase(loop);
-    look_at_round(loop);
-    if (loop->arm_wanted && loop->stage == LOOP_ATTACHED)
-        arm(loop, loop->arm_cookie);
+    orders_look(loop);
     if (loop->stage == LOOP_ATTACHED && loop->background && !loop->populated && !loop->urgent.round.wanted &&
-        knows_pages(loop) && engine_settled(&loop->engine)) {
+        loop_knows_pages(loop) && engine_settled(&loop->engine)) {
         loop->populated = true;
         tell(&loop->tell, &event, NULL);
     } else if (loop->stage == LOOP_ARMED && engine_settled(&loop->engine)) {
@@ -441,7 +278,7 @@ static bool take(struct loop *loop, const struct epoll_event *event)
         epoll_ctl(loop->epoll_fd, EPOLL_CTL_DEL, loop->vmm.pidfd, NULL);
         break;
     case LOOP_SOURCE_ORDERS:
-        go_on = take_orders(loop);
+        go_on = orders_take(loop);
         break;
     case LOOP_SOURCE_BULK:
         ring_silence(&loop->port.slices);
@@ -472,7 +309,7 @@ static bool fill(struct loop *loop)
         urgent_doubt(&loop->urgent, "bulk has wrong digests");
         loop->fill.doubtful = false;
     }
-    if (loop->background && loop->stage >= first && loop->stage < LOOP_COMPLETE && knows_pages(loop))
+    if (loop->background && loop->stage >= first && loop->stage < LOOP_COMPLETE && loop_knows_pages(loop))
         more |= fill_plan(&loop->fill, loop->now_ns);
     if (loop->background && loop->stage == LOOP_ARMED)
         more |= fill_sweep(&loop->fill);

@@ -82,6 +82,15 @@ enum loop_source {
     LOOP_SOURCE_BULK
 };
 
+/* Which pages a live image has is not known before its map has been read. */
+static inline bool loop_knows_pages(const struct loop *loop)
+{
+    return !loop->urgent.live || loop->urgent.round.since != 0;
+}
+
+/* There is nothing left that could be done for this VM: said once. An order that waits is answered with it. */
+void loop_end(struct loop *loop, uint32_t kind, uint32_t reason, const char *text);
+
 /* The thread, in loop.c; opening and closing are in loop_open.c. */
 void *loop_run(void *loop);
 extern const struct urgent_events loop_urgent_events;

@@ -9,6 +9,7 @@
 #include <sys/socket.h>
 #include <unistd.h>
 
+#include "base/manifest.h"
 #include "gen/contract.h"
 #include "real_vm.h"
 #include "rpc/conn.h"
@@ -29,6 +30,8 @@ struct call {
     struct server *server;
     struct call *next; /* of all */
     bool begun, told, half_closed, finished;
+    bool map, open_first;
+    uint64_t since, as_of, next_page;
     uint64_t heartbeat;
     uint64_t queue[QUEUE_MAX];
     uint32_t put, taken;
@@ -55,6 +58,85 @@ static bool once_more(_Atomic uint32_t *left)
     return now > 0;
 }
 
+/* ---------------------------------------------------------------------------------------------------- a live image */
+
+static void set_as_of(struct server *server, uint64_t incarnation, uint64_t round)
+{
+    atomic_store(&server->will.as_of, incarnation << 32 | round);
+}
+
+void server_live(struct server *server)
+{
+    atomic_store(&server->will.live, 1);
+    atomic_store(&server->will.phase, PF_PHASE_PRECOPY);
+    set_as_of(server, 1, 0);
+    for (uint64_t page = 0; page < SERVER_PAGES; page++) {
+        atomic_store(&server->pages[page].word, server_holds(page) ? page + 1 : 0);
+        atomic_store(&server->pages[page].dirty, 1);
+    }
+}
+
+void server_write(struct server *server, uint64_t page, uint64_t word)
+{
+    atomic_store(&server->pages[page].word, word);
+    atomic_store(&server->pages[page].dirty, 1);
+}
+
+void server_round(struct server *server)
+{
+    uint64_t as_of = atomic_load(&server->will.as_of) + 1;
+
+    for (uint64_t page = 0; page < SERVER_PAGES; page++)
+        if (atomic_exchange(&server->pages[page].dirty, 0))
+            atomic_store(&server->pages[page].version, as_of);
+    atomic_store(&server->will.as_of, as_of);
+}
+
+void server_restarted(struct server *server)
+{
+    set_as_of(server, (atomic_load(&server->will.as_of) >> 32) + 1, 0);
+    for (uint64_t page = 0; page < SERVER_PAGES; page++)
+        atomic_store(&server->pages[page].dirty, 1);
+}
+
+void server_manifest(struct server *server, uint8_t digest[16])
+{
+    manifest_sum sum = 0;
+
+    for (uint64_t page = 0; page < SERVER_PAGES; page++)
+        sum += manifest_of(page, atomic_load(&server->pages[page].version));
+    manifest_digest(sum, digest);
+}
+
+static bool is_live(const struct server *server)
+{
+    return atomic_load(&server->will.live) != 0;
+}
+
+/* To be had before the bytes. */
+static uint64_t version_of(struct server *server, uint64_t page)
+{
+    return is_live(server) ? atomic_load(&server->pages[page % SERVER_PAGES].version) : PF_LIMIT_IMMUTABLE_VERSION;
+}
+
+static uint64_t word_of(struct server *server, uint64_t page)
+{
+    if (is_live(server))
+        return atomic_load(&server->pages[page % SERVER_PAGES].word);
+    return server_holds(page) ? page + 1 : 0;
+}
+
+static bool says_who(const struct grpc_headers *headers)
+{
+    char target[17], epoch[21];
+
+    snprintf(target, sizeof(target), "%016llx", (unsigned long long)SERVER_TARGET);
+    snprintf(epoch, sizeof(epoch), "%d", SERVER_EPOCH);
+    return grpc_is_text(headers->authorization, "Bearer " SERVER_TOKEN) &&
+           grpc_is_text(headers->session, SERVER_SESSION) && grpc_is_text(headers->target, target) &&
+           grpc_is_text(headers->epoch, epoch);
+}
+
 static void finish(struct call *call, struct grpc_call *grpc, uint32_t reason)
 {
     struct grpc_status status = {.reason = reason};
@@ -65,9 +147,9 @@ static void finish(struct call *call, struct grpc_call *grpc, uint32_t reason)
 
 /* ------------------------------------------------------------------------------------------------------- batches */
 
-static enum pf_run_kind kind_of(struct server_will *will, uint64_t page)
+static enum pf_run_kind kind_of(struct server_will *will, uint64_t page, uint64_t word)
 {
-    enum pf_run_kind kind = server_holds(page) ? PF_RUN_KIND_DATA : PF_RUN_KIND_ZERO;
+    enum pf_run_kind kind = word != 0 ? PF_RUN_KIND_DATA : PF_RUN_KIND_ZERO;
 
     if (page + 1 == atomic_load(&will->poison_page))
         kind = PF_RUN_KIND_POISON;
@@ -79,9 +161,10 @@ static enum pf_run_kind kind_of(struct server_will *will, uint64_t page)
 static void send_batch(struct call *call, const uint64_t *pages, uint32_t count, bool bad, struct grpc_bytes *message)
 {
     struct run runs[BATCH_PAGES_MAX];
-    struct page_batch batch = {.as_of = PF_LIMIT_IMMUTABLE_VERSION, .runs = runs, .encoding = PF_ENCODING_IDENTITY,
-                               .heartbeat = call->heartbeat};
     struct server_will *will = &call->server->will;
+    struct page_batch batch = {.as_of = is_live(call->server) ? atomic_load(&will->as_of) : PF_LIMIT_IMMUTABLE_VERSION,
+                               .runs = runs, .encoding = PF_ENCODING_IDENTITY, .heartbeat = call->heartbeat};
+    uint8_t manifest[16];
     uint64_t content_id = atomic_load(&will->content_id);
     uint8_t *data = call->bytes + HEAD_BYTES;
     size_t head;
@@ -90,15 +173,26 @@ static void send_batch(struct call *call, const uint64_t *pages, uint32_t count,
     batch.data.data = data;
     for (uint32_t i = 0; i < count; i++) {
         struct run *last = &runs[batch.run_count == 0 ? 0 : batch.run_count - 1];
-        enum pf_run_kind kind = kind_of(will, pages[i]);
+        uint64_t version = version_of(call->server, pages[i]), word = word_of(call->server, pages[i]);
+        enum pf_run_kind kind = kind_of(will, pages[i], word);
         if (kind == PF_RUN_KIND_DATA) {
-            real_fill(data + batch.data.length, 1, pages[i] + 1);
+            real_fill(data + batch.data.length, 1, word);
             batch.data.length += 4096;
         }
-        if (batch.run_count > 0 && last->kind == kind && last->first_page + last->page_count == pages[i])
+        if (batch.run_count > 0 && last->kind == kind && last->version == version &&
+            last->first_page + last->page_count == pages[i])
             last->page_count++;
         else
-            runs[batch.run_count++] = (struct run){pages[i], 1, kind, PF_LIMIT_IMMUTABLE_VERSION};
+            runs[batch.run_count++] = (struct run){pages[i], 1, kind, version};
+    }
+    if (count == 0 && call->kind == KIND_FETCH) {
+        batch.phase = atomic_load(&will->phase);
+        batch.cancel_requested = atomic_load(&will->cancel) != 0;
+        if (atomic_load(&will->manifest) != 0) {
+            server_manifest(call->server, manifest);
+            manifest[0] ^= atomic_load(&will->manifest) == 2;
+            batch.manifest_digest = (struct grpc_bytes){manifest, sizeof(manifest)};
+        }
     }
     if (count > 0)
         batch.digest = payload_digest(content_id, runs, batch.run_count, batch.data) + bad;
@@ -187,6 +281,77 @@ static enum grpc_pulled pull_fetch(struct call *call, struct grpc_call *grpc, st
     return GRPC_PULLED_MESSAGE;
 }
 
+/* The map from next_page on, as far as one message goes. */
+static void send_map(struct call *call, struct grpc_bytes *message)
+{
+    struct run runs[SERVER_PAGES];
+    struct server_will *will = &call->server->will;
+    struct page_batch batch = {.as_of = call->as_of, .runs = runs};
+    uint32_t runs_max = atomic_load(&will->map_runs);
+
+    for (; call->next_page < SERVER_PAGES; call->next_page++) {
+        struct run *last = &runs[batch.run_count == 0 ? 0 : batch.run_count - 1];
+        uint64_t page = call->next_page, version = version_of(call->server, page);
+        enum pf_run_kind kind = word_of(call->server, page) != 0 ? PF_RUN_KIND_VERSION : PF_RUN_KIND_ZERO;
+        if (page + 1 == atomic_load(&will->poison_page))
+            kind = PF_RUN_KIND_POISON;
+        if (version <= call->since)
+            continue;
+        if (batch.run_count > 0 && last->kind == kind && last->version == version &&
+            last->first_page + last->page_count == page)
+            last->page_count++;
+        else if (runs_max != 0 && batch.run_count == runs_max)
+            break;
+        else
+            runs[batch.run_count++] = (struct run){page, 1, kind, version};
+    }
+    switch (once_more(&will->map_garbage) ? atomic_load(&will->map_garbage) % 3 : 3) {
+    case 0:
+        batch.as_of = 0;
+        break;
+    case 1:
+        runs[0].kind = PF_RUN_KIND_DATA;
+        break;
+    case 2:
+        call->next_page = 0; /* the next message names it all once more */
+        break;
+    }
+    if (batch.run_count > 0)
+        batch.digest = payload_digest(atomic_load(&will->content_id), runs, batch.run_count, batch.data) +
+                       once_more(&will->map_bad_digests);
+    *message = (struct grpc_bytes){call->bytes, write_page_batch_head(&batch, call->bytes, sizeof(call->bytes))};
+}
+
+static enum grpc_pulled pull_map(struct call *call, struct grpc_call *grpc, struct grpc_bytes *message)
+{
+    struct server_will *will = &call->server->will;
+    uint32_t reason = atomic_load(&will->round_reason);
+
+    if (!call->half_closed)
+        return GRPC_PULLED_NOTHING;
+    if (reason != 0 && !call->begun && (reason != PF_REASON_BUSY || once_more(&will->round_times))) {
+        finish(call, grpc, reason);
+        return GRPC_PULLED_LAST;
+    }
+    if (!call->begun && call->open_first) {
+        server_round(call->server);
+        atomic_fetch_add(&call->server->seen.rounds, 1);
+    }
+    if (!call->begun)
+        call->as_of = atomic_load(&will->as_of) - atomic_load(&will->map_lags);
+    if (call->begun && call->next_page == SERVER_PAGES) {
+        finish(call, grpc, 0);
+        return GRPC_PULLED_LAST;
+    }
+    if (call->begun && once_more(&will->map_cut)) {
+        finish(call, grpc, PF_REASON_GOING_AWAY);
+        return GRPC_PULLED_LAST;
+    }
+    call->begun = true;
+    send_map(call, message);
+    return GRPC_PULLED_MESSAGE;
+}
+
 static enum grpc_pulled pull_stream(struct call *call, struct grpc_call *grpc, struct grpc_bytes *message)
 {
     struct server_will *will = &call->server->will;
@@ -215,13 +380,14 @@ static int on_opened(void *owner, struct grpc_call *grpc, const struct grpc_head
     if (call == NULL)
         abort();
     call->server = connection->server;
+    if (!says_who(headers))
+        atomic_fetch_add(&call->server->seen.strangers, 1);
     call->kind = path.length == strlen(PF_PATH_DESCRIBE_IMAGE) && memcmp(path.data, PF_PATH_DESCRIBE_IMAGE,
                                                                         path.length) == 0 ? KIND_DESCRIBE
                  : path.length == strlen(PF_PATH_FETCH_PAGES) && memcmp(path.data, PF_PATH_FETCH_PAGES,
                                                                        path.length) == 0 ? KIND_FETCH : KIND_STREAM;
-    atomic_fetch_add(call->kind == KIND_DESCRIBE ? &call->server->seen.describes
-                     : call->kind == KIND_FETCH  ? &call->server->seen.fetches
-                                                 : &call->server->seen.streams, 1);
+    if (call->kind != KIND_STREAM)
+        atomic_fetch_add(call->kind == KIND_DESCRIBE ? &call->server->seen.describes : &call->server->seen.fetches, 1);
     grpc_set_user(grpc, call);
     return 0;
 }
@@ -256,6 +422,15 @@ static int on_message(void *owner, struct grpc_call *grpc, struct grpc_bytes mes
         rc = read_stream_request(message, runs, PF_LIMIT_RUNS_MAX, &stream);
         if (rc == 0)
             queue_runs(call, runs, stream.run_count);
+        call->map = stream.versions_only;
+        call->open_first = stream.open_round;
+        call->since = stream.since_version;
+        if (call->map) {
+            atomic_fetch_add(&call->server->seen.maps, 1);
+            atomic_store(&call->server->seen.since, call->since);
+        } else {
+            atomic_fetch_add(&call->server->seen.streams, 1);
+        }
     }
     grpc_resume(grpc);
     return rc;
@@ -275,6 +450,7 @@ static enum grpc_pulled on_pull(void *owner, struct grpc_call *grpc, struct grpc
     (void)owner;
     return call->kind == KIND_DESCRIBE ? pull_describe(call, grpc, message)
            : call->kind == KIND_FETCH  ? pull_fetch(call, grpc, message)
+           : call->map                 ? pull_map(call, grpc, message)
                                        : pull_stream(call, grpc, message);
 }
 

@@ -2,6 +2,9 @@
 /*
  * A page server for tests of the client that does as it is told, right or wrong: rpc's server role, one thread, any
  * number of connections on loopback. What it is told may change at any time; it counts what it sees.
+ *
+ * Told that its image is live (server_live), it plays a source: a page has bytes that server_write changes at once, and
+ * a version that only the next round raises.
  */
 #ifndef CLIENT_SERVER_H
 #define CLIENT_SERVER_H
@@ -42,12 +45,36 @@ struct server_will {
     _Atomic uint64_t later_page;        /* plus one; it cannot be read, so many times: */
     _Atomic uint32_t later_times;
     _Atomic uint64_t poison_page;       /* plus one */
+    _Atomic uint32_t round_reason;      /* a map is refused with this; with BUSY so many times: */
+    _Atomic uint32_t round_times;
+    _Atomic uint32_t map_runs;          /* in a message; 0: all that there are */
+    _Atomic uint32_t map_cut;           /* so many maps to come end after their first message */
+    _Atomic uint32_t map_bad_digests;
+    _Atomic uint32_t map_garbage;       /* the same: what is no map: bytes in it, pages twice, no as_of */
+    _Atomic uint32_t map_lags;          /* as_of is behind the versions: the guest writes on */
+    _Atomic uint32_t phase;             /* told with each echo, and: */
+    _Atomic uint32_t cancel;
+    _Atomic uint32_t manifest;          /* 1: the digest of the versions, 2: another */
     _Atomic uint32_t frozen;            /* the whole thread does nothing */
     _Atomic uint32_t cut;               /* all connections are closed, and it counts down to 0 */
 };
 
 struct server_seen {
     _Atomic uint64_t connections, describes, fetches, streams, asked, overlong;
+    _Atomic uint64_t maps, since;    /* maps that were asked, and above which version the last was */
+    _Atomic uint64_t rounds;         /* that were opened for one */
+    _Atomic uint64_t strangers;      /* calls that did not say who makes them, as SERVER_SESSION has it */
+};
+
+#define SERVER_SESSION "move-1"
+#define SERVER_TOKEN "AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8"
+#define SERVER_TARGET UINT64_C(0x00c0ffee00c0ffee)
+#define SERVER_EPOCH 3
+
+/* A page of a live image: the word all over it (0: nothing is there), its version, and whether it was written since. */
+struct server_page {
+    _Atomic uint64_t word, version;
+    _Atomic uint32_t dirty;
 };
 
 struct server {
@@ -60,6 +87,7 @@ struct server {
     _Atomic bool stop;
     struct server_will will;
     struct server_seen seen;
+    struct server_page pages[SERVER_PAGES]; /* of a live image; as_of is in `will` */
 };
 
 /* Listens, and does not serve yet: processes that play VMs are forked before there are threads. */
@@ -69,6 +97,18 @@ void server_go(struct server *server);
 void server_stop(struct server *server);
 /* Closes every connection; returns when that is done. */
 void server_cut(struct server *server);
+
+/* From now on its image is live, and has had no round yet; before it goes. */
+void server_live(struct server *server);
+/* The guest writes a word all over a page; 0: gives it back. */
+void server_write(struct server *server, uint64_t page, uint64_t word);
+/* Settles a round: what was written since the last one is newer. By itself when a map is asked with open_round; by the
+ * test at the end, when the guest stands still. */
+void server_round(struct server *server);
+/* Another server, which knows no more than that everything may be newer. */
+void server_restarted(struct server *server);
+/* The digest of the versions. */
+void server_manifest(struct server *server, uint8_t digest[16]);
 
 /* Whether a page of the image holds data: word page + 1 all over. */
 bool server_holds(uint64_t page);
