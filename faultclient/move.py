@@ -82,6 +82,7 @@ class Move:
         self._orders: Orders | None = None
         self._at_once = asyncio.Event()  # hand over, converged or not
         self._news = asyncio.Event()
+        self._taken = False  # the VM's memory is in our hands: it cannot be given to anybody else
         self._given_up: GivenUp | None = None
         self._driving: asyncio.Task[None] | None = None
 
@@ -207,6 +208,7 @@ class Move:
         self.session.machine = f"{here.name}, {here.machine}" if here.machine else here.name
         for warning in here.warnings:
             log.warning("adapter", session=self.session.name, text=warning)
+        self._taken = True
         self.session.vm = await self.means.open(handoff)
         self._orders = Orders(self.pager, self._take)
         try:
@@ -281,9 +283,10 @@ class Move:
         await self.keep(given_up.event, given_up.reason, given_up.message)
         self.session.pauses.clear()
         self.session.fail(given_up.event, given_up.reason, given_up.message)
-        if self.session.vm is not None:
-            self.orders.close()
+        if self._orders is not None:
+            self._orders.close()
             self.pager.close()
+        if self._taken:
             await self._kill()
         await report_aborted(self.session, self.source)
 

@@ -2,7 +2,7 @@
 """A pager without a thread: a test says what it tells, and reads what it was ordered."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import cast
 
@@ -26,13 +26,23 @@ class FakePager:
     count: dict[str, int] = field(default_factory=lambda: dict.fromkeys(native.COUNTERS, 0))
     bell: int = field(default_factory=lambda: os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC))
     closed: bool = False
+    digest: bytes = bytes(16)
+    on_order: Callable[[str, int], None] = lambda order, cookie: None
 
     # ------------------------------------------------------------------------------------- what the test says
 
     def tell(
-        self, kind: EventKind, reason: Reason | None = None, text: str = "", *, value: int = 0, page: int = 0
+        self,
+        kind: EventKind,
+        reason: Reason | None = None,
+        text: str = "",
+        *,
+        value: int = 0,
+        page: int = 0,
+        cookie: int = 0,
+        digest: bytes = b"",
     ) -> None:
-        self.told.append(PagerEvent(kind, reason, page=page, value=value, text=text))
+        self.told.append(PagerEvent(kind, reason, cookie, page, value, text, digest))
         os.eventfd_write(self.bell, 1)
 
     def let_go(self) -> None:
@@ -40,8 +50,17 @@ class FakePager:
 
     # --------------------------------------------------------------------------------- what a session may ask
 
-    def arm(self) -> None:
+    def arm(self, cookie: int = 0) -> None:
         self.orders.append("arm")
+        self.on_order("arm", cookie)
+
+    def round(self, *, open_new: bool, cookie: int = 0) -> None:
+        order = "new round" if open_new else "frozen round"
+        self.orders.append(order)
+        self.on_order(order, cookie)
+
+    def manifest(self) -> bytes:
+        return self.digest
 
     def event_fd(self) -> int:
         return self.bell
