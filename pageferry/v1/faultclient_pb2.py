@@ -26,17 +26,19 @@ _sym_db = _symbol_database.Default()
 from pageferry.v1 import migrations_pb2 as pageferry_dot_v1_dot_migrations__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1epageferry/v1/faultclient.proto\x12\x0cpageferry.v1\x1a\x1dpageferry/v1/migrations.proto\"\xc5\x02\n\x13StartSessionRequest\x12\x0f\n\x07session\x18\x01 \x01(\t\x12\r\n\x05image\x18\x02 \x01(\t\x12\n\n\x02vm\x18\x03 \x01(\t\x12\x14\n\x0c\x64\x61ta_address\x18\x04 \x01(\t\x12\x17\n\x0f\x63ontrol_address\x18\x05 \x01(\t\x12(\n\x08postcopy\x18\x06 \x01(\x0e\x32\x16.pageferry.v1.Postcopy\x12\x19\n\x11manual_switchover\x18\x07 \x01(\x08\x12\x17\n\x0fmax_downtime_ms\x18\x08 \x01(\r\x12\x1f\n\x17\x62\x61ndwidth_per_migration\x18\t \x01(\x04\x12$\n\x1c\x63ompletion_timeout_per_gib_s\x18\n \x01(\r\x12\x1a\n\x12progress_timeout_s\x18\x0b \x01(\r\x12\x12\n\nrounds_max\x18\x0c \x01(\r*c\n\x08Postcopy\x12\x18\n\x14POSTCOPY_UNSPECIFIED\x10\x00\x12\x12\n\x0ePOSTCOPY_ALLOW\x10\x01\x12\x13\n\x0fPOSTCOPY_FORBID\x10\x02\x12\x14\n\x10POSTCOPY_AT_ONCE\x10\x03\x32\xf5\x02\n\x12\x46\x61ultClientService\x12H\n\x0cStartSession\x12!.pageferry.v1.StartSessionRequest\x1a\x15.pageferry.v1.Session\x12>\n\nSwitchOver\x12\x19.pageferry.v1.SessionName\x1a\x15.pageferry.v1.Session\x12>\n\nGetSession\x12\x19.pageferry.v1.SessionName\x1a\x15.pageferry.v1.Session\x12L\n\rWatchSessions\x12\".pageferry.v1.WatchSessionsRequest\x1a\x15.pageferry.v1.Session0\x01\x12G\n\rCancelSession\x12\x1f.pageferry.v1.EndSessionRequest\x1a\x15.pageferry.v1.Sessionb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1epageferry/v1/faultclient.proto\x12\x0cpageferry.v1\x1a\x1dpageferry/v1/migrations.proto\"\xc5\x02\n\x13StartSessionRequest\x12\x0f\n\x07session\x18\x01 \x01(\t\x12\r\n\x05image\x18\x02 \x01(\t\x12\n\n\x02vm\x18\x03 \x01(\t\x12\x14\n\x0c\x64\x61ta_address\x18\x04 \x01(\t\x12\x17\n\x0f\x63ontrol_address\x18\x05 \x01(\t\x12(\n\x08postcopy\x18\x06 \x01(\x0e\x32\x16.pageferry.v1.Postcopy\x12\x19\n\x11manual_switchover\x18\x07 \x01(\x08\x12\x17\n\x0fmax_downtime_ms\x18\x08 \x01(\r\x12\x1f\n\x17\x62\x61ndwidth_per_migration\x18\t \x01(\x04\x12$\n\x1c\x63ompletion_timeout_per_gib_s\x18\n \x01(\r\x12\x1a\n\x12progress_timeout_s\x18\x0b \x01(\r\x12\x12\n\nrounds_max\x18\x0c \x01(\r\"Z\n\x08\x41rrivals\x12\x12\n\ncell_pages\x18\x01 \x01(\x04\x12\x16\n\x0ewhole_after_ms\x18\x02 \x03(\r\x12\x13\n\x0bwait_us_max\x18\x03 \x03(\x04\x12\r\n\x05waits\x18\x04 \x03(\x04*c\n\x08Postcopy\x12\x18\n\x14POSTCOPY_UNSPECIFIED\x10\x00\x12\x12\n\x0ePOSTCOPY_ALLOW\x10\x01\x12\x13\n\x0fPOSTCOPY_FORBID\x10\x02\x12\x14\n\x10POSTCOPY_AT_ONCE\x10\x03\x32\xb7\x03\n\x12\x46\x61ultClientService\x12H\n\x0cStartSession\x12!.pageferry.v1.StartSessionRequest\x1a\x15.pageferry.v1.Session\x12>\n\nSwitchOver\x12\x19.pageferry.v1.SessionName\x1a\x15.pageferry.v1.Session\x12>\n\nGetSession\x12\x19.pageferry.v1.SessionName\x1a\x15.pageferry.v1.Session\x12L\n\rWatchSessions\x12\".pageferry.v1.WatchSessionsRequest\x1a\x15.pageferry.v1.Session0\x01\x12G\n\rCancelSession\x12\x1f.pageferry.v1.EndSessionRequest\x1a\x15.pageferry.v1.Session\x12@\n\x0bGetArrivals\x12\x19.pageferry.v1.SessionName\x1a\x16.pageferry.v1.Arrivalsb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'pageferry.v1.faultclient_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_POSTCOPY']._serialized_start=407
-  _globals['_POSTCOPY']._serialized_end=506
+  _globals['_POSTCOPY']._serialized_start=499
+  _globals['_POSTCOPY']._serialized_end=598
   _globals['_STARTSESSIONREQUEST']._serialized_start=80
   _globals['_STARTSESSIONREQUEST']._serialized_end=405
-  _globals['_FAULTCLIENTSERVICE']._serialized_start=509
-  _globals['_FAULTCLIENTSERVICE']._serialized_end=882
+  _globals['_ARRIVALS']._serialized_start=407
+  _globals['_ARRIVALS']._serialized_end=497
+  _globals['_FAULTCLIENTSERVICE']._serialized_start=601
+  _globals['_FAULTCLIENTSERVICE']._serialized_end=1040
 # @@protoc_insertion_point(module_scope)

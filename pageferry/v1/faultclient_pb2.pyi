@@ -1,8 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0. Made by proto/generate.py; change what it reads.
 from pageferry.v1 import migrations_pb2 as _migrations_pb2
+from google.protobuf.internal import containers as _containers
 from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
+from collections.abc import Iterable as _Iterable
 from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 
 DESCRIPTOR: _descriptor.FileDescriptor
@@ -45,3 +47,15 @@ class StartSessionRequest(_message.Message):
     progress_timeout_s: int
     rounds_max: int
     def __init__(self, session: _Optional[str] = ..., image: _Optional[str] = ..., vm: _Optional[str] = ..., data_address: _Optional[str] = ..., control_address: _Optional[str] = ..., postcopy: _Optional[_Union[Postcopy, str]] = ..., manual_switchover: bool = ..., max_downtime_ms: _Optional[int] = ..., bandwidth_per_migration: _Optional[int] = ..., completion_timeout_per_gib_s: _Optional[int] = ..., progress_timeout_s: _Optional[int] = ..., rounds_max: _Optional[int] = ...) -> None: ...
+
+class Arrivals(_message.Message):
+    __slots__ = ("cell_pages", "whole_after_ms", "wait_us_max", "waits")
+    CELL_PAGES_FIELD_NUMBER: _ClassVar[int]
+    WHOLE_AFTER_MS_FIELD_NUMBER: _ClassVar[int]
+    WAIT_US_MAX_FIELD_NUMBER: _ClassVar[int]
+    WAITS_FIELD_NUMBER: _ClassVar[int]
+    cell_pages: int
+    whole_after_ms: _containers.RepeatedScalarFieldContainer[int]
+    wait_us_max: _containers.RepeatedScalarFieldContainer[int]
+    waits: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, cell_pages: _Optional[int] = ..., whole_after_ms: _Optional[_Iterable[int]] = ..., wait_us_max: _Optional[_Iterable[int]] = ..., waits: _Optional[_Iterable[int]] = ...) -> None: ...

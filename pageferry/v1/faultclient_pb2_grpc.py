@@ -65,6 +65,11 @@ class FaultClientServiceStub(object):
                 request_serializer=pageferry_dot_v1_dot_migrations__pb2.EndSessionRequest.SerializeToString,
                 response_deserializer=pageferry_dot_v1_dot_migrations__pb2.Session.FromString,
                 _registered_method=True)
+        self.GetArrivals = channel.unary_unary(
+                '/pageferry.v1.FaultClientService/GetArrivals',
+                request_serializer=pageferry_dot_v1_dot_migrations__pb2.SessionName.SerializeToString,
+                response_deserializer=pageferry_dot_v1_dot_faultclient__pb2.Arrivals.FromString,
+                _registered_method=True)
 
 
 class FaultClientServiceServicer(object):
@@ -111,6 +116,13 @@ class FaultClientServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def GetArrivals(self, request, context):
+        """For a report: what WatchSessions is too coarse for. As far as it was looked at, in this process.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_FaultClientServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -138,6 +150,11 @@ def add_FaultClientServiceServicer_to_server(servicer, server):
                     servicer.CancelSession,
                     request_deserializer=pageferry_dot_v1_dot_migrations__pb2.EndSessionRequest.FromString,
                     response_serializer=pageferry_dot_v1_dot_migrations__pb2.Session.SerializeToString,
+            ),
+            'GetArrivals': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetArrivals,
+                    request_deserializer=pageferry_dot_v1_dot_migrations__pb2.SessionName.FromString,
+                    response_serializer=pageferry_dot_v1_dot_faultclient__pb2.Arrivals.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -279,6 +296,33 @@ class FaultClientService(object):
             '/pageferry.v1.FaultClientService/CancelSession',
             pageferry_dot_v1_dot_migrations__pb2.EndSessionRequest.SerializeToString,
             pageferry_dot_v1_dot_migrations__pb2.Session.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetArrivals(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/pageferry.v1.FaultClientService/GetArrivals',
+            pageferry_dot_v1_dot_migrations__pb2.SessionName.SerializeToString,
+            pageferry_dot_v1_dot_faultclient__pb2.Arrivals.FromString,
             options,
             channel_credentials,
             insecure,

@@ -14,6 +14,7 @@ class FaultClientServiceStub:
     GetSession: grpc.UnaryUnaryMultiCallable[migrations_pb2.SessionName, migrations_pb2.Session]
     WatchSessions: grpc.UnaryStreamMultiCallable[migrations_pb2.WatchSessionsRequest, migrations_pb2.Session]
     CancelSession: grpc.UnaryUnaryMultiCallable[migrations_pb2.EndSessionRequest, migrations_pb2.Session]
+    GetArrivals: grpc.UnaryUnaryMultiCallable[migrations_pb2.SessionName, faultclient_pb2.Arrivals]
 
 # For type checkers alone: what FaultClientServiceStub is over a channel of grpc.aio; cast to it.
 class FaultClientServiceAsyncStub:
@@ -22,6 +23,7 @@ class FaultClientServiceAsyncStub:
     GetSession: grpc.aio.UnaryUnaryMultiCallable[migrations_pb2.SessionName, migrations_pb2.Session]
     WatchSessions: grpc.aio.UnaryStreamMultiCallable[migrations_pb2.WatchSessionsRequest, migrations_pb2.Session]
     CancelSession: grpc.aio.UnaryUnaryMultiCallable[migrations_pb2.EndSessionRequest, migrations_pb2.Session]
+    GetArrivals: grpc.aio.UnaryUnaryMultiCallable[migrations_pb2.SessionName, faultclient_pb2.Arrivals]
 
 # Each call may be plain or async.
 class FaultClientServiceServicer:
@@ -40,6 +42,9 @@ class FaultClientServiceServicer:
     def CancelSession(
         self, request: migrations_pb2.EndSessionRequest, context: Any
     ) -> migrations_pb2.Session | Awaitable[migrations_pb2.Session]: ...
+    def GetArrivals(
+        self, request: migrations_pb2.SessionName, context: Any
+    ) -> faultclient_pb2.Arrivals | Awaitable[faultclient_pb2.Arrivals]: ...
 
 def add_FaultClientServiceServicer_to_server(
     servicer: FaultClientServiceServicer, server: grpc.Server | grpc.aio.Server
