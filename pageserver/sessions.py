@@ -304,6 +304,7 @@ class Sessions:
         task = asyncio.get_running_loop().create_task(self._beside(what, work))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+        task.add_done_callback(lambda _: work.close())  # one that was cancelled before it began
         return task
 
     async def _beside(self, what: str, work: Coroutine[Any, Any, None]) -> None:
