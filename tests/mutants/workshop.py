@@ -104,8 +104,15 @@ class Workshop:
             objects.append(str(changed))
         made = folder / program
         libraries = [str(BASE / "libsupport.a"), str(BASE / "libpageferry.a"), *self.libraries]
-        call([*CC, *objects, *libraries, "-o", str(made)], mutant.name if mutant else program)
+        options = [*self.link_options(program), "-o", str(made)]
+        call([*CC, *objects, *libraries, *options], mutant.name if mutant else program)
         return made
+
+    def link_options(self, program: str) -> list[str]:
+        """What native/Makefile links this program with beside the libraries."""
+        text = (NATIVE / "Makefile").read_text(encoding="utf-8")
+        found = re.search(rf"^\$\(BUILD\)/tests/{program}: TEST_LINK := (.+)$", text, re.MULTILINE)
+        return shlex.split(found[1]) if found else []
 
     def verdict(self, mutant: Mutant | None, program: str) -> Verdict:
         made = self.build(mutant, program)
