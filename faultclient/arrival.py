@@ -112,5 +112,4 @@ class Arrival:
             self._session.happen(event)
         else:
             self._session.fail(event, reason, message)
-        self._move.orders.close()
-        self._move.pager.close()
+        self._move.close_pager()

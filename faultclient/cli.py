@@ -8,6 +8,7 @@ from typing import Any
 import click
 
 from faultclient.config import RunOptions, run_options
+from faultclient.migrate_config import migrate_options
 from faultclient.serve_config import ServeOptions, serve_options
 from faultclient.session import Postcopy
 from pageferry import __version__
@@ -143,6 +144,44 @@ def agreed(control: Address, *, insecure_network: bool) -> None:
         log.warning(
             "insecure_network", port="control_listen", address=str(control), because="there is no TLS yet"
         )
+
+
+@cli.command(short_help="Move a running guest here or there, and watch it move.")
+@migrate_options
+@click.option(
+    "--json",
+    "as_json",
+    is_flag=True,
+    envvar="FAULTCLIENT_MIGRATE_JSON",
+    help="Each change as a JSON object, one a line, on stdout; the figures in the last one.",
+)
+def migrate(as_json: bool, **given: Any) -> None:
+    """Move a running guest from a page server to a fault client: both are told, and watched to the end.
+
+    The move goes on by itself: this command may be killed, and called again with the same --session.
+    Ctrl-C asks to cancel; the guest then runs on at the source, unless it is accepted at the target already.
+
+    \b
+      faultclient migrate --source 10.0.0.1:7851 --target 10.0.0.2:7852 \\
+          --data-address 10.0.0.1:7850 --vm web-1
+
+    Exit code 0: the guest runs at the target, all its memory is there, and the source may go.
+    """
+    import uvloop
+
+    from faultclient.commands.migrate import migrate as run_migrate
+    from faultclient.commands.moving import MigrateOptions
+    from faultclient.commands.views import JsonLines, TextLines
+
+    given["bandwidth_bytes_per_s"] = given.pop("bandwidth") or 0
+    given["max_downtime_ms"] = given["max_downtime_ms"] or 0
+    given["rounds_max"] = given["rounds_max"] or 0
+    given["image"] = given["image"] or given["vm"]
+    given["source_for_target"] = given["source_for_target"] or given["source"]
+    view = JsonLines() if as_json else TextLines()
+    error = uvloop.run(run_migrate(MigrateOptions(**given), view))
+    if error is not None:
+        raise error
 
 
 @cli.command(short_help="Show the sessions of a running fault client.")

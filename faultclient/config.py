@@ -7,7 +7,6 @@ is called what its flag is.
 """
 
 import math
-import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import reduce
@@ -24,6 +23,7 @@ from pageferry.limits import (
     IMAGE_NAME_BYTES_MAX,
 )
 from pageferry.reasons import PageferryError
+from pageferry.records import SESSION_NAME
 from pageferry.service.addresses import Address, AddressType
 from pageferry.service.ready import Ready
 
@@ -31,7 +31,6 @@ Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
 
 DEFAULT_ATTACH_TIMEOUT_S: Final = 30.0
 DNS: Final = "dns:///"
-SESSION_NAME: Final = re.compile(r"[a-z0-9-]{1,63}")
 
 
 @dataclass(frozen=True, slots=True)

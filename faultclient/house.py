@@ -8,7 +8,7 @@ from typing import Final
 from faultclient.handoffs import Handoffs
 from faultclient.request import StartRequest
 from faultclient.restore import Restore, follow, give_up_unattached
-from faultclient.session import Postcopy
+from faultclient.session import Postcopy, look_on
 from faultclient.vms import Ticket, Vm, Vms
 from pageferry.host.adapters import adapter
 from pageferry.host.handoff import Handoff
@@ -80,6 +80,8 @@ class Host:
         restore.start()
         async with asyncio.TaskGroup() as tasks:
             attached = tasks.create_task(give_up_unattached(restore, ATTACH_S))
+            looking = tasks.create_task(look_on(restore))
             await follow(restore)
             attached.cancel()
+            looking.cancel()
         self._vms.let_go(restore.vm)

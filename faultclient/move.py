@@ -22,7 +22,7 @@ from faultclient.handover import HandOver
 from faultclient.orders import MovingPager, Orders
 from faultclient.pager import EventKind, PagerEvent
 from faultclient.rounds import FIXED_S, Limits, Rounds, Verdict
-from faultclient.session import Postcopy, Session, with_remedy
+from faultclient.session import Postcopy, Session, look_on, with_remedy
 from faultclient.vms import Vm
 from pageferry.host.handoff import Handoff
 from pageferry.host.vmm import Vmm, VmmFacts
@@ -82,6 +82,7 @@ class Move:
         self._orders: Orders | None = None
         self._at_once = asyncio.Event()  # hand over, converged or not
         self._news = asyncio.Event()
+        self._looking: asyncio.Task[None] | None = None
         self._taken = False  # the VM's memory is in our hands: it cannot be given to anybody else
         self._given_up: GivenUp | None = None
         self._driving: asyncio.Task[None] | None = None
@@ -211,6 +212,7 @@ class Move:
         self._taken = True
         self.session.vm = await self.means.open(handoff)
         self._orders = Orders(self.pager, self._take)
+        self._looking = asyncio.create_task(look_on(self.session))
         try:
             async with asyncio.timeout(PATIENCE_S):
                 await self._orders.attached()
@@ -283,12 +285,17 @@ class Move:
         await self.keep(given_up.event, given_up.reason, given_up.message)
         self.session.pauses.clear()
         self.session.fail(given_up.event, given_up.reason, given_up.message)
-        if self._orders is not None:
-            self._orders.close()
-            self.pager.close()
+        self.close_pager()
         if self._taken:
             await self._kill()
         await report_aborted(self.session, self.source)
+
+    def close_pager(self) -> None:
+        """Nobody needs its pages any more, or it may never be armed."""
+        if self._orders is not None:
+            self.session.look()
+            self._orders.close()
+            self.pager.close()
 
     async def _kill(self) -> None:
         try:
@@ -298,6 +305,8 @@ class Move:
 
     async def let_go(self) -> None:
         """After the end. What cannot be set back is logged: nobody depends on it any more."""
+        if self._looking is not None:
+            self._looking.cancel()
         if self._orders is not None:
             self._orders.close()
         if self._adapter is not None:

@@ -2,8 +2,6 @@
 """FaultClientService: sessions as protobuf. Nothing is decided here."""
 
 import asyncio
-import base64
-import binascii
 from collections.abc import AsyncIterator, Sequence
 from typing import Any, Final, Protocol, TypeAlias
 
@@ -12,15 +10,16 @@ from google.protobuf.timestamp_pb2 import Timestamp
 
 from faultclient.request import StartRequest
 from faultclient.session import Postcopy, Session
-from pageferry.limits import IMAGE_NAME_BYTES_MAX, TOKEN_BYTES, WATCH_INTERVAL_MIN_MS, WATCH_INTERVAL_MS
+from pageferry.limits import IMAGE_NAME_BYTES_MAX, WATCH_INTERVAL_MIN_MS, WATCH_INTERVAL_MS
 from pageferry.reasons import PageferryError, Reason
 from pageferry.records import SESSION_NAME
+from pageferry.service import native
 from pageferry.service.addresses import Address
+from pageferry.service.metadata import AUTHORIZATION, token_of
 from pageferry.v1 import faultclient_pb2, faultclient_pb2_grpc, migrations_pb2
 
 Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
 
-BEARER: Final = "Bearer "
 DNS: Final = "dns:///"
 POSTCOPY: Final = {
     faultclient_pb2.POSTCOPY_UNSPECIFIED: Postcopy.ALLOW,
@@ -90,6 +89,20 @@ def as_message(session: Session) -> migrations_pb2.Session:
     return message
 
 
+def arrivals_of(session: Session) -> faultclient_pb2.Arrivals:
+    message = faultclient_pb2.Arrivals()
+    if session.arrivals is not None:
+        message.cell_pages = session.arrivals.cell_pages
+        message.whole_after_ms.extend(session.arrivals.whole_after_ms)
+    if session.vm is not None:
+        waits = [session.vm.pager.histogram(name).counts for name in ("fault_fetch_ns", "fault_local_ns")]
+        counts = [sum(both) for both in zip(*waits, strict=True)]
+        last = max((index for index, count in enumerate(counts) if count), default=-1)
+        message.wait_us_max.extend(limit // 1000 for limit in native.BUCKET_LIMITS[: last + 1])
+        message.waits.extend(counts[: last + 1])
+    return message
+
+
 def moving(message: migrations_pb2.Session) -> tuple[int, ...]:
     """The numbers whose change is worth a message: the first of them at once, the others once an interval."""
     return message.revision, message.pages_settled, message.faults, message.faults_waiting, message.wire_bytes
@@ -128,24 +141,12 @@ def bad(message: str) -> PageferryError:
     return PageferryError(Reason.BAD_REQUEST, message)
 
 
-def token_of(context: Context) -> bytes:
+def token_shown(context: Context) -> bytes:
     """The session's token; empty if none was shown. It goes nowhere but to the source."""
-    shown = [str(value) for key, value in context.invocation_metadata() or () if key == "authorization"]
-    if not shown:
-        return b""
-    text = shown[0]
-    encoded = text.removeprefix(BEARER)
-    try:
-        token = base64.b64decode(encoded + "=" * (-len(encoded) % 4), altchars=b"-_", validate=True)
-    except binascii.Error:
-        token = b""
-    if not text.startswith(BEARER) or len(token) != TOKEN_BYTES:
-        raise PageferryError(
-            Reason.NOT_ALLOWED,
-            "the authorization of this call is no token of a session",
-            f"send `Bearer` and {TOKEN_BYTES} bytes as base64url",
-        )
-    return token
+    for key, value in context.invocation_metadata() or ():
+        if key == AUTHORIZATION:
+            return token_of(str(value))
+    return b""
 
 
 # ------------------------------------------------------------------------------------------------- the calls
@@ -164,7 +165,7 @@ class FaultClientService(faultclient_pb2_grpc.FaultClientServiceServicer):
     async def StartSession(
         self, request: faultclient_pb2.StartSessionRequest, context: Context
     ) -> migrations_pb2.Session:
-        token = token_of(context)
+        token = token_shown(context)
         asked = as_request(request)
         if asked.control_address and not token:
             raise PageferryError(
@@ -190,6 +191,11 @@ class FaultClientService(faultclient_pb2_grpc.FaultClientServiceServicer):
         self, request: migrations_pb2.SessionName, context: Context
     ) -> migrations_pb2.Session:
         return as_message(self._named(request.session))
+
+    async def GetArrivals(
+        self, request: migrations_pb2.SessionName, context: Context
+    ) -> faultclient_pb2.Arrivals:
+        return arrivals_of(self._named(request.session))
 
     async def WatchSessions(
         self, request: migrations_pb2.WatchSessionsRequest, context: Context

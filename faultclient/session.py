@@ -14,12 +14,16 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import Final
 
+from faultclient.arrivals import Arrivals
 from faultclient.pager import EventKind, PagerEvent
 from faultclient.vms import Vm
 from pageferry.phases import ENDS, Event, Phase, Side, legal, step
 from pageferry.reasons import PageferryError, Reason
 from pageferry.service.logs import log
 
+# For a report; never more than this share of the time.
+LOOK_EVERY_S: Final = 0.05
+LOOK_SHARE: Final = 0.03
 # What somebody can do about it, where the text that comes with a reason does not say.
 REMEDIES: Final = {
     Reason.NO_SUCH_IMAGE: "name one that `pageserver serve` was given, with --image",
@@ -73,6 +77,8 @@ class Session:
     cancel_requested: bool = False
     machine: str = ""  # the VMM and its machine type, for people
     figures: Figures = field(default_factory=Figures)
+    arrivals: Arrivals | None = None
+    _began_s: float = field(default_factory=time.monotonic)
     _news: asyncio.Event = field(default_factory=asyncio.Event)
 
     @property
@@ -152,6 +158,13 @@ class Session:
         for line in self.vm.pager.trace() if self.vm is not None else ():
             log.warning("trace", session=self.name, step=line)
 
+    def look(self) -> float:
+        """At the page table, for a report; for the last time before the pager is closed. Returns its time."""
+        began_s = time.monotonic()
+        if self.arrivals is not None and self.vm is not None:
+            self.arrivals.look(self.vm.pager, int((began_s - self._began_s) * 1000))
+        return time.monotonic() - began_s
+
     # -------------------------------------------------------------------------------------- who waits for it
 
     def tell(self) -> None:
@@ -168,6 +181,14 @@ class Session:
         """Returns once it has ended."""
         while not self.ended:
             await self._news.wait()
+
+
+async def look_on(session: Session) -> None:
+    """Looks at the page table now and then, until it is cancelled or the session has ended."""
+    assert session.vm is not None
+    session.arrivals = Arrivals(session.vm.pager.pages().total)
+    while not session.ended:
+        await asyncio.sleep(max(LOOK_EVERY_S, session.look() / LOOK_SHARE))
 
 
 @contextmanager

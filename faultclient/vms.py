@@ -28,7 +28,7 @@ class Ticket:
     def metadata(self) -> dict[str, str]:
         """Of every call, on both ports."""
         return {
-            "authorization": f"Bearer {self.encoded}",
+            "authorization": self.authorization,
             "pageferry-session": self.session,
             "pageferry-target": f"{self.target:016x}",
             "pageferry-epoch": str(self.epoch),
@@ -40,6 +40,10 @@ class Ticket:
     @property
     def encoded(self) -> str:
         return base64.urlsafe_b64encode(self.token).decode().rstrip("=")
+
+    @property
+    def authorization(self) -> str:
+        return f"Bearer {self.encoded}"
 
 
 @dataclass(slots=True)

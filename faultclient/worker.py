@@ -21,7 +21,7 @@ from faultclient.config import RunOptions
 from faultclient.handoffs import check_role
 from faultclient.progress import show_progress
 from faultclient.restore import OneSession, Restore, follow, give_up_unattached
-from faultclient.session import Postcopy, with_remedy
+from faultclient.session import Postcopy, look_on, with_remedy
 from faultclient.vms import Vms
 from pageferry.host.handoff import Handoff
 from pageferry.host.listener import Listener
@@ -194,6 +194,7 @@ async def serve(session: Restore, options: RunOptions) -> None:
     async with asyncio.TaskGroup() as tasks:
         followed = tasks.create_task(follow(session))
         tasks.create_task(give_up_unattached(session, options.attach_timeout_s))
+        tasks.create_task(beside("arrivals", look_on(session)))
         tasks.create_task(beside("control port", control(session, options)))
         if options.progress:
             tasks.create_task(beside("progress", show_progress(session)))

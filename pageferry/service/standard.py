@@ -17,9 +17,37 @@ Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
 CODES: Final = {code.value[0]: code for code in grpc.StatusCode}
 
 
+# What grpc's own libraries read the details of an error from.
+DETAILS_TRAILER: Final = "grpc-status-details-bin"
+DOMAIN: Final = "pageferry"
+
+
+def error_info(error: PageferryError) -> bytes:
+    """google.rpc.Status{code, message, details: [google.rpc.ErrorInfo{reason, domain}]} as protobuf has it.
+    (Three fields are no reason to depend on the package that has them.)"""
+    info = _text(1, error.reason.name) + _text(2, DOMAIN)
+    packed = _text(1, "type.googleapis.com/google.rpc.ErrorInfo") + _bytes(2, info)
+    code = bytes((1 << 3, int(error.row.code)))
+    return code + _text(2, str(error)) + _bytes(3, packed)
+
+
+def _text(number: int, text: str) -> bytes:
+    return _bytes(number, text.encode(errors="replace"))
+
+
+def _bytes(number: int, data: bytes) -> bytes:
+    length, left = b"", len(data)
+    while left > 0x7F:
+        length, left = length + bytes((left & 0x7F | 0x80,)), left >> 7
+    return bytes((number << 3 | 2,)) + length + bytes((left,)) + data
+
+
 async def refuse(context: Context, error: PageferryError) -> None:
     """Ends the call with the status and the trailers of a reason."""
-    trailers = [(REASON_TRAILER, error.reason.name)]
+    trailers: list[tuple[str, str | bytes]] = [
+        (REASON_TRAILER, error.reason.name),
+        (DETAILS_TRAILER, error_info(error)),
+    ]
     if error.retry_after_ms is not None:
         trailers.append((RETRY_AFTER_TRAILER, str(error.retry_after_ms)))
     await context.abort(CODES[error.row.code], str(error), tuple(trailers))

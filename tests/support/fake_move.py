@@ -148,7 +148,7 @@ class Stage:
         self.source = FakeSource(self.story)
         self.vmm = FakeVmm(self.story)
         self.pager = FakePager(digest=DIGEST, on_order=self._ordered)
-        self.pager.states["MISSING"] = PAGES
+        self.pager.table["MISSING"] = PAGES
         self.named = [PAGES, 10, 0]  # by each new round; then none
         self.mute = ""  # this order is never answered
         self.at: dict[str, Callable[[], object]] = {}  # when this stands in the story
@@ -207,14 +207,14 @@ class Stage:
             return
         named = self.named.pop(0) if self.named and order == "new round" else 0
         if self.comes_all:
-            self.pager.states |= {"MISSING": 0, "CACHED": PAGES}
+            self.pager.table |= {"MISSING": 0, "CACHED": PAGES}
         else:
-            self.pager.states |= {"MISSING": named, "CACHED": PAGES - named}
+            self.pager.table |= {"MISSING": named, "CACHED": PAGES - named}
         self.pager.tell(EventKind.ROUND, cookie=cookie, value=AS_OF, page=named, digest=DIGEST)
 
     def complete(self, poisoned: int = 0) -> None:
         states = {"MISSING": 0, "CACHED": 0, "OWNED": PAGES - 30 - poisoned, "ZERO": 30, "POISONED": poisoned}
-        self.pager.states |= states
+        self.pager.table |= states
         self.pager.tell(EventKind.COMPLETE, value=poisoned)
 
     # ------------------------------------------------------------------------------------------------ playing

@@ -22,7 +22,7 @@ class FakePager:
 
     told: list[PagerEvent] = field(default_factory=list)
     orders: list[str] = field(default_factory=list)
-    states: dict[str, int] = field(default_factory=lambda: dict.fromkeys(native.PAGE_STATES, 0))
+    table: dict[str, int] = field(default_factory=lambda: dict.fromkeys(native.PAGE_STATES, 0))
     count: dict[str, int] = field(default_factory=lambda: dict.fromkeys(native.COUNTERS, 0))
     bell: int = field(default_factory=lambda: os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC))
     closed: bool = False
@@ -74,7 +74,12 @@ class FakePager:
             return
 
     def pages(self) -> PageCounts:
-        return PageCounts(PAGES, self.states)
+        return PageCounts(PAGES, self.table)
+
+    def states(self, first_page: int, page_count: int) -> bytes:
+        """In the order of their numbers: what is missing lies at the front."""
+        numbers = [native.PAGE_STATES.index(name) for name, count in self.table.items() for _ in range(count)]
+        return bytes(sorted(numbers)[first_page : first_page + page_count])
 
     def counters(self) -> dict[str, int]:
         return self.count

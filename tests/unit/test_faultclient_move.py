@@ -90,11 +90,11 @@ def test_forbidden_arms_when_every_page_is_here() -> None:
 
     def watch(what: str, cookie: int) -> None:
         if what == "arm":
-            missing.append(stage.pager.states["MISSING"])
+            missing.append(stage.pager.table["MISSING"])
         order(what, cookie)
         if what == "frozen round":
-            stage.pager.states |= {"MISSING": 3, "CACHED": PAGES - 3}
-            stage.at["frozen round"] = lambda: stage.pager.states.update(MISSING=0, CACHED=PAGES)
+            stage.pager.table |= {"MISSING": 3, "CACHED": PAGES - 3}
+            stage.at["frozen round"] = lambda: stage.pager.table.update(MISSING=0, CACHED=PAGES)
 
     stage.pager.on_order = watch
     stage.play()

@@ -63,7 +63,7 @@ def reason(error: grpc.aio.AioRpcError) -> str:
 
 
 def test_all_that_is_shown(session: Restore, pager: FakePager) -> None:
-    pager.states |= {"MISSING": 20, "WANTED": 2, "CACHED": 5, "ZERO": 30, "OWNED": 42, "POISONED": 1}
+    pager.table |= {"MISSING": 20, "WANTED": 2, "CACHED": 5, "ZERO": 30, "OWNED": 42, "POISONED": 1}
     pager.count |= {"faults_total": 9, "asks_outstanding": 2, "wire_in_bytes_total": 70}
     pager.count["wire_out_bytes_total"] = 7
     pager.tell(EventKind.PAUSED, Reason.NO_MEMORY, "make room")
@@ -148,11 +148,11 @@ def test_numbers_that_move_come_once_an_interval(session: Restore, pager: FakePa
             settled.append(message.pages_settled)
             if len(settled) == 3:
                 return
-            pager.states["OWNED"] += 10
+            pager.table["OWNED"] += 10
         pytest.fail("it ended")
 
     served(session, test)
-    assert pager.states["OWNED"] == 20
+    assert pager.table["OWNED"] == 20
 
 
 def test_an_ended_session_is_told_once(session: Restore) -> None:

@@ -119,7 +119,7 @@ async def brought_to(made: Source, phase: Phase, is_given: bool) -> Session:
     return session
 
 
-@pytest.mark.parametrize("event", sorted(COMES, key=lambda event: event.name), ids=attrgetter("name"))
+@pytest.mark.parametrize("event", list(COMES), ids=attrgetter("name"))
 @pytest.mark.parametrize(
     ("phase", "is_given"),
     PLACES,

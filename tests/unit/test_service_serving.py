@@ -9,6 +9,7 @@ from typing import Any
 
 import grpc
 import pytest
+from google.protobuf import any_pb2, descriptor_pb2, descriptor_pool, message_factory
 from google.protobuf.wrappers_pb2 import StringValue
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2
@@ -18,6 +19,7 @@ from pageferry.reasons import REASON_TRAILER, RETRY_AFTER_TRAILER, ROWS, Pagefer
 from pageferry.service.addresses import Address
 from pageferry.service.metrics import CALLS, CALLS_OPEN
 from pageferry.service.serving import ControlPort
+from pageferry.service.standard import DETAILS_TRAILER
 from pageferry.v1 import faultclient_pb2
 
 NAME = "pageferry.v1.FaultClientService"  # for reflection: its methods are those of the contract
@@ -138,6 +140,39 @@ def ended_calls(shape: str, reason: str) -> float:
     return float(CALLS.labels(f"/{TINY}/{shape.capitalize()}", reason)._value.get())
 
 
+def google_rpc() -> tuple[Any, Any]:
+    """Status and ErrorInfo as Google has them, for whoever has not their package."""
+    file = descriptor_pb2.FileDescriptorProto(name="rpc.proto", package="google.rpc", syntax="proto3")
+    file.dependency.append(any_pb2.DESCRIPTOR.name)
+    forms = {
+        "Status": [("code", 1, "INT32", 1), ("message", 2, "STRING", 1), ("details", 3, "MESSAGE", 3)],
+        "ErrorInfo": [("reason", 1, "STRING", 1), ("domain", 2, "STRING", 1)],
+    }
+    for name, fields in forms.items():
+        message = file.message_type.add(name=name)
+        for field, number, kind, label in fields:
+            type_name = ".google.protobuf.Any" if kind == "MESSAGE" else ""
+            made = message.field.add(name=field, number=number, type_name=type_name)
+            made.type, made.label = getattr(made, f"TYPE_{kind}"), label  # type: ignore[assignment]
+    pool: Any = descriptor_pool.DescriptorPool()
+    pool.AddSerializedFile(any_pb2.DESCRIPTOR.serialized_pb)
+    pool.Add(file)
+    find = pool.FindMessageTypeByName
+    status, info = (message_factory.GetMessageClass(find(f"google.rpc.{name}")) for name in forms)
+    return status, info
+
+
+def details(trailer: bytes) -> tuple[int, str, str]:
+    """Code, message and reason of a grpc-status-details-bin trailer."""
+    status_class, info_class = google_rpc()
+    status = status_class.FromString(trailer)
+    (packed,) = status.details
+    assert packed.type_url == "type.googleapis.com/google.rpc.ErrorInfo"
+    info = info_class.FromString(packed.value)
+    assert info.domain == "pageferry"
+    return status.code, status.message, info.reason
+
+
 def trailers(error: grpc.aio.AioRpcError) -> dict[str, Any]:
     return dict(error.trailing_metadata())
 
@@ -163,7 +198,9 @@ def test_each_reason_is_a_status_with_its_trailer(reason: Reason) -> None:
             error = await failure(getattr(client, shape)(reason.name))
             assert error.code().value[0] == ROWS[reason].code
             assert error.details() == "it broke; mend it"
-            assert trailers(error) == {REASON_TRAILER: reason.name, RETRY_AFTER_TRAILER: "7"}
+            told = trailers(error)
+            assert details(told.pop(DETAILS_TRAILER)) == (ROWS[reason].code, "it broke; mend it", reason.name)
+            assert told == {REASON_TRAILER: reason.name, RETRY_AFTER_TRAILER: "7"}
         await becomes(lambda: all(ended_calls(shape, reason.name) > 0 for shape in SHAPES))
         await becomes(lambda: port.open_calls == 0)
 

@@ -1,0 +1,74 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Calls of an operator to a control port, page server's or fault client's, and how a session is watched."""
+
+import asyncio
+from collections.abc import AsyncIterator, Sequence
+from typing import Any, Final
+
+import grpc
+
+from faultclient.source import refused
+from pageferry.reasons import PageferryError, Reason, Remedy
+from pageferry.v1 import faultclient_pb2_grpc, migrations_pb2, migrations_pb2_grpc
+
+CALL_S: Final = 10.0
+WATCH_AGAIN_S: Final = 0.25
+INTERVAL_MS: Final = 200
+OPTIONS: Final = (
+    ("grpc.initial_reconnect_backoff_ms", 100),
+    ("grpc.min_reconnect_backoff_ms", 100),
+    ("grpc.max_reconnect_backoff_ms", 1000),
+    ("grpc.keepalive_time_ms", 10_000),
+    ("grpc.keepalive_timeout_ms", 5_000),
+)
+
+
+class Control:
+    """One control port. Each call may raise PageferryError."""
+
+    def __init__(self, who: str, address: str, stub: Any) -> None:
+        self.address = address
+        self._who = f"the {who} at {address}"
+        self._channel = grpc.aio.insecure_channel(address, options=OPTIONS)
+        self._stub = stub(self._channel)
+
+    async def ask(
+        self, method: str, request: Any, metadata: Sequence[tuple[str, str]] = (), timeout_s: float = CALL_S
+    ) -> Any:
+        """PageferryError: it was refused, or nobody answers."""
+        try:
+            return await getattr(self._stub, method)(request, metadata=tuple(metadata), timeout=timeout_s)
+        except grpc.aio.AioRpcError as error:
+            raise refused(error, self._who) from error
+
+    async def watch(self, session: str = "") -> AsyncIterator[migrations_pb2.Session]:
+        """Its state, again and again, to its end. While nobody answers nothing comes; a refusal is raised."""
+        request = migrations_pb2.WatchSessionsRequest(session=session, interval_ms=INTERVAL_MS)
+        while True:
+            try:
+                async for message in self._stub.WatchSessions(request):
+                    yield message
+                return
+            except grpc.aio.AioRpcError as error:
+                refusal = refused(error, self._who)
+                if refusal.row.client is not Remedy.RETRY:
+                    raise refusal from error
+            await asyncio.sleep(WATCH_AGAIN_S)
+
+    async def close(self) -> None:
+        await self._channel.close()
+
+
+def fault_client(address: str) -> Control:
+    return Control("fault client", address, faultclient_pb2_grpc.FaultClientServiceStub)
+
+
+def page_server(address: str) -> Control:
+    return Control("page server", address, migrations_pb2_grpc.MigrationServiceStub)
+
+
+def failure_of(session: migrations_pb2.Session) -> PageferryError | None:
+    """Why it ended as nobody wanted it to."""
+    if not session.failure:
+        return None
+    return PageferryError(Reason(session.failure), session.message)
