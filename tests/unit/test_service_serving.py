@@ -150,10 +150,11 @@ def google_rpc() -> tuple[Any, Any]:
     }
     for name, fields in forms.items():
         message = file.message_type.add(name=name)
-        for field, number, kind, label in fields:
-            type_name = ".google.protobuf.Any" if kind == "MESSAGE" else ""
-            made = message.field.add(name=field, number=number, type_name=type_name)
-            made.type, made.label = getattr(made, f"TYPE_{kind}"), label  # type: ignore[assignment]
+        for field, number, kind, count in fields:
+            made = message.field.add(name=field, number=number)
+            made.type, made.label = getattr(made, f"TYPE_{kind}"), count  # type: ignore[assignment]
+            if kind == "MESSAGE":
+                made.type_name = ".google.protobuf.Any"
     pool: Any = descriptor_pool.DescriptorPool()
     pool.AddSerializedFile(any_pb2.DESCRIPTOR.serialized_pb)
     pool.Add(file)
