@@ -506,6 +506,7 @@ static void *run(void *argument)
 
     while (!atomic_load(&server->stop)) {
         bool frozen = atomic_load(&server->will.frozen) != 0;
+        atomic_store(&server->seen.frozen, frozen);
         ready[CONNECTIONS_MAX] = (struct pollfd){.fd = frozen ? -1 : server->listen_fd, .events = POLLIN};
         for (int i = 0; i < CONNECTIONS_MAX; i++)
             ready[i] = (struct pollfd){.fd = connections[i].conn == NULL || frozen ? -1 : conn_fd(connections[i].conn),
@@ -554,6 +555,14 @@ void server_cut(struct server *server)
 {
     atomic_store(&server->will.cut, 1);
     while (atomic_load(&server->will.cut))
+        usleep(1000);
+}
+
+void server_hold(struct server *server)
+{
+    atomic_store(&server->seen.frozen, 0);
+    atomic_store(&server->will.frozen, 1);
+    while (!atomic_load(&server->seen.frozen))
         usleep(1000);
 }
 

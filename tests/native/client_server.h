@@ -55,7 +55,7 @@ struct server_will {
     _Atomic uint32_t phase;             /* told with each echo, and: */
     _Atomic uint32_t cancel;
     _Atomic uint32_t manifest;          /* 1: the digest of the versions, 2: another */
-    _Atomic uint32_t frozen;            /* the whole thread does nothing */
+    _Atomic uint32_t frozen;            /* the whole thread does nothing; once it goes: by server_hold */
     _Atomic uint32_t cut;               /* all connections are closed, and it counts down to 0 */
 };
 
@@ -64,6 +64,7 @@ struct server_seen {
     _Atomic uint64_t maps, since;    /* maps that were asked, and above which version the last was */
     _Atomic uint64_t rounds;         /* that were opened for one */
     _Atomic uint64_t strangers;      /* calls that did not say who makes them, as SERVER_SESSION has it */
+    _Atomic uint32_t frozen;         /* `will.frozen`, as its thread has it */
 };
 
 #define SERVER_SESSION "move-1"
@@ -97,6 +98,8 @@ void server_go(struct server *server);
 void server_stop(struct server *server);
 /* Closes every connection; returns when that is done. */
 void server_cut(struct server *server);
+/* Does nothing from the return of this on: what comes then stays unread, until `will.frozen` is taken back. */
+void server_hold(struct server *server);
 
 /* From now on its image is live, and has had no round yet; before it goes. */
 void server_live(struct server *server);

@@ -139,7 +139,7 @@ static void test_frozen_server(void)
     begin(true);
     open_armed();
     reads(1);
-    atomic_store(&server.will.frozen, 1);
+    server_hold(&server);
     for (uint64_t page = 0; page < 60; page++)
         real_begin(&vm.real, REAL_READ, 450, 1, 0);
     CHECK(!client_busy());
