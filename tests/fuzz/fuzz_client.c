@@ -31,7 +31,7 @@
 
 enum manner { BULK = 1, UNARMED = 2, PRIVATE = 4, CUT_SHIFT = 3, CUT_MASK = 3, TIME_FLIES = 32 };
 
-const size_t h2_introduction_bytes = 0;
+const size_t h2_own_bytes = 1, h2_introduction_bytes = 0;
 
 /* The digest becomes what it must be, if the message has one. */
 void h2_mend_message(uint8_t *message, size_t length)

@@ -160,7 +160,7 @@ static void add_call(struct change *change)
 /* Whole messages in one frame: what only a checksum would keep out is let in. */
 static void mend(struct change *change)
 {
-    change->count = h2_frames(change->data, change->size, 1 + h2_introduction_bytes, change->frames, FRAMES_MAX);
+    change->count = h2_frames(change->data, change->size, h2_own_bytes + h2_introduction_bytes, change->frames, FRAMES_MAX);
     for (size_t i = 0; i < change->count; i++) {
         const struct h2_frame *frame = &change->frames[i];
         uint8_t *payload = change->data + frame->at + H2_HEAD_BYTES;
@@ -177,14 +177,14 @@ size_t LLVMFuzzerCustomMutator(uint8_t *data, size_t size, size_t size_max, unsi
     struct change change = {.data = data, .size = size, .size_max = size_max, .random = seed * UINT64_C(0x9e3779b9) + 1};
     const struct h2_frame *frame;
 
-    if (size > 1 + h2_introduction_bytes)
-        change.count = h2_frames(data, size, 1 + h2_introduction_bytes, change.frames, FRAMES_MAX);
+    if (size > h2_own_bytes + h2_introduction_bytes)
+        change.count = h2_frames(data, size, h2_own_bytes + h2_introduction_bytes, change.frames, FRAMES_MAX);
     if (change.count == 0 || below(&change, 12) == 0)
         return LLVMFuzzerMutate(data, size, size_max);
     frame = &change.frames[below(&change, change.count)];
     switch (below(&change, 10)) {
     case 0:
-        data[0] = (uint8_t)below(&change, 256);
+        data[below(&change, h2_own_bytes)] = (uint8_t)below(&change, 256);
         break;
     case 1:
         change_head(&change, frame);

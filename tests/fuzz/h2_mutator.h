@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
  * A mutator for HTTP/2 bytes that keeps frames whole: most of what it makes gets past the frame layer, so that what
- * lies behind it is met. Input: one byte that belongs to the fuzzer, the bytes that introduce a peer, then frames.
+ * lies behind it is met. Input: a few bytes that belong to the fuzzer, the bytes that introduce a peer, then frames.
  */
 #ifndef PAGEFERRY_H2_MUTATOR_H
 #define PAGEFERRY_H2_MUTATOR_H
@@ -23,8 +23,8 @@ struct h2_frame {
 /* The whole frames from offset `at` on; their number. */
 size_t h2_frames(const uint8_t *data, size_t size, size_t at, struct h2_frame *frames, size_t frames_max);
 
-/* Each fuzzer's own: how long what comes before the frames is; and a last touch to a gRPC message (its digest). */
-extern const size_t h2_introduction_bytes;
+/* Each fuzzer's own: its bytes, and how long what then comes before the frames is; and a last touch to a gRPC message (its digest). */
+extern const size_t h2_own_bytes, h2_introduction_bytes;
 void h2_mend_message(uint8_t *message, size_t length);
 
 #endif

@@ -63,6 +63,81 @@ def session(*parts: bytes) -> bytes:
     return opening + b"".join(parts)
 
 
+def session_seeds() -> dict[str, bytes]:
+    """Calls that say who makes them: the live image of live_source.c, whose token is the bytes 0 to 31."""
+    page = "/pageferry.v1.PageService/"
+    token = "Bearer AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8"
+    who = {
+        "authorization": token,
+        "pageferry_session": "move",
+        "pageferry_target": "00c0FFEE00c0ffee",
+        "pageferry_epoch": "3",
+    }
+    first = pb.FetchPagesRequest(image="live", encodings=2).SerializeToString()
+    more = [
+        pb.FetchPagesRequest(runs=[5, 1, 40, 20], heartbeat=3).SerializeToString(),
+        pb.FetchPagesRequest(runs=[300, 9], heartbeat=4).SerializeToString(),
+    ]
+
+    def attach(stream: int = 1, *contents: bytes, **other: str) -> bytes:
+        return request(stream, page + "FetchPages", first, *contents, end=False, **(who | other))
+
+    def pages(stream: int, **fields: object) -> bytes:
+        asked = pb.StreamPagesRequest(image="live", **fields).SerializeToString()
+        return request(stream, page + "StreamPages", asked, **who)
+
+    get = pb.GetPageRequest(image="live", page=9).SerializeToString()
+    describe = pb.DescribeImageRequest(image="live").SerializeToString()
+    rounds = attach() + b"".join(
+        pages(at, versions_only=True, open_round=True, since_version=since << 32 | at // 2 - 1)
+        for at, since in ((3, 0), (5, 5), (7, 5))
+    )
+    wrong = {
+        "token": {"authorization": token[:-1] + "9"},
+        "token_letter": {"authorization": token[:-1] + "+"},
+        "token_none": {"authorization": ""},
+        "name": {"pageferry_session": "mov"},
+        "target": {"pageferry_target": "00c0ffee00c0ffeg"},
+        "target_short": {"pageferry_target": "1"},
+        "epoch": {"pageferry_epoch": "1x"},
+        "epoch_huge": {"pageferry_epoch": "99999999999999999999"},
+    }
+    seeds = {
+        "attach": attach(1, *more),
+        "attach_drawn": attach(1, *more) + frame(WINDOW, 0, 0, b"\0\x10\0\0") + pages(3, encodings=2),
+        "attach_nine": b"".join(attach(2 * at + 1, more[0]) for at in range(9)),
+        "rounds": rounds + pages(9, runs=[0, 64], encodings=2),
+        "round_bytes": attach() + pages(3, open_round=True, encodings=2),
+        "round_first": pages(1, versions_only=True, open_round=True),
+        "superseded": attach(1, more[0]) + attach(3, more[1], pageferry_epoch="4") + attach(5),
+        "other_target": attach() + attach(3, pageferry_target="00000000000000ff"),
+        "session_get": attach() + request(3, page + "GetPage", get, **who) + request(5, page + "GetPage", get),
+        "session_describe": request(
+            1, page + "DescribeImage", describe, authorization=token, pageferry_session="move"
+        )
+        + request(3, page + "DescribeImage", describe),
+        "other_image": attach() + request(3, page + "GetPage", b"\x0a\x02vm", **who),
+        **{f"wrong_{name}": attach(1, more[0], **fields) for name, fields in wrong.items()},
+    }
+    stories = {
+        "attach": range(10),
+        "attach_drawn": (1, 7, 8, 9, 0x20),
+        "rounds": (0x20, 0x40, 0x10, 0x11, 2, 4, 5, 6, 7, 8, 1),
+        "round_bytes": (0x30, 0x31, 0x40),
+    }
+    return {
+        **{name: b"\0\0" + session(content) for name, content in seeds.items()},
+        **{
+            f"{name}_story_{story:#04x}": bytes([0x02, story]) + session(seeds[name])
+            for name, all_stories in stories.items()
+            for story in all_stories
+        },
+        "attach_expires": b"\x10\0" + session(seeds["attach"]),
+        "attach_unknown": b"\0\x80" + session(seeds["attach"]),
+        "rounds_drained": b"\x0a\0" + session(seeds["rounds"]),
+    }
+
+
 def server_seeds() -> dict[str, bytes]:
     page, health = "/pageferry.v1.PageService/", "/grpc.health.v1.Health/"
     fetch = pb.FetchPagesRequest
@@ -150,12 +225,13 @@ def server_seeds() -> dict[str, bytes]:
         ),
     }
     return {
-        **{name: b"\0" + session(content) for name, content in seeds.items()},
+        **{name: b"\0\0" + session(content) for name, content in seeds.items()},
         **{
-            f"{name}_{manner:#04x}": bytes([manner]) + session(seeds[name])
+            f"{name}_{manner:#04x}": bytes([manner, 0]) + session(seeds[name])
             for manner in (0x19, 0x5A, 0x37, 0x4B)
             for name in ("fetch_open", "stream", "health", "reflection")
         },
+        **session_seeds(),
     }
 
 
