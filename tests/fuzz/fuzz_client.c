@@ -5,8 +5,9 @@
  * dialled again, the input goes on.
  *
  * Input: a byte of manner (bit 0: bulk, bit 1: unarmed, bit 2: private memory, bits 3-4: how the bytes are cut, bit 5:
- * time flies), then what a server says. Whatever it says: nothing but the pages of batches with the right digest comes
- * into memory, and the simulated kernel audits how.
+ * time flies, bit 6: a move, with the maps of rounds, which is armed once its map is frozen), then what a server says.
+ * Whatever it says: nothing but the pages of batches with the right digest comes into memory, and the simulated kernel
+ * audits how.
  */
 #include <fcntl.h>
 #include <stdbool.h>
@@ -29,7 +30,7 @@
 #define MS_NS UINT64_C(1000000)
 #define TURNS_MAX 150
 
-enum manner { BULK = 1, UNARMED = 2, PRIVATE = 4, CUT_SHIFT = 3, CUT_MASK = 3, TIME_FLIES = 32 };
+enum manner { BULK = 1, UNARMED = 2, PRIVATE = 4, CUT_SHIFT = 3, CUT_MASK = 3, TIME_FLIES = 32, MOVE = 64 };
 
 const size_t h2_own_bytes = 1, h2_introduction_bytes = 0;
 
@@ -71,6 +72,7 @@ static struct bed {
     int listener, epoll_fd, server_fd; /* server_fd: -1 while nobody has dialled */
     uint64_t now_ns;
     uint32_t refused;
+    uint32_t rounds; /* that were ordered */
 } bed = {.server_fd = -1};
 
 static void on_ask(void *owner, uint64_t page)
@@ -96,7 +98,7 @@ static void on_attached(void *owner)
 {
     (void)owner;
     fuzz_check(bed.urgent.content_id != 0 && bed.urgent.as_of != 0);
-    bed.engine.frozen_version = bed.urgent.as_of;
+    bed.engine.frozen_version = bed.urgent.live ? bed.urgent.final_as_of : bed.urgent.as_of;
 }
 
 static void on_unreachable(void *owner, uint32_t reason, const char *why)
@@ -157,8 +159,14 @@ static void begin_engine(uint8_t manner)
     engine_start(&bed.engine, &options, bed.now_ns);
 }
 
+static struct grpc_bytes text(const char *word)
+{
+    return (struct grpc_bytes){(const uint8_t *)word, strlen(word)};
+}
+
 static void begin(uint8_t manner)
 {
+    static struct grpc_headers who;
     struct urgent_options urgent = {
         .address = &bed.address,
         .image = "vm",
@@ -173,10 +181,14 @@ static void begin(uint8_t manner)
     struct plan_range ranges[] = {{.first_page = 0, .page_count = 16}, {.first_page = 16, .page_count = 8}};
     uint64_t token;
 
+    who = (struct grpc_headers){.authorization = text("Bearer x"), .session = text("move"),
+                                .target = text("00000000000000ff"), .epoch = text("1")};
+    urgent.who = (manner & MOVE) != 0 ? &who : NULL;
     bed.now_ns = UINT64_C(1000000000);
+    bed.rounds = 0;
     memset(&bed.urgent, 0, sizeof(bed.urgent));
     begin_engine(manner);
-    if ((manner & UNARMED) == 0)
+    if ((manner & (UNARMED | MOVE)) == 0)
         engine_arm(&bed.engine);
     urgent_start(&bed.urgent, &urgent);
     for (uint32_t thread = 0; thread < 5; thread++) /* they wait for pages */
@@ -239,6 +251,38 @@ static void take_slices(void)
     }
 }
 
+static bool armed(void)
+{
+    return atomic_load(&bed.table.header->armed) != 0;
+}
+
+static void look_at_round(const struct round_outcome_of *ended)
+{
+    fuzz_check(!armed());
+    if (ended->outcome == ROUND_REFUSED) {
+        fuzz_check(ended->reason != 0 && strlen(ended->why) < GRPC_TEXT_BYTES);
+        return;
+    }
+    fuzz_check((uint32_t)ended->as_of != 0 && ended->as_of == bed.urgent.round.since && ended->newer_pages <= PAGES);
+    if (ended->frozen && urgent_agrees(&bed.urgent)) {
+        bed.engine.frozen_version = bed.urgent.final_as_of = ended->as_of;
+        engine_arm(&bed.engine);
+    }
+}
+
+/* As orders.c does: a round at a time, every third without a new one; when that was read, faults are resolved. */
+static void go_on_with_move(void)
+{
+    struct round *round = &bed.urgent.round;
+    struct round_outcome_of ended;
+
+    if (round_ended_as(round, &ended))
+        look_at_round(&ended);
+    if (!armed() && bed.urgent.attached && bed.urgent.live && !round->wanted)
+        round_order(round, bed.rounds++ % 3 != 2);
+    round_next_ns(round);
+}
+
 /* Both are never dialled in one run: the input is one server's word. */
 static void turn(uint8_t manner, uint32_t ready)
 {
@@ -254,6 +298,8 @@ static void turn(uint8_t manner, uint32_t ready)
     } else {
         if (ready != 0)
             urgent_ready(&bed.urgent, ready);
+        if ((manner & MOVE) != 0)
+            go_on_with_move();
         urgent_turn(&bed.urgent);
         engine_tick(&bed.engine, bed.now_ns);
         urgent_next_ns(&bed.urgent);

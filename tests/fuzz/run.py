@@ -51,6 +51,7 @@ AIMS: Final = {
     "native/serve/reply.c": ("server",),
     "native/serve/standard.c": ("server",),
     "native/client/answers.c": ("client",),
+    "native/client/round.c": ("client",),
     "native/pager/engine.c": ("engine", "simulation"),
     "native/pager/news.c": ("engine", "simulation"),
 }

@@ -43,7 +43,9 @@ def message(content: bytes) -> bytes:
 # ------------------------------------------------------------------------------------------------ as a client
 
 
-def request(stream: int, path: str, *contents: bytes, end: bool = True, **more: str) -> bytes:
+def request(
+    stream: int, path: str, *contents: bytes, end: bool = True, who: Fields | None = None, **more: str
+) -> bytes:
     fields = {
         ":method": "POST",
         ":scheme": "http",
@@ -52,7 +54,7 @@ def request(stream: int, path: str, *contents: bytes, end: bool = True, **more: 
         "te": "trailers",
     }
     fields["content-type"] = "application/grpc"
-    fields |= {name.replace("_", "-"): value for name, value in more.items()}
+    fields |= {name.replace("_", "-"): value for name, value in more.items()} | (who or {})
     parts = [frame(HEADERS, END_HEADERS, stream, block(fields))]
     parts += [frame(DATA, 0, stream, message(content)) for content in contents]
     return b"".join(parts) + (frame(DATA, END_STREAM, stream) if end else b"")
@@ -69,9 +71,9 @@ def session_seeds() -> dict[str, bytes]:
     token = "Bearer AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8"
     who = {
         "authorization": token,
-        "pageferry_session": "move",
-        "pageferry_target": "00c0FFEE00c0ffee",
-        "pageferry_epoch": "3",
+        "pageferry-session": "move",
+        "pageferry-target": "00c0FFEE00c0ffee",
+        "pageferry-epoch": "3",
     }
     first = pb.FetchPagesRequest(image="live", encodings=2).SerializeToString()
     more = [
@@ -79,45 +81,48 @@ def session_seeds() -> dict[str, bytes]:
         pb.FetchPagesRequest(runs=[300, 9], heartbeat=4).SerializeToString(),
     ]
 
-    def attach(stream: int = 1, *contents: bytes, **other: str) -> bytes:
-        return request(stream, page + "FetchPages", first, *contents, end=False, **(who | other))
+    def attach(stream: int = 1, *contents: bytes, other: Fields | None = None) -> bytes:
+        return request(stream, page + "FetchPages", first, *contents, end=False, who=who | (other or {}))
 
-    def pages(stream: int, **fields: object) -> bytes:
-        asked = pb.StreamPagesRequest(image="live", **fields).SerializeToString()
-        return request(stream, page + "StreamPages", asked, **who)
+    def pages(stream: int, asked: pb.StreamPagesRequest) -> bytes:
+        asked.image = "live"
+        return request(stream, page + "StreamPages", asked.SerializeToString(), who=who)
 
+    ask = pb.StreamPagesRequest
     get = pb.GetPageRequest(image="live", page=9).SerializeToString()
     describe = pb.DescribeImageRequest(image="live").SerializeToString()
     rounds = attach() + b"".join(
-        pages(at, versions_only=True, open_round=True, since_version=since << 32 | at // 2 - 1)
+        pages(at, ask(versions_only=True, open_round=True, since_version=since << 32 | at // 2 - 1))
         for at, since in ((3, 0), (5, 5), (7, 5))
     )
     wrong = {
         "token": {"authorization": token[:-1] + "9"},
         "token_letter": {"authorization": token[:-1] + "+"},
         "token_none": {"authorization": ""},
-        "name": {"pageferry_session": "mov"},
-        "target": {"pageferry_target": "00c0ffee00c0ffeg"},
-        "target_short": {"pageferry_target": "1"},
-        "epoch": {"pageferry_epoch": "1x"},
-        "epoch_huge": {"pageferry_epoch": "99999999999999999999"},
+        "name": {"pageferry-session": "mov"},
+        "target": {"pageferry-target": "00c0ffee00c0ffeg"},
+        "target_short": {"pageferry-target": "1"},
+        "epoch": {"pageferry-epoch": "1x"},
+        "epoch_huge": {"pageferry-epoch": "99999999999999999999"},
     }
     seeds = {
         "attach": attach(1, *more),
-        "attach_drawn": attach(1, *more) + frame(WINDOW, 0, 0, b"\0\x10\0\0") + pages(3, encodings=2),
+        "attach_drawn": attach(1, *more) + frame(WINDOW, 0, 0, b"\0\x10\0\0") + pages(3, ask(encodings=2)),
         "attach_nine": b"".join(attach(2 * at + 1, more[0]) for at in range(9)),
-        "rounds": rounds + pages(9, runs=[0, 64], encodings=2),
-        "round_bytes": attach() + pages(3, open_round=True, encodings=2),
-        "round_first": pages(1, versions_only=True, open_round=True),
-        "superseded": attach(1, more[0]) + attach(3, more[1], pageferry_epoch="4") + attach(5),
-        "other_target": attach() + attach(3, pageferry_target="00000000000000ff"),
-        "session_get": attach() + request(3, page + "GetPage", get, **who) + request(5, page + "GetPage", get),
+        "rounds": rounds + pages(9, ask(runs=[0, 64], encodings=2)),
+        "round_bytes": attach() + pages(3, ask(open_round=True, encodings=2)),
+        "round_first": pages(1, ask(versions_only=True, open_round=True)),
+        "superseded": attach(1, more[0]) + attach(3, more[1], other={"pageferry-epoch": "4"}) + attach(5),
+        "other_target": attach() + attach(3, other={"pageferry-target": "00000000000000ff"}),
+        "session_get": attach()
+        + request(3, page + "GetPage", get, who=who)
+        + request(5, page + "GetPage", get),
         "session_describe": request(
             1, page + "DescribeImage", describe, authorization=token, pageferry_session="move"
         )
         + request(3, page + "DescribeImage", describe),
-        "other_image": attach() + request(3, page + "GetPage", b"\x0a\x02vm", **who),
-        **{f"wrong_{name}": attach(1, more[0], **fields) for name, fields in wrong.items()},
+        "other_image": attach() + request(3, page + "GetPage", b"\x0a\x02vm", who=who),
+        **{f"wrong_{name}": attach(1, more[0], other=fields) for name, fields in wrong.items()},
     }
     stories = {
         "attach": range(10),
@@ -342,6 +347,54 @@ def client_seeds() -> dict[str, bytes]:
         "compressed": describe + answer(3) + frame(DATA, 0, 3, b"\1\0\0\0\1x"),
         "too_long": describe + answer(3) + frame(DATA, 0, 3, b"\0\x7f\0\0\0x"),
     }
+    later = (1 << 32) | 3
+
+    def mapped(stream: int, as_of: int, *batches: bytes, status: Fields = ok) -> bytes:
+        return answer(stream, *(update(one, as_of) for one in batches), end=status)
+
+    def update(content: bytes, as_of: int, **more: object) -> bytes:
+        made = pb.PageBatch.FromString(content)
+        made.as_of = as_of
+        for name, value in more.items():
+            setattr(made, name, value)
+        return made.SerializeToString()
+
+    version, zero, lost = kind.RUN_KIND_VERSION, kind.RUN_KIND_ZERO, kind.RUN_KIND_POISON
+    all_pages = (batch(0, 30, version, IMMUTABLE, 30, 9, zero, IMMUTABLE), batch(39, 1, lost, IMMUTABLE))
+    told = update(batch(heartbeat=1), later, phase=pb.PHASE_PRECOPY, cancel_requested=True)
+    frozen = update(batch(), later, manifest_digest=bytes(16))
+    attached = settings + answer(1, live.SerializeToString(), end=ok) + answer(3, batch(), told)
+    last = mapped(9, later, batch(14, 1, version, later), batch(21, 1, zero, later))
+    two_rounds = mapped(5, IMMUTABLE, *all_pages) + mapped(7, later, batch(0, 15, version, later))
+    refused = {"grpc-status": "9", "grpc-message": "no", "pageferry-reason": "WRONG_PHASE"}
+    moves = {
+        "move": attached
+        + two_rounds
+        + last
+        + frame(DATA, 0, 3, message(data))
+        + frame(DATA, 0, 3, message(frozen)),
+        "move_lagging": attached
+        + mapped(5, IMMUTABLE, *all_pages) * 2
+        + mapped(9, IMMUTABLE, batch(0, 2, 4, later)),
+        "move_broken": attached
+        + mapped(5, IMMUTABLE, all_pages[0], status=busy)
+        + mapped(7, IMMUTABLE, all_pages[1], all_pages[0])
+        + mapped(9, IMMUTABLE, data),
+        "move_part": attached
+        + mapped(5, IMMUTABLE, all_pages[0])
+        + mapped(7, later, batch(), status=refused),
+        "move_back": attached + mapped(5, later, *all_pages) + mapped(7, IMMUTABLE, batch()),
+        "move_outside": attached
+        + mapped(5, later, batch(39, 2, version, later), batch(0, 1, version, later)),
+        "move_digest": attached + mapped(5, later, bad, bad) + mapped(7, later, bad),
+        "move_roundless": attached + mapped(5, 1 << 32, batch(0, 40, version, 1 << 32)),
+        "move_pieces": attached
+        + answer(5)
+        + frame(DATA, 0, 5, message(all_pages[0])[:20])
+        + frame(DATA, 0, 5, message(all_pages[0])[20:])
+        + frame(DATA, 0, 5, message(all_pages[1]))
+        + frame(HEADERS, END_HEADERS | END_STREAM, 5, block(ok)),
+    }
     bulk = {
         "ranges": settings
         + answer(1, batch(0, 1, 1, IMMUTABLE, 1, 15, 2, IMMUTABLE, data=one), end=ok)
@@ -365,6 +418,11 @@ def client_seeds() -> dict[str, bytes]:
             for manner in ((0x00, 0x3A) if name in ("pages", "in_pieces") else (0x18,))
         },
         "pages_private": b"\x04" + seeds["pages"],
+        **{
+            f"{name}_{manner:#04x}": bytes([manner]) + content
+            for name, content in moves.items()
+            for manner in ((0x58, 0x78, 0x50) if name == "move" else (0x58,))
+        },
         **{
             f"{name}_{manner:#04x}": bytes([manner]) + content
             for name, content in bulk.items()
