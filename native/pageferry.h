@@ -274,6 +274,16 @@ int pageferry_server_live_state(struct pageferry_server *server, const char *nam
 /* An image of any kind is not served any more: its calls end with NO_SUCH_IMAGE, and its memory is given up when the
  * last of them has ended. */
 int pageferry_server_remove(struct pageferry_server *server, const char *name);
+/*
+ * For a VMM that runs without the shim: makes it register these regions of its own memory for asynchronous write
+ * protection, through ptrace (x86-64; CAP_SYS_PTRACE, or its user's where Yama lets that). One thread of it stands still
+ * for less than a millisecond. Where this fails the VMM goes on as it was.
+ * A userfaultfd, the caller's: writes are tracked until its last copy is closed, and this is the only one. Otherwise
+ * minus a reason, with a sentence: NOT_ALLOWED, NO_VMM, BUSY (it is stopped), UNSUPPORTED, TOO_SLOW, ALREADY_ATTACHED
+ * (somebody tracks it), BAD_REQUEST, NO_MEMORY, BUG. What the shim guards against, nobody does then: docs/handoff.md.
+ */
+int pageferry_attach(int vmm_pid, int vmm_pidfd, const struct pageferry_region *regions, uint32_t region_count,
+                     char *error, size_t error_bytes);
 /* A VMM under the shim has been taken: its mmap may return (kernel/frames.h). Errors: NO_VMM. */
 int pageferry_handoff_accept(int fd);
 

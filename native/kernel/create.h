@@ -11,6 +11,13 @@
 
 #include <stdint.h>
 
+#include "uapi.h"
+
+/* Of one through which writes are seen from outside: asynchronous write protection, absent pages too. Linux 6.7. */
+#define CREATE_TRACK_FEATURES \
+    (UFFD_FEATURE_PAGEFAULT_FLAG_WP | UFFD_FEATURE_WP_HUGETLBFS_SHMEM | UFFD_FEATURE_WP_UNPOPULATED | \
+     UFFD_FEATURE_WP_ASYNC)
+
 enum create_way { CREATE_WAY_NONE = 0, CREATE_WAY_GIVEN, CREATE_WAY_SYSCALL, CREATE_WAY_DEVICE };
 
 /*

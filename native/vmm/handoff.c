@@ -41,16 +41,13 @@ struct role {
 #define RESTORE_FEATURES (UFFD_FEATURE_MISSING_SHMEM | UFFD_FEATURE_MINOR_SHMEM | UFFD_FEATURE_THREAD_ID)
 #define RESTORE_MODES (UFFDIO_REGISTER_MODE_MISSING | UFFDIO_REGISTER_MODE_MINOR)
 #define RESTORE_CALLS (CALL(_UFFDIO_WAKE) | CALL(_UFFDIO_COPY) | CALL(_UFFDIO_ZEROPAGE) | CALL(_UFFDIO_CONTINUE))
-#define TRACK_FEATURES \
-    (UFFD_FEATURE_PAGEFAULT_FLAG_WP | UFFD_FEATURE_WP_HUGETLBFS_SHMEM | UFFD_FEATURE_WP_UNPOPULATED | \
-     UFFD_FEATURE_WP_ASYNC)
 
 static const struct role roles[] = {
     {HANDOFF_RESTORE, "restore", RESTORE_FEATURES, RESTORE_MODES, RESTORE_CALLS, "minor faults on shared memory need "
      "Linux 5.14", "", "fault client", "faultclient run"},
-    {HANDOFF_TRACK, "track", TRACK_FEATURES, UFFDIO_REGISTER_MODE_WP, CALL(_UFFDIO_WRITEPROTECT), "asynchronous write "
+    {HANDOFF_TRACK, "track", CREATE_TRACK_FEATURES, UFFDIO_REGISTER_MODE_WP, CALL(_UFFDIO_WRITEPROTECT), "asynchronous write "
      "protection needs Linux 6.7", ",\"pageferry_role\":\"track\"", "page server", "pageserver serve"},
-    {HANDOFF_BOTH, "both", RESTORE_FEATURES | TRACK_FEATURES, RESTORE_MODES | UFFDIO_REGISTER_MODE_WP,
+    {HANDOFF_BOTH, "both", RESTORE_FEATURES | CREATE_TRACK_FEATURES, RESTORE_MODES | UFFDIO_REGISTER_MODE_WP,
      RESTORE_CALLS | CALL(_UFFDIO_WRITEPROTECT), "asynchronous write protection needs Linux 6.7",
      ",\"pageferry_role\":\"both\"", "fault client", "faultclient serve"},
 };
