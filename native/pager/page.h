@@ -3,12 +3,7 @@
  * The page machine. One table says what happens to a page: names, steps, docs/page-machine.md and the simulation's
  * coverage all come from it.
  *
- * A page is one 64-bit word: version << 8 | held << 4 | stale << 3 | state.
- *   version  what is held (CACHED, ZERO, OWNED) or the lowest acceptable (MISSING, WANTED); 0: none, or any
- *   stale    the page cache may hold something that is not this page. Set BEFORE a write to the cache begins, by
- *            invalidate, and at attach for what SEEK_DATA finds; clear otherwise (DESIGN 3.5)
- *   held     what cannot be was found here, and reported: nothing is written, mapped or asked any more, also by a
- *            successor; only a page that is removed or lost leaves this
+ * A page is one 64-bit word: base/words.h.
  */
 #ifndef PAGEFERRY_PAGE_H
 #define PAGEFERRY_PAGE_H
@@ -16,16 +11,10 @@
 #include <stdbool.h>
 #include <stdint.h>
 
+#include "../base/words.h"
+
 #define PAGE_BYTES 4096u
 #define PAGE_SHIFT 12
-
-#define PAGE_STATES(X) \
-    X(MISSING, "no acceptable bytes here; the version is the lowest acceptable") \
-    X(WANTED, "as MISSING, and a vCPU waits: asked") \
-    X(CACHED, "acceptable bytes in the page cache, not mapped; the version is held") \
-    X(ZERO, "acceptable, reads as zeros, nothing in the cache") \
-    X(OWNED, "the guest's for good: never written again") \
-    X(POISONED, "lost: an access raises SIGBUS or a machine check")
 
 #define PAGE_EVENTS(X) \
     X(FAULT, "a thread waits for the page") \
@@ -102,9 +91,6 @@
     X(POISONED, FLOOR, UNARMED, RAISE, POISONED) \
     X(POISONED, REMOVED, ARMED, POISON, POISONED)
 
-#define PAGE_NAME(name, help) PAGE_##name,
-enum page_state { PAGE_STATES(PAGE_NAME) PAGE_STATE_COUNT };
-#undef PAGE_NAME
 #define PAGE_NAME(name, help) PAGE_EVENT_##name,
 enum page_event { PAGE_EVENTS(PAGE_NAME) PAGE_EVENT_COUNT };
 #undef PAGE_NAME
@@ -123,35 +109,5 @@ struct page_step page_step(enum page_state state, enum page_event event, bool ar
 const char *page_state_name(enum page_state state); /* NULL when out of range; the two below too */
 const char *page_event_name(enum page_event event);
 const char *page_action_name(enum page_action action);
-
-#define PAGE_STATE_MASK UINT64_C(7)
-#define PAGE_STALE UINT64_C(8)
-#define PAGE_HELD UINT64_C(16)
-#define PAGE_VERSION_SHIFT 8
-
-static inline enum page_state page_state(uint64_t word)
-{
-    return (enum page_state)(word & PAGE_STATE_MASK);
-}
-
-static inline bool page_stale(uint64_t word)
-{
-    return (word & PAGE_STALE) != 0;
-}
-
-static inline bool page_held(uint64_t word)
-{
-    return (word & PAGE_HELD) != 0;
-}
-
-static inline uint64_t page_version(uint64_t word)
-{
-    return word >> PAGE_VERSION_SHIFT;
-}
-
-static inline uint64_t page_word(enum page_state state, bool stale, uint64_t version)
-{
-    return version << PAGE_VERSION_SHIFT | (stale ? PAGE_STALE : 0) | (uint64_t)state;
-}
 
 #endif

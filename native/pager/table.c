@@ -14,6 +14,7 @@
 #include <unistd.h>
 
 #define WORDS_OFFSET_BYTES ((sizeof(struct table_header) + PAGE_BYTES - 1) / PAGE_BYTES * PAGE_BYTES)
+#define SEALS (F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_SEAL) /* whoever maps it needs not fear for the next word */
 #define TABLE_PAGES_MAX (UINT64_C(1) << 40) /* 4 PiB of guest memory */
 
 static size_t table_bytes(uint64_t page_count)
@@ -46,8 +47,8 @@ int table_create(uint64_t page_count, struct table *table)
         rc = -EINVAL;
         goto out;
     }
-    fd = memfd_create("pageferry-table", MFD_CLOEXEC);
-    if (fd < 0 || fallocate(fd, 0, 0, (off_t)table_bytes(page_count)) < 0)
+    fd = memfd_create("pageferry-table", MFD_CLOEXEC | MFD_ALLOW_SEALING);
+    if (fd < 0 || fallocate(fd, 0, 0, (off_t)table_bytes(page_count)) < 0 || fcntl(fd, F_ADD_SEALS, SEALS) < 0)
         rc = -errno;
     if (rc == 0)
         rc = map_table(fd, page_count, table);
@@ -56,7 +57,7 @@ int table_create(uint64_t page_count, struct table *table)
     table->header->page_count = page_count;
     table->header->words_offset_bytes = WORDS_OFFSET_BYTES;
     atomic_thread_fence(memory_order_release);
-    table->header->magic = TABLE_MAGIC; /* last: with it, the rest of the header is there */
+    table->header->magic = WORDS_MAGIC; /* last: with it, the rest of the header is there */
 out:
     if (rc < 0 && fd >= 0)
         close(fd);
@@ -65,7 +66,7 @@ out:
 
 static bool header_agrees(const struct table_header *header, uint64_t page_count)
 {
-    return header->magic == TABLE_MAGIC && header->page_count == page_count &&
+    return header->magic == WORDS_MAGIC && header->page_count == page_count &&
            header->words_offset_bytes == WORDS_OFFSET_BYTES && atomic_load(&header->batch_count) <= TABLE_BATCH_EVENTS;
 }
 

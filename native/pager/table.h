@@ -17,10 +17,10 @@
 #include "../kernel/kernel_ops.h"
 #include "page.h"
 
-#define TABLE_MAGIC UINT64_C(0x3330656c62617470) /* "ptable03": grows with the layout */
 #define TABLE_BATCH_EVENTS 64
 
-/* At offset 0 of the memfd; the words follow at words_offset_bytes. */
+/* At offset 0 of the memfd; the words follow at words_offset_bytes. The first three are those of struct words_header,
+ * which others read (base/words.h). */
 struct table_header {
     uint64_t magic;
     uint64_t page_count;
@@ -34,6 +34,11 @@ struct table_header {
                                          ours; before, nothing is, also after a takeover */
     struct kernel_event batch[TABLE_BATCH_EVENTS];
 };
+
+_Static_assert(offsetof(struct table_header, magic) == offsetof(struct words_header, magic) &&
+               offsetof(struct table_header, page_count) == offsetof(struct words_header, page_count) &&
+               offsetof(struct table_header, words_offset_bytes) == offsetof(struct words_header, words_offset_bytes),
+               "others read the header too");
 
 struct table {
     int fd;
