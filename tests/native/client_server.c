@@ -475,6 +475,7 @@ static void accept_one(struct server *server, struct connection *connections)
     if (fd < 0 || free_one == NULL)
         abort();
     free_one->server = server;
+    atomic_fetch_add(&server->seen.open, 1);
     atomic_fetch_add(&server->seen.connections, 1);
     if (conn_open(fd, GRPC_SERVER, &rpc_defaults, &callbacks, free_one, &free_one->conn) != 0)
         abort();
@@ -482,6 +483,8 @@ static void accept_one(struct server *server, struct connection *connections)
 
 static void drop(struct connection *connection)
 {
+    if (connection->conn != NULL)
+        atomic_fetch_sub(&connection->server->seen.open, 1);
     conn_close(connection->conn);
     connection->conn = NULL;
 }

@@ -60,6 +60,7 @@ struct server_will {
 };
 
 struct server_seen {
+    _Atomic uint64_t open;           /* connections, now */
     _Atomic uint64_t connections, describes, fetches, streams, asked, overlong;
     _Atomic uint64_t maps, since;    /* maps that were asked, and above which version the last was */
     _Atomic uint64_t rounds;         /* that were opened for one */
