@@ -35,7 +35,8 @@ class Orders:
         self._take = take
         self._cookies = itertools.count(1)
         self._answers: dict[tuple[EventKind, int], asyncio.Future[PagerEvent]] = {}
-        self._attached = self._awaited(EventKind.ATTACHED, 0)
+        self._described = self._awaited(EventKind.ATTACHED, 0)
+        self._let_in = self._awaited(EventKind.PHASE, 0)
         self._heeding = asyncio.create_task(heed(pager.event_fd(), self._catch_up))
 
     def _catch_up(self) -> None:
@@ -61,8 +62,9 @@ class Orders:
         return future
 
     async def attached(self) -> None:
-        """The page server has described the image, and let us in."""
-        await self._attached
+        """The page server has described the image, and let us in: it tells the session's phase then."""
+        await self._described
+        await self._let_in
 
     async def round(self, *, open_new: bool) -> PagerEvent:
         """The map of all versions has been read; of a new round, or as it is."""

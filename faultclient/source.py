@@ -23,7 +23,7 @@ HAND_OVER_S: Final = 75.0
 OPTIONS: Final = (
     ("grpc.max_receive_message_length", CONTROL_MESSAGE_BYTES_MAX),
     ("grpc.initial_reconnect_backoff_ms", 100),
-    ("grpc.min_reconnect_backoff_ms", 100),
+    ("grpc.min_reconnect_backoff_ms", 5000),  # by its name; it is how long one attempt to connect may take
     ("grpc.max_reconnect_backoff_ms", 2000),
     ("grpc.keepalive_time_ms", 10_000),  # a host that is gone says nothing
     ("grpc.keepalive_timeout_ms", 5_000),
@@ -93,7 +93,8 @@ class GrpcSource:
 def refused(error: grpc.RpcError, who: str) -> PageferryError:
     """What a failed call means. A deadline of ours is TOO_SLOW, though no server said so."""
     code = error.code()
-    trailers = {item.key: str(item.value) for item in error.trailing_metadata() or ()}
+    # a unary call's are named tuples, a stream's are plain ones
+    trailers = {key: str(value) for key, value in error.trailing_metadata() or ()}
     name = trailers.get(REASON_TRAILER)
     reason = reason_from_status(code.value[0], name)
     if name is None and code is grpc.StatusCode.DEADLINE_EXCEEDED:

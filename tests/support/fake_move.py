@@ -156,6 +156,7 @@ class Stage:
         self.disk_errors: list[PageferryError] = []
         self.given_back = 0
         self.comes_all = True  # what is missing arrives before anybody looks
+        self.lets_in = True  # the source, as soon as the pager knocks
         self.session = Session("move-1", "vm", "127.0.0.1:1")
         given: dict[str, object] = {
             "postcopy": postcopy,
@@ -186,6 +187,8 @@ class Stage:
             self.pager.close()
             raise
         self.pager.tell(EventKind.ATTACHED)
+        if self.lets_in:
+            self.let_in()
         return Vm(cast(Pager, self.pager), "vm", "127.0.0.1:1", PAGES * 4096, 0)
 
     def record(
@@ -197,6 +200,9 @@ class Stage:
         self.disk.append((phase, failure))
 
     # ---------------------------------------------------------------------------------------------- the pager
+
+    def let_in(self) -> None:
+        self.pager.tell(EventKind.PHASE, value=self.source.phase)
 
     def _ordered(self, order: str, cookie: int) -> None:
         self.story.append(order)

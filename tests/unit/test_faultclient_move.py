@@ -75,6 +75,21 @@ def test_precopy_then_postcopy() -> None:
     assert stage.session.machine == "qemu 7.2.0, pc-i440fx-7.2"
 
 
+def test_nothing_is_asked_for_before_the_source_has_let_us_in() -> None:
+    """The image is described first. HandOver goes another way than FetchPages and may be there before it:
+    nobody has attached then, and the move would be over."""
+    stage = completing(Stage(Postcopy.AT_ONCE))
+    stage.lets_in = False
+
+    def knock() -> None:
+        asyncio.get_running_loop().call_later(0.05, lambda: (stage.story.append("let in"), stage.let_in()))
+
+    stage.at["open"] = knock
+    stage.play()
+    ended_well(stage)
+    assert stage.story[:4] == ["attach", "open", "let in", "HandOver"]
+
+
 def test_at_once() -> None:
     stage = completing(Stage(Postcopy.AT_ONCE))
     stage.comes_all = False
