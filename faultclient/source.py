@@ -93,8 +93,8 @@ class GrpcSource:
 def refused(error: grpc.RpcError, who: str) -> PageferryError:
     """What a failed call means. A deadline of ours is TOO_SLOW, though no server said so."""
     code = error.code()
-    # a unary call's are named tuples, a stream's are plain ones
-    trailers = {key: str(value) for key, value in error.trailing_metadata() or ()}
+    metadata: Any = error.trailing_metadata() or ()  # a unary call's are named tuples, a stream's plain ones
+    trailers = {key: str(value) for key, value in metadata}
     name = trailers.get(REASON_TRAILER)
     reason = reason_from_status(code.value[0], name)
     if name is None and code is grpc.StatusCode.DEADLINE_EXCEEDED:

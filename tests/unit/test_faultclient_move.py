@@ -81,10 +81,11 @@ def test_nothing_is_asked_for_before_the_source_has_let_us_in() -> None:
     stage = completing(Stage(Postcopy.AT_ONCE))
     stage.lets_in = False
 
-    def knock() -> None:
-        asyncio.get_running_loop().call_later(0.05, lambda: (stage.story.append("let in"), stage.let_in()))
+    def let_in() -> None:
+        stage.story.append("let in")
+        stage.let_in()
 
-    stage.at["open"] = knock
+    stage.at["open"] = lambda: asyncio.get_running_loop().call_later(0.05, let_in)
     stage.play()
     ended_well(stage)
     assert stage.story[:4] == ["attach", "open", "let in", "HandOver"]
