@@ -232,6 +232,8 @@ struct pageferry_live_options {
     int ram_fd;    /* memfd, or a file on tmpfs */
     int vmm_pid;   /* whose /proc/PID/pagemap is read */
     int vmm_pidfd; /* of the same process; -1: there is none */
+    int arriving_fd; /* the page table of the fault client that still brings this memory: pages that are not here
+                        travel as LATER, never as zeros. -1: all are here */
     const struct pageferry_region *regions; /* in the order of the image, without a gap */
     uint32_t region_count;
     uint64_t content_id;  /* not 0; another one for each VM that ever had this name */
@@ -269,6 +271,12 @@ int pageferry_server_freeze(struct pageferry_server *server, const char *name, s
 /* The guest runs here again: rounds may be opened again, the next one names every page. The sessions of the image have
  * lost their rights before. */
 int pageferry_server_thaw(struct pageferry_server *server, const char *name);
+/*
+ * Of an image that was arriving: every page is here, and the fault client is to go. The memory is registered for write
+ * protection alone from now on. Errors: NO_SUCH_IMAGE, BAD_REQUEST (not live), WRONG_PHASE (pages are missing, or
+ * poisoned: those need somebody who answers for them), NO_VMM, BUG.
+ */
+int pageferry_server_arrived(struct pageferry_server *server, const char *name);
 int pageferry_server_live_state(struct pageferry_server *server, const char *name,
                                 struct pageferry_live_state *state);
 /* An image of any kind is not served any more: its calls end with NO_SUCH_IMAGE, and its memory is given up when the

@@ -67,6 +67,7 @@ class LiveMemory:
     regions: Sequence[Region]
     content_id: int  # another one for each VM that ever had this name
     incarnation: int  # higher than any before under this content id
+    arriving_fd: int = -1  # the page table of the fault client that still brings this memory; -1: all is here
 
 
 @dataclass(frozen=True, slots=True)
@@ -192,6 +193,7 @@ class DataPlane:
         options.name = name
         options.uffd, options.ram_fd = memory.uffd, memory.ram_fd
         options.vmm_pid, options.vmm_pidfd = memory.pid, memory.pidfd
+        options.arriving_fd = memory.arriving_fd
         options.regions, options.region_count = regions, len(memory.regions)
         options.content_id, options.incarnation = memory.content_id, memory.incarnation
         native.check(lib.pageferry_server_add_live(self._server, options), options.error)
@@ -208,6 +210,11 @@ class DataPlane:
     def thaw(self, name: str) -> None:
         """The guest runs here again. Its sessions have lost their rights before."""
         native.check(lib.pageferry_server_thaw(self._server, name.encode()))
+
+    def arrived(self, name: str) -> None:
+        """Every page of it is here, and its fault client is to go: the memory is registered for write protection
+        alone. WRONG_PHASE: pages are missing, or poisoned. Blocks for some ms a GiB."""
+        native.check(lib.pageferry_server_arrived(self._server, name.encode()))
 
     def live_state(self, name: str) -> LiveState:
         state = ffi.new("struct pageferry_live_state *")

@@ -88,6 +88,19 @@ static int reset(int pagemap_fd, uint64_t start, uint64_t end)
 
 const struct scan_calls scan_calls = {.dirty = dirty, .reset = reset};
 
+/* The kernel takes no mode off a mapping (a mode that is there already changes nothing), so it has to be done in two. */
+int scan_protect_alone(int uffd, uint64_t start, uint64_t end)
+{
+    struct uffdio_range all = {.start = start, .len = end - start};
+    struct uffdio_register again = {.range = all, .mode = UFFDIO_REGISTER_MODE_WP};
+    int rc = ioctl(uffd, UFFDIO_UNREGISTER, &all) < 0 ? -errno : 0;
+
+    if (rc == 0 && ioctl(uffd, UFFDIO_REGISTER, &again) < 0)
+        rc = -errno;
+    ioctl(uffd, UFFDIO_WAKE, &all); /* who was between the two; it fails where the process is gone */
+    return rc == -ENOMEM ? -ESRCH : rc; /* so it says of a process that has ended */
+}
+
 /* ---------------------------------------------------------------------------- what is there to be tracked */
 
 static bool has_ended(int pidfd)

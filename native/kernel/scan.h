@@ -61,6 +61,13 @@ extern const struct scan_calls scan_calls;
  */
 int scan_open(pid_t pid, int pidfd);
 
+/*
+ * [start, end) is registered with `uffd` for faults too, which nobody will serve any more: from now on it is registered
+ * for write protection alone. Who waited for a page there is woken; every page counts as written. For a moment nothing is
+ * registered, so the caller sees to it that nobody looks meanwhile, and that no page is missing: it would be zeros.
+ */
+int scan_protect_alone(int uffd, uint64_t start, uint64_t end);
+
 /* Every page of [start, end) is mapped and registered as above: 1, or 0. */
 int scan_covered(int pagemap_fd, uint64_t start, uint64_t end);
 

@@ -13,6 +13,8 @@
 #include <string.h>
 #include <unistd.h>
 
+#include "arriving.h"
+
 #define HOLE_PAGE_BYTES UINT64_C(4096)
 #define SHORT_RUN_PAGES 8 /* to read so many pages of zeros costs less than to look at every run */
 
@@ -109,7 +111,14 @@ void holes_begin_walk(struct holes *holes)
     holes->extent_end = 0;
 }
 
-void holes_walk(struct holes *holes, uint64_t first_page, uint64_t end)
+/* Are the pages from `page` on to be left as such that may hold data? *end: how far. Their words are loaded before the
+ * file is looked at: what arrives in between is data to us, and not a hole. */
+static bool not_here(const struct holes *holes, uint64_t page, uint64_t *end)
+{
+    return holes->arriving != NULL && arriving_standing(holes->arriving, page, end) != IMAGE_HERE;
+}
+
+static void walk(struct holes *holes, uint64_t first_page, uint64_t end)
 {
     uint64_t page = first_page;
 
@@ -130,7 +139,7 @@ void holes_walk(struct holes *holes, uint64_t first_page, uint64_t end)
 
 /* A page that was known to hold data is passed over, unless a longer run begins with it: a run that is given
  * back as a whole is then seen as the hole that it is. */
-void holes_look(struct holes *holes, uint64_t first_page, uint64_t end)
+static void look(struct holes *holes, uint64_t first_page, uint64_t end)
 {
     uint64_t page = first_page;
 
@@ -146,4 +155,28 @@ void holes_look(struct holes *holes, uint64_t first_page, uint64_t end)
                 page = holes_alike_end(holes, page, end);
         }
     }
+}
+
+static void each_standing(struct holes *holes, uint64_t first_page, uint64_t end,
+                          void (*if_here)(struct holes *holes, uint64_t first_page, uint64_t end))
+{
+    uint64_t past;
+
+    for (uint64_t page = first_page; page < end; page = past) {
+        past = end;
+        if (not_here(holes, page, &past))
+            set_bits(holes, page, past, true);
+        else
+            if_here(holes, page, past);
+    }
+}
+
+void holes_walk(struct holes *holes, uint64_t first_page, uint64_t end)
+{
+    each_standing(holes, first_page, end, walk);
+}
+
+void holes_look(struct holes *holes, uint64_t first_page, uint64_t end)
+{
+    each_standing(holes, first_page, end, look);
 }

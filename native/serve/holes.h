@@ -4,8 +4,9 @@
  * sent without being read. Found by SEEK_DATA, never by touching a page: a touch would allocate it.
  *
  * A bit may be set without need, which costs the reading of a page of zeros. It must never be clear without
- * need for as long as the page keeps its version; how that is seen to is in rounds.h. One thread looks, any
- * number ask.
+ * need for as long as the page keeps its version; how that is seen to is in rounds.h. A page that has not
+ * arrived may hold data, whatever the file says: it may arrive under the version that it has (arriving.h). One
+ * thread looks, any number ask.
  */
 #ifndef PAGEFERRY_HOLES_H
 #define PAGEFERRY_HOLES_H
@@ -14,11 +15,14 @@
 #include <stdbool.h>
 #include <stdint.h>
 
+struct arriving;
+
 struct holes {
     int fd; /* a description of its own: seeking moves nobody's position */
     uint64_t page_count;
     uint64_t extent_end; /* of a walk in order: data have been seen up to here */
     _Atomic uint64_t *may_hold;
+    const struct arriving *arriving; /* set by the owner; NULL: all pages are here */
 };
 
 /* `fd` of the RAM file stays the caller's. Until they are looked at all pages may hold data. 0 or -errno. */

@@ -4,8 +4,8 @@
  * live memory of a VM; a remote snapshot later) differ behind this table only. Its functions are called by
  * all workers at once.
  *
- * Whoever answers with a page loads its version first, then asks whether it may hold data, then reads it: the
- * bytes are at least as new as the version that goes with them (rounds.h).
+ * Whoever answers with a page loads its version first, then asks how it stands, whether it may hold data, and then
+ * reads it: the bytes are at least as new as the version that goes with them (rounds.h), and whole (arriving.h).
  */
 #ifndef PAGEFERRY_IMAGE_H
 #define PAGEFERRY_IMAGE_H
@@ -26,12 +26,20 @@
 struct image;
 struct rounds;
 
+enum image_standing {
+    IMAGE_HERE = 0, /* to be read */
+    IMAGE_AWAY,     /* it has not arrived: neither bytes nor zeros, until it has */
+    IMAGE_LOST      /* poisoned, before it came here */
+};
+
 struct image_ops {
     /*
      * Reads the bytes of whole pages to `bytes`. 0; -PF_REASON_GOING_AWAY: not now, or not all of them (they
      * travel as LATER); -PF_REASON_MISMATCH: the image is not what it was (the call ends).
      */
     int (*read)(const struct image *image, uint64_t first_page, uint64_t page_count, uint8_t *bytes);
+    /* How `page` stands; *end comes down to where the pages end that stand so. NULL: all are here, always. */
+    enum image_standing (*standing)(const struct image *image, uint64_t page, uint64_t *end);
     /* The page may hold data; if not, it is zeros and need not be read. Never touches the page. */
     bool (*may_hold_data)(const struct image *image, uint64_t page);
     /* Where the pages end that are alike in this respect from `page` on: looked for up to `end`. */

@@ -13,12 +13,14 @@
 #include <sys/vfs.h>
 #include <unistd.h>
 
+#include "arriving.h"
 #include "sparse.h"
 
 struct image_memory {
     struct image image; /* first: what the table's functions are given */
     int uffd;
     int pagemap_fd;
+    struct arriving arriving;
     struct versions versions;
     struct holes holes;
     struct rounds_region regions[PF_LIMIT_REGIONS_MAX];
@@ -41,6 +43,11 @@ static int memory_read(const struct image *image, uint64_t first_page, uint64_t 
     if (rc > 0)
         return -PF_REASON_MISMATCH; /* the file got shorter */
     return rc < 0 ? -PF_REASON_GOING_AWAY : 0;
+}
+
+static enum image_standing memory_standing(const struct image *image, uint64_t page, uint64_t *end)
+{
+    return arriving_standing(&memory_of(image)->arriving, page, end);
 }
 
 static bool memory_may_hold_data(const struct image *image, uint64_t page)
@@ -71,6 +78,7 @@ static void memory_close(struct image *image)
         rounds_close(&memory->rounds);
     holes_close(&memory->holes);
     versions_close(&memory->versions);
+    arriving_close(&memory->arriving);
     if (memory->pagemap_fd >= 0)
         close(memory->pagemap_fd);
     if (memory->uffd >= 0)
@@ -82,6 +90,7 @@ static void memory_close(struct image *image)
 
 static const struct image_ops memory_ops = {
     .read = memory_read,
+    .standing = memory_standing,
     .may_hold_data = memory_may_hold_data,
     .alike_end = memory_alike_end,
     .version = memory_version,
@@ -167,7 +176,8 @@ static int check_tracking(struct image_memory *memory, const struct image_memory
             return cannot_look(rc, "the memory", error, error_bytes);
         if (rc == 0) {
             sparse_explain(error, error_bytes, "region %u is not registered for asynchronous write protection, or not all "
-                           "of it: start the VMM under the shim with PAGEFERRY_SHIM_ROLE=track", i);
+                           "of it: start the VMM under the shim with PAGEFERRY_SHIM_ROLE=%s", i,
+                           request->arriving_fd < 0 ? "track" : "both");
             return -PF_REASON_MISMATCH;
         }
     }
@@ -197,6 +207,21 @@ static int set_tracking(struct image_memory *memory, const struct image_memory_r
     if (memory->pagemap_fd < 0)
         return cannot_look(memory->pagemap_fd, "the memory", error, error_bytes);
     return check_tracking(memory, request, error, error_bytes);
+}
+
+static int set_arriving(struct image_memory *memory, const struct image_memory_request *request, char *error,
+                        size_t error_bytes)
+{
+    int rc = 0;
+
+    if (request->arriving_fd >= 0)
+        rc = arriving_open(request->arriving_fd, memory->image.page_count, &memory->arriving);
+    if (rc == -EPROTO) {
+        sparse_explain(error, error_bytes, "the page table that came with the VM is none of this memory, or of another "
+                       "version: let the fault client and the page server be of the same release");
+        return -PF_REASON_MISMATCH;
+    }
+    return rc < 0 ? cannot_look(rc, "the page table", error, error_bytes) : 0;
 }
 
 /* ------------------------------------------------------------------------------------ versions and rounds */
@@ -236,6 +261,7 @@ static int set_rounds(struct image_memory *memory, char *error, size_t error_byt
                          &memory->versions, &memory->holes, &image->as_of);
     if (rc < 0)
         return cannot_look(rc, "the RAM file", error, error_bytes);
+    memory->holes.arriving = &memory->arriving;
     memory->rounds_open = true;
     image->rounds = &memory->rounds;
     return 0;
@@ -260,6 +286,8 @@ int image_memory_open(const struct image_memory_request *request, struct image *
     if (rc == 0)
         rc = set_tracking(memory, request, error, error_bytes);
     if (rc == 0)
+        rc = set_arriving(memory, request, error, error_bytes);
+    if (rc == 0)
         rc = set_versions(memory, request, error, error_bytes);
     if (rc == 0)
         rc = set_rounds(memory, error, error_bytes);
@@ -268,6 +296,16 @@ int image_memory_open(const struct image_memory_request *request, struct image *
     else
         memory_close(&memory->image);
     return rc;
+}
+
+int image_memory_arrived(struct image *image)
+{
+    struct image_memory *memory = (struct image_memory *)image;
+    uint64_t end = image->page_count;
+
+    if (arriving_standing(&memory->arriving, 0, &end) != IMAGE_HERE || end != image->page_count)
+        return -PF_REASON_WRONG_PHASE;
+    return rounds_protect_alone(&memory->rounds, memory->uffd);
 }
 
 manifest_sum image_memory_manifest(const struct image *image)

@@ -24,6 +24,7 @@ struct image_memory_request {
     uint64_t content_id;  /* these two of a new map */
     uint32_t incarnation;
     int versions_fd; /* the map of a server that was there before; -1: none */
+    int arriving_fd; /* the page table of the fault client that brings the memory; -1: it is here */
 };
 
 /*
@@ -32,6 +33,13 @@ struct image_memory_request {
  */
 int image_memory_open(const struct image_memory_request *request, struct image **image, char *error,
                       size_t error_bytes);
+
+/*
+ * Every page has arrived, and whoever has brought them is to go: the memory, which was registered for its faults too, is
+ * registered for write protection alone. All pages count as written then. 0, or minus a reason: WRONG_PHASE (pages are
+ * missing, or lost for good: they need somebody), NO_VMM, BUG.
+ */
+int image_memory_arrived(struct image *image);
 
 /* Of an image of this kind: the sum over its map (wait for the freeze), and the fd of the map, which stays
  * the image's. */

@@ -22,6 +22,7 @@ int pageferry_server_add_live(struct pageferry_server *server, struct pageferry_
         .content_id = options->content_id,
         .incarnation = (uint32_t)options->incarnation, /* is looked at below */
         .versions_fd = -1,
+        .arriving_fd = options->arriving_fd,
     };
     struct image *image = NULL;
     int rc;
@@ -93,6 +94,18 @@ int pageferry_server_thaw(struct pageferry_server *server, const char *name)
     if (image == NULL)
         return rc;
     rc = rounds_thaw(image->rounds);
+    images_release(image);
+    return rc;
+}
+
+int pageferry_server_arrived(struct pageferry_server *server, const char *name)
+{
+    int rc;
+    struct image *image = take_live(server, name, &rc, NULL, 0);
+
+    if (image == NULL)
+        return rc;
+    rc = image_memory_arrived(image);
     images_release(image);
     return rc;
 }

@@ -90,13 +90,29 @@ static int read_pages(struct making *making, uint64_t first_page, uint64_t page_
     return rc;
 }
 
+/* Pages that cannot be read, here: their version is known all the same. */
+static void add_unread(struct making *making, uint64_t page, uint64_t end, enum image_standing standing,
+                       uint64_t version)
+{
+    uint64_t kind = making->order->versions_only ? PF_RUN_KIND_VERSION : PF_RUN_KIND_LATER;
+
+    add_run(making, page, end - page, standing == IMAGE_LOST ? PF_RUN_KIND_POISON : kind, version);
+}
+
 /* Puts pages from `page` on into the batch; *end comes back as where it stopped, at least one page on. */
 static int add_pages(struct making *making, uint64_t page, uint64_t *end, uint64_t version)
 {
     const struct reply_order *order = making->order;
     const struct image *image = order->image;
     uint64_t room = order->pages_max - making->read_pages;
+    enum image_standing standing = IMAGE_HERE;
 
+    if (image->ops->standing != NULL)
+        standing = image->ops->standing(image, page, end);
+    if (standing != IMAGE_HERE) {
+        add_unread(making, page, *end, standing, version);
+        return 0;
+    }
     if (!image->ops->may_hold_data(image, page)) {
         *end = image->ops->alike_end(image, page, *end);
         add_run(making, page, *end - page, PF_RUN_KIND_ZERO, version);

@@ -260,6 +260,19 @@ int rounds_thaw(struct rounds *rounds)
     return rc;
 }
 
+int rounds_protect_alone(struct rounds *rounds, int uffd)
+{
+    int rc = 0;
+
+    pthread_mutex_lock(&rounds->lock);
+    for (uint32_t i = 0; rc == 0 && i < rounds->region_count; i++) {
+        const struct rounds_region *region = &rounds->regions[i];
+        rc = scan_protect_alone(uffd, region->address, region->address + (region->page_count << PAGE_SHIFT_BITS));
+    }
+    pthread_mutex_unlock(&rounds->lock);
+    return rc < 0 ? reason_of(rc) : 0;
+}
+
 uint64_t rounds_settled_pages(struct rounds *rounds)
 {
     uint64_t pages;

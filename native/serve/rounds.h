@@ -110,6 +110,10 @@ int rounds_freeze(struct rounds *rounds);
  * any more. 0, also if it is not frozen. */
 int rounds_thaw(struct rounds *rounds);
 
+/* The memory is registered for write protection alone from now on (kernel/scan.h), between two looks. `uffd`: it is
+ * registered with. 0, NO_VMM or BUG. */
+int rounds_protect_alone(struct rounds *rounds, int uffd);
+
 /* Pages that the newest settled round has named. */
 uint64_t rounds_settled_pages(struct rounds *rounds);
 

@@ -12,6 +12,7 @@
  *   reply.c       asked runs -> one batch   asks.c       what is owed still
  *   images.c, inspect.c, sparse.c           what is served: image_file.c, image_memory.c
  *   rounds.c, versions.c, holes.c           what is new in live memory                accept.c   the shim's leave
+ *   arriving.c                              which of its pages are here yet
  */
 #ifndef PAGEFERRY_SERVE_H
 #define PAGEFERRY_SERVE_H

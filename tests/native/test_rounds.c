@@ -117,7 +117,8 @@ static void all_is_there(void)
 
 static void begin(uint64_t pages)
 {
-    struct image_memory_request request = {.name = "vm", .content_id = 9, .incarnation = INCARNATION, .versions_fd = -1};
+    struct image_memory_request request = {.name = "vm", .content_id = 9, .incarnation = INCARNATION, .versions_fd = -1,
+                                           .arriving_fd = -1};
     struct pageferry_region regions[2];
     char error[256] = "";
 

@@ -7,6 +7,7 @@
 
 #include "check.h"
 #include "kernel/scan.h"
+#include "kernel/uffd.h"
 #include "tracked.h"
 
 #define PAGES 2048 /* four huge pages */
@@ -246,6 +247,101 @@ static void test_how_the_file_is_mapped(void)
     end();
 }
 
+/* ---------------------------------------------------------------------------------- memory that arrives meanwhile */
+
+static void begin_arriving(void)
+{
+    CHECK(tracked_start_arriving(&vmm, PAGES));
+    pagemap_fd = scan_open(vmm.pid, vmm.pidfd);
+    CHECK(pagemap_fd >= 0);
+    CHECK_EQ(scan_covered(pagemap_fd, address_of(0), address_of(PAGES)), 1);
+    clean(); /* what is absent is clean as well */
+}
+
+static struct kernel_span span_of(uint64_t page)
+{
+    return (struct kernel_span){address_of(page), TRACKED_PAGE, page * TRACKED_PAGE};
+}
+
+static void copies(struct uffd *pager, uint64_t page)
+{
+    static const uint8_t bytes[TRACKED_PAGE] = {7};
+    struct kernel_span span = span_of(page);
+
+    CHECK_EQ(uffd_kernel_ops.copy(pager, &span, bytes).result, KERNEL_MAPPED);
+}
+
+/* Nobody has written these pages but whoever has put them there: a chain of moves rests on it. */
+static void test_what_arrives_counts_as_written(void)
+{
+    struct kernel_span continued = span_of(700), zero = span_of(1500), cached = span_of(9);
+    static const uint8_t bytes[TRACKED_PAGE] = {8};
+    struct uffd pager;
+
+    begin_arriving();
+    pager = (struct uffd){vmm.uffd, vmm.ram_fd};
+    copies(&pager, 5);
+    CHECK_EQ(uffd_kernel_ops.populate(&pager, &continued, bytes).result, KERNEL_MAPPED);
+    CHECK_EQ(uffd_kernel_ops.populate(&pager, &cached, bytes).result, KERNEL_MAPPED);
+    are_dirty(5, 0, 0); /* in the page cache alone: mapped nowhere, written by nobody */
+    CHECK_EQ(uffd_kernel_ops.map(&pager, &continued).result, KERNEL_MAPPED);
+    CHECK_EQ(uffd_kernel_ops.zero(&pager, &zero).result, KERNEL_MAPPED);
+    are_dirty(5, 700, 1500);
+    CHECK(tracked_do(&vmm, TRACKED_READ, 5, 0));
+    are_dirty(5, 700, 1500);
+    clean(); /* from here on it is as any other page */
+    CHECK(tracked_do(&vmm, TRACKED_READ, 5, 0));
+    CHECK(tracked_do(&vmm, TRACKED_WRITE, 700, 1));
+    CHECK(tracked_do(&vmm, TRACKED_WRITE, 1500, 1));
+    are_dirty(700, 1500, 0);
+    end();
+}
+
+/* A fault comes to its reader though the page is protected, and the write that waits for it is seen. */
+static void test_an_absent_page_that_was_reset_still_faults(void)
+{
+    struct kernel_event event = {0};
+    struct uffd pager;
+
+    begin_arriving();
+    pager = (struct uffd){vmm.uffd, vmm.ram_fd};
+    tracked_order(&vmm, TRACKED_WRITE, 33, 1);
+    while (uffd_kernel_ops.read_events(&pager, &event, 1) == 0)
+        usleep(100);
+    CHECK_EQ(event.kind, KERNEL_EVENT_FAULT);
+    CHECK_EQ(event.address, address_of(33));
+    are_dirty(0, 0, 0);
+    copies(&pager, 33);
+    CHECK(tracked_done(&vmm));
+    are_dirty(33, 0, 0);
+    clean();
+    end();
+}
+
+static void test_protection_alone(void)
+{
+    uint8_t dirty[PAGES];
+    struct uffd pager;
+
+    begin_arriving();
+    pager = (struct uffd){vmm.uffd, vmm.ram_fd};
+    copies(&pager, 3);
+    clean();
+    tracked_order(&vmm, TRACKED_READ, 40, 0); /* which sleeps on a fault that nobody will answer */
+    usleep(1000);
+    CHECK_EQ(scan_protect_alone(vmm.uffd, address_of(0), address_of(PAGES)), 0);
+    CHECK(tracked_done(&vmm));
+    CHECK_EQ(scan_covered(pagemap_fd, address_of(0), address_of(PAGES)), 1);
+    CHECK_EQ(dirty_pages(dirty), PAGES); /* what was clean is known no more */
+    clean();
+    CHECK(tracked_do(&vmm, TRACKED_WRITE, 3, 1));
+    CHECK(tracked_do(&vmm, TRACKED_WRITE, 41, 1)); /* absent: zeros, and no fault */
+    are_dirty(3, 41, 0);
+    tracked_kill(&vmm);
+    CHECK_EQ(scan_protect_alone(vmm.uffd, address_of(0), address_of(PAGES)), -ESRCH);
+    end();
+}
+
 int main(void)
 {
     const char *absent = tracked_absent();
@@ -264,5 +360,8 @@ int main(void)
     RUN(test_the_end_of_tracking_is_not_taken_for_silence);
     RUN(test_a_process_that_ends);
     RUN(test_how_the_file_is_mapped);
+    RUN(test_what_arrives_counts_as_written);
+    RUN(test_an_absent_page_that_was_reset_still_faults);
+    RUN(test_protection_alone);
     return check_done();
 }

@@ -23,6 +23,8 @@
 #define FEATURES \
     (UFFD_FEATURE_PAGEFAULT_FLAG_WP | UFFD_FEATURE_WP_HUGETLBFS_SHMEM | UFFD_FEATURE_WP_UNPOPULATED | \
      UFFD_FEATURE_WP_ASYNC)
+#define ARRIVING_FEATURES (UFFD_FEATURE_MISSING_SHMEM | UFFD_FEATURE_MINOR_SHMEM | UFFD_FEATURE_THREAD_ID)
+#define ARRIVING_MODES (UFFDIO_REGISTER_MODE_MISSING | UFFDIO_REGISTER_MODE_MINOR)
 
 #ifndef MADV_COLLAPSE
 #define MADV_COLLAPSE 25
@@ -60,18 +62,18 @@ static bool make_huge(uint8_t *ram, uint64_t bytes)
     return madvise(ram, bytes, MADV_COLLAPSE) == 0;
 }
 
-static bool begin(struct tracked *tracked, uint64_t registered, bool huge)
+static bool begin(struct tracked *tracked, uint64_t registered, bool huge, bool arriving)
 {
     struct tracked_box *box = tracked->box;
     uint64_t bytes = tracked->page_count * TRACKED_PAGE;
-    struct uffdio_register arg = {.mode = UFFDIO_REGISTER_MODE_WP};
+    struct uffdio_register arg = {.mode = UFFDIO_REGISTER_MODE_WP | (arriving ? ARRIVING_MODES : 0)};
 
     box->ram = map_aligned(tracked->ram_fd, bytes);
     if (box->ram == NULL || (huge && !make_huge(box->ram, bytes)))
         return false;
     if (!huge && madvise(box->ram, bytes, MADV_NOHUGEPAGE) != 0)
         return false;
-    box->uffd = create_uffd(-1, FEATURES, NULL);
+    box->uffd = create_uffd(-1, FEATURES | (arriving ? ARRIVING_FEATURES : 0), NULL);
     if (box->uffd < 0)
         return false;
     arg.range.start = (uintptr_t)box->ram;
@@ -154,7 +156,7 @@ static void wait_for(sem_t *semaphore)
         ;
 }
 
-bool tracked_start(struct tracked *tracked, uint64_t page_count, uint64_t registered, bool huge)
+static bool start(struct tracked *tracked, uint64_t page_count, uint64_t registered, bool huge, bool arriving)
 {
     struct tracked_box *box = mmap(NULL, sizeof(*box), PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
 
@@ -169,7 +171,7 @@ bool tracked_start(struct tracked *tracked, uint64_t page_count, uint64_t regist
     tracked->pid = fork();
     if (tracked->pid == 0) {
         prctl(PR_SET_PDEATHSIG, SIGKILL);
-        box->done = begin(tracked, registered < page_count ? registered : page_count, huge);
+        box->done = begin(tracked, registered < page_count ? registered : page_count, huge, arriving);
         serve(tracked);
     }
     if (tracked->pid < 0)
@@ -182,7 +184,17 @@ bool tracked_start(struct tracked *tracked, uint64_t page_count, uint64_t regist
     return tracked->uffd >= 0;
 }
 
-bool tracked_do(struct tracked *tracked, enum tracked_order order, uint64_t page, uint8_t value)
+bool tracked_start(struct tracked *tracked, uint64_t page_count, uint64_t registered, bool huge)
+{
+    return start(tracked, page_count, registered, huge, false);
+}
+
+bool tracked_start_arriving(struct tracked *tracked, uint64_t page_count)
+{
+    return start(tracked, page_count, page_count, false, true);
+}
+
+void tracked_order(struct tracked *tracked, enum tracked_order order, uint64_t page, uint8_t value)
 {
     struct tracked_box *box = tracked->box;
 
@@ -190,8 +202,18 @@ bool tracked_do(struct tracked *tracked, enum tracked_order order, uint64_t page
     box->page = page;
     box->value = value;
     sem_post(&box->asked);
-    wait_for(&box->answered);
-    return box->done;
+}
+
+bool tracked_done(struct tracked *tracked)
+{
+    wait_for(&tracked->box->answered);
+    return tracked->box->done;
+}
+
+bool tracked_do(struct tracked *tracked, enum tracked_order order, uint64_t page, uint8_t value)
+{
+    tracked_order(tracked, order, page, value);
+    return tracked_done(tracked);
 }
 
 void tracked_scribble(struct tracked *tracked, bool on)

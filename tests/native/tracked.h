@@ -2,6 +2,9 @@
 /*
  * A process apart whose memory is tracked, as a VMM's under the shim is: a memfd that it has mapped and registered for
  * asynchronous write protection. It does what it is told, one order at a time, or scribbles all over it meanwhile.
+ *
+ * One whose memory arrives has registered for its faults as well, as in the shim's role `both`: an order that touches an
+ * absent page is done once somebody has put the page there.
  */
 #ifndef TRACKED_H
 #define TRACKED_H
@@ -38,7 +41,12 @@ struct tracked {
 /* `huge`: 2 MiB at a time are mapped as one page. `registered` pages of it, all if it is that many. False: this
  * kernel or user cannot; errno. */
 bool tracked_start(struct tracked *tracked, uint64_t page_count, uint64_t registered, bool huge);
-/* Whether it could be done. */
+/* All of it is absent, and arrives. */
+bool tracked_start_arriving(struct tracked *tracked, uint64_t page_count);
+/* Gives an order and does not wait; its end. */
+void tracked_order(struct tracked *tracked, enum tracked_order order, uint64_t page, uint8_t value);
+bool tracked_done(struct tracked *tracked);
+/* Both. Whether it could be done. */
 bool tracked_do(struct tracked *tracked, enum tracked_order order, uint64_t page, uint8_t value);
 /* Writes pages at random, some of them never, until it is told off; then it stands still when this returns. */
 void tracked_scribble(struct tracked *tracked, bool on);
