@@ -62,7 +62,8 @@ class GrpcSource:
         request = migrations_pb2.SessionName(session=self._name)
         call = self._stub.HandOver(request, metadata=self._metadata, timeout=HAND_OVER_S)
         try:
-            async for message in call:
+            # not `async for`: its iterator and the call hold each other, and with that the connection
+            while (message := await call.read()) is not grpc.aio.EOF:
                 yield HandOverPart(
                     as_of=message.as_of,
                     digest=message.manifest_digest,

@@ -2,10 +2,12 @@
 """The source of a move as its target asks it, against a real control port: refusals, and slow networks."""
 
 import asyncio
+import gc
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 
 import grpc
+import psutil
 import pytest
 
 from faultclient.asking import SourceFacts
@@ -70,6 +72,32 @@ def test_a_stream_that_is_refused_tells_the_reason_and_the_words() -> None:
             assert caught.value.reason is Reason.WRONG_PHASE
 
     run(go)
+
+
+def test_a_source_that_is_closed_keeps_no_connection() -> None:
+    """Without waiting for the garbage collector to find out."""
+
+    async def go() -> None:
+        async with source_of() as source:
+            parts = source.hand_over()
+            await anext(parts)
+            await parts.aclose()  # as after the last message: it is not read to its end
+            await source.facts()
+            await source.close()
+            while connections_to(source._address):
+                await asyncio.sleep(0.01)
+
+    gc.disable()
+    try:
+        run(go)
+    finally:
+        gc.enable()
+
+
+def connections_to(address: str) -> int:
+    port = int(address.rpartition(":")[2])
+    open_ones = psutil.Process().net_connections("tcp")
+    return sum(1 for one in open_ones if one.raddr and one.raddr.port == port and one.status == "ESTABLISHED")
 
 
 def test_a_server_that_greets_late_is_waited_for() -> None:
