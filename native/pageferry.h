@@ -81,6 +81,8 @@ struct pageferry_vm_options {
     uint32_t region_count;
     uint32_t background;      /* 1: also move pages that nobody has asked for (bulk, and the sweep after arming) */
     uint32_t spin_us;         /* look again for this long before sleeping; 0: never */
+    uint32_t handed_on;       /* 1: a page server sees by the same userfaultfd what the VM writes. COMPLETE ends no
+                                 registration then, and faults are answered until LET_GO, or close */
     const char *session;      /* NULL: an image that needs none, and then the next three are not looked at */
     const char *token;        /* base64url of its 32 bytes, no padding; never in a text that comes from here */
     uint64_t target;          /* this VM's number, made once for its hand-over; not 0 */
@@ -99,7 +101,9 @@ enum pageferry_order_kind {
                                        is here. value 1: it opens a new round first; 0: the map as it is, frozen. Asked
                                        again by itself while the server is busy or not there. Answered by ROUND, or by
                                        FAILED */
-    PAGEFERRY_ORDER_BANDWIDTH = 4   /* value: bytes per second, as bandwidth_bytes_per_s */
+    PAGEFERRY_ORDER_BANDWIDTH = 4,  /* value: bytes per second, as bandwidth_bytes_per_s */
+    PAGEFERRY_ORDER_LET_GO = 5      /* of a VM that was handed on, after COMPLETE: no page server has it any more, so the
+                                       registration ends as that of any other. Without an answer; before, nothing */
 };
 
 struct pageferry_order {
@@ -168,13 +172,15 @@ uint32_t pageferry_vm_histogram(struct pageferry_vm *vm, uint32_t index, uint64_
 void pageferry_vm_pages(struct pageferry_vm *vm, struct pageferry_pages *pages);
 /* The states of `count` pages from `first`, a byte each. Returns how many were in the image. */
 uint64_t pageferry_vm_states(struct pageferry_vm *vm, uint64_t first, uint64_t count, uint8_t *states);
+/* The page table's memfd, for a page server that is handed the VM on (live_options.arriving_fd). The VM's own. */
+int pageferry_vm_table_fd(struct pageferry_vm *vm);
 /* The manifest, summed anew over the table: to be asked after COMPLETE, when the words stand still. Blocks, some ms a GiB.
  * Always 0. */
 int pageferry_vm_manifest(struct pageferry_vm *vm, uint8_t digest[16]);
 /* The last steps of the pager, as text for a log; returns the bytes written without the final zero. */
 size_t pageferry_vm_trace(struct pageferry_vm *vm, char *text, size_t capacity);
 /*
- * Stops the thread and closes the fds. The memory is unregistered only after COMPLETE; before that the VMM's own
+ * Stops the thread and closes the fds. The memory was unregistered at COMPLETE, or by LET_GO; before that the VMM's own
  * copy of the uffd keeps its threads waiting, which is what saves the guest.
  */
 void pageferry_vm_close(struct pageferry_vm *vm);
@@ -238,6 +244,8 @@ struct pageferry_live_options {
     uint32_t region_count;
     uint64_t content_id;  /* not 0; another one for each VM that ever had this name */
     uint64_t incarnation; /* 1 to INCARNATION_MAX, higher than any before under this content_id */
+    uint32_t drops_untold; /* 1: no shim takes the protection off pages that the VMM drops: the final round looks for
+                              them (60 ns a page, while the guest stands still) */
     char error[PAGEFERRY_TEXT_BYTES];
 };
 

@@ -251,7 +251,8 @@ static int set_versions(struct image_memory *memory, const struct image_memory_r
     return 0;
 }
 
-static int set_rounds(struct image_memory *memory, char *error, size_t error_bytes)
+static int set_rounds(struct image_memory *memory, const struct image_memory_request *request, char *error,
+                      size_t error_bytes)
 {
     struct image *image = &memory->image;
     int rc = holes_open(&memory->holes, image->fd, image->page_count);
@@ -262,6 +263,7 @@ static int set_rounds(struct image_memory *memory, char *error, size_t error_byt
     if (rc < 0)
         return cannot_look(rc, "the RAM file", error, error_bytes);
     memory->holes.arriving = &memory->arriving;
+    memory->rounds.drops_untold = request->drops_untold;
     memory->rounds_open = true;
     image->rounds = &memory->rounds;
     return 0;
@@ -290,7 +292,7 @@ int image_memory_open(const struct image_memory_request *request, struct image *
     if (rc == 0)
         rc = set_versions(memory, request, error, error_bytes);
     if (rc == 0)
-        rc = set_rounds(memory, error, error_bytes);
+        rc = set_rounds(memory, request, error, error_bytes);
     if (rc == 0)
         *out = &memory->image;
     else

@@ -23,6 +23,7 @@ struct image_memory_request {
     uint32_t region_count;
     uint64_t content_id;  /* these two of a new map */
     uint32_t incarnation;
+    bool drops_untold; /* rounds.h */
     int versions_fd; /* the map of a server that was there before; -1: none */
     int arriving_fd; /* the page table of the fault client that brings the memory; -1: it is here */
 };

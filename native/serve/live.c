@@ -23,6 +23,7 @@ int pageferry_server_add_live(struct pageferry_server *server, struct pageferry_
         .incarnation = (uint32_t)options->incarnation, /* is looked at below */
         .versions_fd = -1,
         .arriving_fd = options->arriving_fd,
+        .drops_untold = options->drops_untold != 0,
     };
     struct image *image = NULL;
     int rc;

@@ -108,6 +108,24 @@ static int clear_and_raise_all(struct rounds *rounds, const struct piece *piece,
     return rc;
 }
 
+/* Of pages that held data, those that are a hole by now: a drop of a page that was clean, which no look has seen. */
+static void raise_dropped(struct rounds *rounds, uint64_t first_page, uint64_t end)
+{
+    uint64_t past, run_end;
+
+    for (uint64_t page = first_page; page < end; page = past) {
+        past = holes_alike_end(rounds->holes, page, end);
+        if (!holes_may_hold_data(rounds->holes, page))
+            continue;
+        holes_walk(rounds->holes, page, past);
+        for (uint64_t run = page; run < past; run = run_end) {
+            run_end = holes_alike_end(rounds->holes, run, past);
+            if (!holes_may_hold_data(rounds->holes, run))
+                raise_pages(rounds, run, run_end);
+        }
+    }
+}
+
 /* Looks at the next pages and deals with them. The number of pages, or -errno. */
 static int64_t do_piece(struct rounds *rounds, uint64_t pages_max, bool final)
 {
@@ -122,6 +140,8 @@ static int64_t do_piece(struct rounds *rounds, uint64_t pages_max, bool final)
                            : clear_and_raise(rounds, &piece, (uint32_t)rc, final);
     if (rc < 0)
         return rc;
+    if (final && rounds->drops_untold)
+        raise_dropped(rounds, piece.first_page, page_at(&piece, piece.end));
     rounds->page = page_at(&piece, piece.end);
     if (rounds->page == rounds->regions[rounds->region].first_page + rounds->regions[rounds->region].page_count)
         rounds->region++;

@@ -64,6 +64,8 @@ struct rounds {
     struct holes *holes;
     _Atomic uint64_t *as_of; /* told here too: where readers look */
     uint64_t page_count;
+    bool drops_untold; /* set by the owner: the VMM may drop pages and say nothing, so the final round looks for new
+                          holes everywhere. Before it nobody relies on the bytes of such a page */
     const struct rounds_region *regions; /* in the order of the image, without a gap */
     uint32_t region_count;
     uint32_t round;          /* under way; 0: none */

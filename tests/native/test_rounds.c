@@ -343,6 +343,31 @@ static void test_postcopy_at_once_has_the_final_round_alone(void)
     end();
 }
 
+/* Without the shim nobody takes the protection off: only the file shows it. */
+static void test_drops_that_nobody_tells(void)
+{
+    for (int told = 0; told <= 1; told++) {
+        begin(4000);
+        image->rounds->drops_untold = told == 0;
+        for (uint64_t page = 0; page < 3000; page++)
+            write_page(page, 1);
+        CHECK_EQ(do_round(), 1);
+        read_map();
+        fetch_missing();
+        for (uint64_t page = 100; page < 2999; page += 700)
+            CHECK(tracked_do(&vmm, TRACKED_PUNCH, page, 0));
+        CHECK(tracked_do(&vmm, TRACKED_PUNCH, 101, 0));
+        write_page(800, 2);
+        CHECK_EQ(rounds_freeze(image->rounds), 0);
+        CHECK_EQ(read_map(), told == 0 ? 6 : 1); /* page 800 is there again */
+        if (told == 0) {
+            fetch_missing();
+            all_is_there();
+        }
+        end();
+    }
+}
+
 static void test_a_frozen_map_is_final_until_it_is_thawed(void)
 {
     struct rounds_news news;
@@ -497,6 +522,7 @@ int main(void)
     RUN(test_the_first_round_names_every_page);
     RUN(test_nothing_is_lost_of_a_process_that_scribbles);
     RUN(test_postcopy_at_once_has_the_final_round_alone);
+    RUN(test_drops_that_nobody_tells);
     RUN(test_a_frozen_map_is_final_until_it_is_thawed);
     RUN(test_one_round_at_a_time);
     RUN(test_the_freeze_takes_a_round_over);
