@@ -68,6 +68,7 @@ class LiveMemory:
     content_id: int  # another one for each VM that ever had this name
     incarnation: int  # higher than any before under this content id
     arriving_fd: int = -1  # the page table of the fault client that still brings this memory; -1: all is here
+    drops_untold: bool = False  # the VMM may give pages back and say nothing: the final round looks for them
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,6 +138,25 @@ def accept_handoff(connection_fd: int) -> None:
     native.check(lib.pageferry_handoff_accept(connection_fd))
 
 
+def track(pid: int, pidfd: int, regions: Sequence[Region]) -> int:
+    """Makes a running process register its memory for dirty tracking, through ptrace. The userfaultfd is the
+    caller's, and tracking ends with its last copy. PageferryError: it goes on as it was, untracked."""
+    error = ffi.new("char[]", lib.PAGEFERRY_TEXT_BYTES)
+    c_regions = ffi.new("struct pageferry_region[]", _as_c(regions))
+    return native.check(lib.pageferry_attach(pid, pidfd, c_regions, len(regions), error, len(error)), error)
+
+
+def _as_c(regions: Sequence[Region]) -> list[dict[str, int]]:
+    return [
+        {
+            "address": region.address,
+            "length_bytes": region.length_bytes,
+            "offset_bytes": region.offset_bytes,
+        }
+        for region in regions
+    ]
+
+
 class DataPlane:
     """Serves on the sockets it is given, from now until close().
 
@@ -179,23 +199,14 @@ class DataPlane:
         """Serves it from now on, to its sessions alone. PageferryError: it cannot be tracked, and why."""
         options = ffi.new("struct pageferry_live_options *")
         name = ffi.new("char[]", memory.name.encode())
-        regions = ffi.new(
-            "struct pageferry_region[]",
-            [
-                {
-                    "address": region.address,
-                    "length_bytes": region.length_bytes,
-                    "offset_bytes": region.offset_bytes,
-                }
-                for region in memory.regions
-            ],
-        )
+        regions = ffi.new("struct pageferry_region[]", _as_c(memory.regions))
         options.name = name
         options.uffd, options.ram_fd = memory.uffd, memory.ram_fd
         options.vmm_pid, options.vmm_pidfd = memory.pid, memory.pidfd
         options.arriving_fd = memory.arriving_fd
         options.regions, options.region_count = regions, len(memory.regions)
         options.content_id, options.incarnation = memory.content_id, memory.incarnation
+        options.drops_untold = memory.drops_untold
         native.check(lib.pageferry_server_add_live(self._server, options), options.error)
 
     def freeze(self, name: str) -> Frozen:
