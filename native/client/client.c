@@ -271,7 +271,7 @@ int pageferry_vm_order(struct pageferry_vm *vm, const struct pageferry_order *or
 {
     int rc = 0;
 
-    if (order->kind < PAGEFERRY_ORDER_ARM || order->kind > PAGEFERRY_ORDER_BANDWIDTH)
+    if (order->kind < PAGEFERRY_ORDER_ARM || order->kind > PAGEFERRY_ORDER_LET_GO)
         rc = -PF_REASON_BAD_REQUEST;
     else if (!ring_put(&vm->loop.orders, order))
         rc = -PF_REASON_BUSY;
@@ -326,6 +326,11 @@ uint64_t pageferry_vm_states(struct pageferry_vm *vm, uint64_t first, uint64_t c
     for (uint64_t i = 0; i < inside; i++)
         states[i] = (uint8_t)page_state(table_word(&vm->loop.table, first + i));
     return inside;
+}
+
+int pageferry_vm_table_fd(struct pageferry_vm *vm)
+{
+    return vm->loop.table.fd;
 }
 
 int pageferry_vm_manifest(struct pageferry_vm *vm, uint8_t digest[16])

@@ -170,13 +170,11 @@ static void take_vmm(struct loop *loop)
 
 /* ---------------------------------------------------------------------------------------------------- progress */
 
-/* Everything is the guest's: nothing needs us any more. Poisoned pages stay intercepted, so then nothing is let go. */
-static void complete(struct loop *loop)
+/* Nothing needs us any more. Poisoned pages stay intercepted, so then nothing is let go. */
+void loop_let_go(struct loop *loop)
 {
-    struct pageferry_event event = {.kind = PAGEFERRY_EVENT_COMPLETE, .value = loop->engine.counts[PAGE_POISONED]};
     struct kernel_span span;
 
-    loop->stage = LOOP_COMPLETE;
     loop->let_go = loop->engine.counts[PAGE_POISONED] == 0;
     for (uint32_t i = 0; i < loop->regions.count && loop->let_go; i++) {
         const struct region *region = &loop->regions.by_page[i];
@@ -185,6 +183,16 @@ static void complete(struct loop *loop)
             stats_add(&loop->stats, STATS_alarms_total, 1);
         loop->engine.ops->wake(loop->engine.kernel, &span);
     }
+}
+
+/* Everything is the guest's. */
+static void complete(struct loop *loop)
+{
+    struct pageferry_event event = {.kind = PAGEFERRY_EVENT_COMPLETE, .value = loop->engine.counts[PAGE_POISONED]};
+
+    loop->stage = LOOP_COMPLETE;
+    if (!loop->handed_on)
+        loop_let_go(loop);
     vmm_complete(&loop->vmm);
     tell_pause_over(&loop->tell, &loop->link_pause, loop->now_ns);
     tell_pause_over(&loop->tell, &loop->memory_pause, loop->now_ns);

@@ -40,6 +40,7 @@ struct loop {
     uint32_t phase_told;    /* the source's, and whether it asks to cancel */
     bool cancel_told;
     bool background;
+    bool handed_on; /* the registration serves somebody else too: it does not end by itself */
     uint32_t spin_us;
     int vmm_pid;
     struct uffd uffd;
@@ -90,6 +91,9 @@ static inline bool loop_knows_pages(const struct loop *loop)
 
 /* There is nothing left that could be done for this VM: said once. An order that waits is answered with it. */
 void loop_end(struct loop *loop, uint32_t kind, uint32_t reason, const char *text);
+
+/* Complete: the registration ends, unless pages are poisoned. */
+void loop_let_go(struct loop *loop);
 
 /* The thread, in loop.c; opening and closing are in loop_open.c. */
 void *loop_run(void *loop);

@@ -64,6 +64,7 @@ static void start_parts(struct loop *loop, const struct loop_options *options)
 
     engine.out.owner = loop;
     loop->background = options->vm->background != 0;
+    loop->handed_on = options->vm->handed_on != 0;
     loop->spin_us = options->vm->spin_us;
     loop->vmm_pid = options->vm->vmm_pid;
     vmm_start(&loop->vmm, options->vm->vmm_fd, options->vm->vmm_pidfd, options->vm->frames != 0, loop->now_ns);

@@ -128,6 +128,10 @@ bool orders_take(struct loop *loop)
         case PAGEFERRY_ORDER_ROUND:
             order_round(loop, &order);
             break;
+        case PAGEFERRY_ORDER_LET_GO:
+            if (loop->stage == LOOP_COMPLETE && !loop->let_go)
+                loop_let_go(loop);
+            break;
         }
     }
     return go_on;

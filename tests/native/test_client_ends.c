@@ -10,6 +10,7 @@
 #include "check.h"
 #include "client_vm.h"
 #include "gen/contract.h"
+#include "kernel/mapping.h"
 
 static struct server server;
 static struct client_vm vm;
@@ -182,6 +183,43 @@ static void test_vmm_dies_unseen(void)
         }
         CHECK(client_wait(&vm, PAGEFERRY_EVENT_VMM_GONE));
         CHECK(!client_busy());
+        end();
+    }
+}
+
+static bool is_registered(void)
+{
+    struct mapping_facts facts;
+
+    return mapping_look(vm.real.pid, vm.region.address, vm.region.length_bytes, &facts) == 0 && facts.registered_missing &&
+           facts.registered_minor;
+}
+
+/* A page server sees what it writes by the same userfaultfd: that must not end with the last page. */
+static void test_handed_on(void)
+{
+    for (int let_go = 0; let_go <= 1; let_go++) {
+        int ram;
+        uint64_t faults;
+        server_start(&server);
+        CHECK(client_prepare(&vm, REAL_MEMFD, SERVER_PAGES, &server, false));
+        ram = fcntl(vm.options.backing_fd, F_DUPFD_CLOEXEC, 0);
+        vm.options.background = vm.options.handed_on = 1;
+        CHECK_EQ(client_open(&vm), 0);
+        CHECK(fcntl(pageferry_vm_table_fd(vm.vm), F_GET_SEALS) & F_SEAL_SHRINK);
+        CHECK(client_order(&vm, PAGEFERRY_ORDER_LET_GO, 0, 0)); /* too early: nothing */
+        CHECK(client_arm(&vm));
+        CHECK(client_wait(&vm, PAGEFERRY_EVENT_COMPLETE));
+        CHECK(is_registered());
+        if (let_go)
+            CHECK(client_order(&vm, PAGEFERRY_ORDER_LET_GO, 0, 0));
+        CHECK(CLIENT_UNTIL(is_registered() == !let_go));
+        faults = client_counter(&vm, STATS_faults_total);
+        CHECK_EQ(fallocate(ram, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, 5 * REAL_PAGE, REAL_PAGE), 0);
+        CHECK_EQ(real_do(&vm.real, REAL_READ, 5, 1, 0), 0); /* the guest has given it back */
+        CHECK_EQ(client_counter(&vm, STATS_faults_total), faults + !let_go);
+        CHECK(!client_busy());
+        close(ram);
         end();
     }
 }
@@ -370,6 +408,7 @@ int main(void)
     RUN(test_closed_at_every_stage);
     RUN(test_vmm_dies_at_every_stage);
     RUN(test_vmm_dies_unseen);
+    RUN(test_handed_on);
     RUN(test_after_complete_nothing_is_kept);
     RUN(test_four_vms);
     RUN(test_refusals);
