@@ -4,9 +4,12 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <limits.h>
+#include <pthread.h>
 #include <semaphore.h>
 #include <signal.h>
 #include <stdatomic.h>
+#include <stdio.h>
 #include <string.h>
 #include <sys/ioctl.h>
 #include <sys/mman.h>
@@ -40,6 +43,11 @@ struct tracked_box {
     int uffd;     /* there */
     atomic_bool scribbling;
     _Atomic uint64_t scribbled;
+    char path[PATH_MAX]; /* what is loaded, or being loaded: */
+    pthread_t loader;    /* there */
+    int load_fd;         /* there */
+    uint8_t *load_to;    /* there */
+    ssize_t loaded;
 };
 
 /* ------------------------------------------------------------------------------------------------ in that process */
@@ -100,6 +108,26 @@ static void scribble(const struct tracked *tracked)
     }
 }
 
+static void *load(void *argument)
+{
+    struct tracked_box *box = argument;
+
+    box->loaded = pread(box->load_fd, box->load_to, TRACKED_PAGE, 0);
+    return NULL;
+}
+
+static bool begin_load(struct tracked_box *box, uint8_t *to)
+{
+    box->load_to = to;
+    box->load_fd = open(box->path, O_RDONLY | O_CLOEXEC | (box->value != 0 ? O_DIRECT : 0));
+    return box->load_fd >= 0 && pthread_create(&box->loader, NULL, load, box) == 0;
+}
+
+static bool end_load(struct tracked_box *box)
+{
+    return pthread_join(box->loader, NULL) == 0 && close(box->load_fd) == 0 && box->loaded == TRACKED_PAGE;
+}
+
 static bool obey(const struct tracked *tracked)
 {
     struct tracked_box *box = tracked->box;
@@ -132,6 +160,10 @@ static bool obey(const struct tracked *tracked)
     case TRACKED_SCRIBBLE:
         scribble(tracked);
         return true;
+    case TRACKED_LOAD:
+        return begin_load(box, at);
+    case TRACKED_LOADED:
+        return end_load(box);
     }
     return false;
 }
@@ -226,6 +258,12 @@ void tracked_scribble(struct tracked *tracked, bool on)
         sem_post(&box->asked);
     else
         wait_for(&box->answered);
+}
+
+bool tracked_load(struct tracked *tracked, uint64_t page, const char *path, bool direct)
+{
+    return (size_t)snprintf(tracked->box->path, sizeof(tracked->box->path), "%s", path) < sizeof(tracked->box->path) &&
+           tracked_do(tracked, TRACKED_LOAD, page, direct);
 }
 
 uint64_t tracked_scribbled(const struct tracked *tracked)

@@ -25,7 +25,9 @@ enum tracked_order {
     TRACKED_UNREGISTER, /* tracking ends */
     TRACKED_MAP_AGAIN,  /* a second mapping of the file */
     TRACKED_REPLACE,    /* something else is mapped over the page */
-    TRACKED_SCRIBBLE    /* tracked_scribble's */
+    TRACKED_SCRIBBLE,   /* tracked_scribble's */
+    TRACKED_LOAD,       /* tracked_load's, which begins it */
+    TRACKED_LOADED      /* and waits for its end: whether the whole page came */
 };
 
 struct tracked {
@@ -52,6 +54,9 @@ bool tracked_do(struct tracked *tracked, enum tracked_order order, uint64_t page
 void tracked_scribble(struct tracked *tracked, bool on);
 /* How many pages it has scribbled on. */
 uint64_t tracked_scribbled(const struct tracked *tracked);
+/* A disk's work: begins to read the first page of the file of this path to a page, by a thread of its own. `direct`:
+ * past the page cache. TRACKED_LOADED tells how it ended. */
+bool tracked_load(struct tracked *tracked, uint64_t page, const char *path, bool direct);
 /* It dies, and is gone when this returns. */
 void tracked_kill(struct tracked *tracked);
 void tracked_end(struct tracked *tracked);

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A page server in C to speak to (serve_file.c), images to serve, and what their pages must be.
+"""A page server in C to speak to (serve_file.c, live_vms.c), images to serve, and what their pages must be.
 
 The expectations are computed here, from the contract's words and PyPI's xxhash, without any code of ours.
 PAGEFERRY_SERVE_FILE names another build of the program, one under a sanitizer for instance.
@@ -12,6 +12,7 @@ import struct
 import subprocess
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -28,17 +29,30 @@ HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
 
 
+@cache
 def program() -> Path:
-    """Compiles serve_file.c against the C library; both only when they have changed."""
+    """Compiles serve_file.c and what it needs against the C library, if something has changed."""
     if given := os.environ.get("PAGEFERRY_SERVE_FILE"):
         return Path(given)
     subprocess.run(["make", "-s", "-C", "native", "lib"], cwd=ROOT, check=True, stdin=subprocess.DEVNULL)
-    source, library = HERE / "serve_file.c", ROOT / "native/build/libpageferry.a"
+    tracked = ROOT / "tests/native/tracked"
+    sources = [HERE / "serve_file.c", HERE / "live_vms.c", tracked.with_suffix(".c")]
+    parts = [*sources, ROOT / "native/build/libpageferry.a"]
+    read = [*parts, HERE / "live_vms.h", tracked.with_suffix(".h"), ROOT / "native/pageferry.h"]
     target = ROOT / "build/wire/serve_file"
-    if not target.exists() or target.stat().st_mtime < max(p.stat().st_mtime for p in (source, library)):
+    if not target.exists() or target.stat().st_mtime < max(path.stat().st_mtime for path in read):
         target.parent.mkdir(parents=True, exist_ok=True)
-        command: list[str | Path] = ["cc", "-std=gnu17", "-O2", "-g", "-D_GNU_SOURCE", "-o", target]
-        command += [source, library, "-lnghttp2", "-lxxhash", "-lcrypto", "-lpthread", "-lm"]
+        command: list[str | Path] = [
+            "cc",
+            "-std=gnu17",
+            "-O2",
+            "-g",
+            "-D_GNU_SOURCE",
+            "-Inative",
+            "-o",
+            target,
+        ]
+        command += [*parts, "-lnghttp2", "-lxxhash", "-lcrypto", "-lpthread", "-lm"]
         subprocess.run(command, check=True, stdin=subprocess.DEVNULL)
     return target
 
@@ -144,8 +158,16 @@ class Urgent:
 class PageServer:
     """The program, running; orders go to its standard input."""
 
-    def __init__(self, images: Mapping[str, Path], *, threads: int = 1, socket: Path | None = None) -> None:
+    def __init__(
+        self,
+        images: Mapping[str, Path],
+        *,
+        threads: int = 1,
+        socket: Path | None = None,
+        live: Mapping[str, int] | None = None,
+    ) -> None:
         options = ["-t", str(threads), *(["-u", str(socket)] if socket else [])]
+        options += [word for name, pages in (live or {}).items() for word in ("-l", f"{name}={pages}")]
         named = [f"{name}={path}" for name, path in images.items()]
         self.process = subprocess.Popen(
             [program(), *options, *named], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True

@@ -3,11 +3,12 @@
  * A page server without Python, for tests that must not depend on it: pageferry.h's server half on a loopback
  * port and, if asked, on a unix socket.
  *
- *     serve_file [-t THREADS] [-u SOCKET] NAME=FILE...
+ *     serve_file [-t THREADS] [-u SOCKET] [-l NAME=PAGES]... NAME=FILE...
  *
  * Prints "ready PORT", then obeys its standard input, a line an order, answered by a line:
  *     health 0|1    drain    open_calls    counters    inspect FILE    add NAME FILE
- * It ends with its input. Exit status 65: what was asked at the start was refused.
+ * -l serves the memory of a process that runs, which has orders of its own (live_vms.h). It ends with its input.
+ * Exit status 65: what was asked at the start was refused.
  */
 #include <arpa/inet.h>
 #include <errno.h>
@@ -22,6 +23,7 @@
 
 #include "../../native/base/stats.h"
 #include "../../native/pageferry.h"
+#include "live_vms.h"
 
 #define LINE_BYTES 1024
 
@@ -107,15 +109,25 @@ static void print_facts(const char *path)
     }
 }
 
+static int split(char *line, char **words)
+{
+    int count = 0;
+
+    for (char *word = strtok(line, " \n"); word != NULL && count < LIVE_WORDS_MAX; word = strtok(NULL, " \n"))
+        words[count++] = word;
+    return count;
+}
+
 static void obey(struct pageferry_server *server, char *line)
 {
-    char error[PAGEFERRY_TEXT_BYTES] = "", *order = strtok(line, " \n"), *first = strtok(NULL, " \n");
-    char *second = strtok(NULL, " \n");
+    char error[PAGEFERRY_TEXT_BYTES] = "", *words[LIVE_WORDS_MAX];
+    int count = split(line, words);
+    const char *order = count > 0 ? words[0] : "";
 
-    if (order == NULL)
+    if (count == 0)
         return;
-    if (strcmp(order, "health") == 0 && first != NULL) {
-        pageferry_server_health(server, (uint32_t)atoi(first));
+    if (strcmp(order, "health") == 0 && count == 2) {
+        pageferry_server_health(server, (uint32_t)atoi(words[1]));
         printf("ok\n");
     } else if (strcmp(order, "drain") == 0) {
         pageferry_server_drain(server);
@@ -124,12 +136,12 @@ static void obey(struct pageferry_server *server, char *line)
         printf("%u\n", pageferry_server_open_calls(server));
     } else if (strcmp(order, "counters") == 0) {
         print_counters(server);
-    } else if (strcmp(order, "inspect") == 0 && first != NULL) {
-        print_facts(first);
-    } else if (strcmp(order, "add") == 0 && first != NULL && second != NULL) {
-        int rc = add(server, first, second, error);
+    } else if (strcmp(order, "inspect") == 0 && count == 2) {
+        print_facts(words[1]);
+    } else if (strcmp(order, "add") == 0 && count == 3) {
+        int rc = add(server, words[1], words[2], error);
         printf("%d %s\n", rc, error);
-    } else {
+    } else if (!live_vms_obey(server, words, count)) {
         printf("unknown order\n");
     }
 }
@@ -152,19 +164,19 @@ int main(int argc, char **argv)
     struct pageferry_server_options options = {0};
     struct pageferry_server *server = NULL;
     int fds[2], port = 0, option;
-    char line[LINE_BYTES];
+    char line[LINE_BYTES], error[PAGEFERRY_TEXT_BYTES] = "";
 
     setvbuf(stdout, NULL, _IOLBF, 0);
     fds[0] = listen_tcp(&port);
     options.listen_fds = fds;
     options.listen_fd_count = 1;
-    while ((option = getopt(argc, argv, "t:u:")) != -1) {
+    while ((option = getopt(argc, argv, "t:u:l:")) != -1) {
         if (option == 't')
             options.threads = (uint32_t)atoi(optarg);
         else if (option == 'u')
             fds[options.listen_fd_count++] = listen_unix(optarg);
-        else
-            return 64;
+        else if (option != 'l' || !live_vms_start(optarg))
+            return option == 'l' ? 65 : 64;
     }
     if (pageferry_server_open(&options, &server) != 0) {
         fprintf(stderr, "%s\n", options.error);
@@ -173,10 +185,15 @@ int main(int argc, char **argv)
     for (uint32_t i = 0; i < options.listen_fd_count; i++)
         close(fds[i]);
     add_all(server, argc - optind, argv + optind);
+    if (live_vms_add(server, error) != 0) {
+        fprintf(stderr, "%s\n", error);
+        return 65;
+    }
     pageferry_server_health(server, 1);
     printf("ready %d\n", port);
     while (fgets(line, sizeof(line), stdin) != NULL)
         obey(server, line);
     pageferry_server_close(server);
+    live_vms_end();
     return 0;
 }

@@ -102,9 +102,7 @@ CASES: list[tuple[str, Call, grpc.StatusCode, str]] = [
 
 
 @pytest.mark.parametrize(("call", "code", "reason"), [case[1:] for case in CASES], ids=[c[0] for c in CASES])
-def test_refused(
-    stub: PageServiceStub, image: Image, call: Call, code: grpc.StatusCode, reason: str
-) -> None:
+def test_refused(stub: PageServiceStub, image: Image, call: Call, code: grpc.StatusCode, reason: str) -> None:
     got_code, got_reason, trailers = refusal(lambda: call(stub))
     assert (got_code, got_reason) == (code, reason)
     assert ("pageferry-retry-after-ms" in trailers) == (reason == "BUSY")
