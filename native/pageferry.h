@@ -148,6 +148,13 @@ struct pageferry_pages {
     uint64_t state[PAGEFERRY_PAGE_STATES];
 };
 
+struct pageferry_vm_fds {
+    int uffd;
+    int backing_fd; /* -1: private memory */
+    int table_fd;   /* the page table's memfd: pageferry_live_options.arriving_fd */
+    int vmm_pidfd;  /* -1: there is none */
+};
+
 int pageferry_client_open(struct pageferry_client_options *options, struct pageferry_client **client);
 /* Every VM is closed before. */
 void pageferry_client_close(struct pageferry_client *client);
@@ -172,8 +179,8 @@ uint32_t pageferry_vm_histogram(struct pageferry_vm *vm, uint32_t index, uint64_
 void pageferry_vm_pages(struct pageferry_vm *vm, struct pageferry_pages *pages);
 /* The states of `count` pages from `first`, a byte each. Returns how many were in the image. */
 uint64_t pageferry_vm_states(struct pageferry_vm *vm, uint64_t first, uint64_t count, uint8_t *states);
-/* The page table's memfd, for a page server that is handed the VM on (live_options.arriving_fd). The VM's own. */
-int pageferry_vm_table_fd(struct pageferry_vm *vm);
+/* The VM's own, until it is closed: for a page server that the VM is handed on to. */
+void pageferry_vm_fds(struct pageferry_vm *vm, struct pageferry_vm_fds *fds);
 /* The manifest, summed anew over the table: to be asked after COMPLETE, when the words stand still. Blocks, some ms a GiB.
  * Always 0. */
 int pageferry_vm_manifest(struct pageferry_vm *vm, uint8_t digest[16]);

@@ -328,9 +328,14 @@ uint64_t pageferry_vm_states(struct pageferry_vm *vm, uint64_t first, uint64_t c
     return inside;
 }
 
-int pageferry_vm_table_fd(struct pageferry_vm *vm)
+void pageferry_vm_fds(struct pageferry_vm *vm, struct pageferry_vm_fds *fds)
 {
-    return vm->loop.table.fd;
+    *fds = (struct pageferry_vm_fds){
+        .uffd = vm->loop.uffd.fd,
+        .backing_fd = vm->loop.uffd.backing_fd,
+        .table_fd = vm->loop.table.fd,
+        .vmm_pidfd = vm->loop.vmm.pidfd,
+    };
 }
 
 int pageferry_vm_manifest(struct pageferry_vm *vm, uint8_t digest[16])

@@ -199,6 +199,7 @@ static bool is_registered(void)
 static void test_handed_on(void)
 {
     for (int let_go = 0; let_go <= 1; let_go++) {
+        struct pageferry_vm_fds fds;
         int ram;
         uint64_t faults;
         server_start(&server);
@@ -206,7 +207,11 @@ static void test_handed_on(void)
         ram = fcntl(vm.options.backing_fd, F_DUPFD_CLOEXEC, 0);
         vm.options.background = vm.options.handed_on = 1;
         CHECK_EQ(client_open(&vm), 0);
-        CHECK(fcntl(pageferry_vm_table_fd(vm.vm), F_GET_SEALS) & F_SEAL_SHRINK);
+        pageferry_vm_fds(vm.vm, &fds);
+        CHECK_EQ(fds.uffd, vm.options.uffd);
+        CHECK_EQ(fds.backing_fd, vm.options.backing_fd);
+        CHECK_EQ(fds.vmm_pidfd, vm.options.vmm_pidfd);
+        CHECK(fcntl(fds.table_fd, F_GET_SEALS) & F_SEAL_SHRINK);
         CHECK(client_order(&vm, PAGEFERRY_ORDER_LET_GO, 0, 0)); /* too early: nothing */
         CHECK(client_arm(&vm));
         CHECK(client_wait(&vm, PAGEFERRY_EVENT_COMPLETE));
