@@ -7,15 +7,17 @@ zeros are taken if they are not older than the floor, and over a held page only 
 
 import base64
 import hashlib
+import queue
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 
+import grpc
 import xxhash
 
 from pageferry.v1 import pages_pb2 as pb
 from pageferry.v1.pages_pb2_grpc import PageServiceStub
-from tests.wire.page_server import PAGE_BYTES, PageServer, fours
+from tests.wire.page_server import PAGE_BYTES, PageServer, fours, trailers_of
 
 TOKEN = bytes(range(32))
 PAGES, ROUNDS = 1, 2
@@ -50,6 +52,9 @@ class Who:
         return replace(self, **changed)
 
 
+ME = Who()
+
+
 def set_session(
     server: PageServer,
     rights: int,
@@ -72,6 +77,51 @@ def freeze(server: PageServer, image: str = "live") -> tuple[int, int, str]:
     status, as_of, dirty, digest = server.order("freeze", image).split()
     assert status == "0"
     return int(as_of), int(dirty), digest
+
+
+class Attached:
+    """A FetchPages call of a session that stays open; its first message has come, or it was refused."""
+
+    def __init__(self, stub: PageServiceStub, who: Who = ME, image: str = "live") -> None:
+        self._requests: queue.SimpleQueue[pb.FetchPagesRequest | None] = queue.SimpleQueue()
+        self._requests.put(pb.FetchPagesRequest(image=image, encodings=2))
+        self.call = stub.FetchPages(iter(self._requests.get, None), metadata=who.metadata)
+        self.first: pb.PageBatch = next(self.call)
+
+    def next(self) -> pb.PageBatch:
+        batch: pb.PageBatch = next(self.call)
+        return batch
+
+    def beat(self, number: int) -> pb.PageBatch:
+        self._requests.put(pb.FetchPagesRequest(heartbeat=number))
+        return self.next()
+
+    def ask(self, *runs: int) -> None:
+        self._requests.put(pb.FetchPagesRequest(runs=runs))
+
+    def half_close(self) -> None:
+        self._requests.put(None)
+
+    def reason(self) -> str | None:
+        """Why it has ended; None: well."""
+        try:
+            for _ in self.call:
+                pass
+        except grpc.RpcError as error:
+            return trailers_of(error).get("pageferry-reason")
+        return None
+
+
+def get(stub: PageServiceStub, who: Who = ME, image: str = "live", page: int = 1) -> pb.PageBatch:
+    batch: pb.PageBatch = stub.GetPage(pb.GetPageRequest(image=image, page=page), metadata=who.metadata)
+    return batch
+
+
+def describe(stub: PageServiceStub, who: Who = ME, image: str = "live") -> pb.DescribeImageResponse:
+    described: pb.DescribeImageResponse = stub.DescribeImage(
+        pb.DescribeImageRequest(image=image), metadata=who.metadata
+    )
+    return described
 
 
 @dataclass
@@ -150,3 +200,8 @@ class Mover:
 
     def page(self, page: int) -> bytes:
         return self.held[page][1]
+
+
+def mover_of(stub: PageServiceStub, who: Who = ME) -> Mover:
+    described = describe(stub, who)
+    return Mover(stub, described.content_id, described.page_count, who)

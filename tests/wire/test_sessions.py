@@ -5,7 +5,6 @@ The same rules without a wire: tests/native/test_gate.c, test_rounds.c, test_liv
 """
 
 import contextlib
-import queue
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -17,13 +16,24 @@ import pytest
 from pageferry.v1 import pages_pb2 as pb
 from pageferry.v1.pages_pb2_grpc import PageServiceStub
 from tests.support.requires import needs_userfaultfd
-from tests.wire.mover import ALL, PAGES, Mover, Who, bearer, freeze, set_session
+from tests.wire.mover import (
+    ALL,
+    ME,
+    PAGES,
+    Attached,
+    Who,
+    bearer,
+    describe,
+    freeze,
+    get,
+    mover_of,
+    set_session,
+)
 from tests.wire.page_server import IMMUTABLE, PAGE_BYTES, Image, PageServer, trailers_of
 
 pytestmark = needs_userfaultfd
 
 PAGE_COUNT = 300
-ME = Who()
 ATTACHED, SUPERSEDED, ROUND, SILENT = 1, 2, 3, 4
 STALL = [("grpc.http2.bdp_probe", 0), ("grpc.http2.lookahead_bytes", 65536)]
 PATIENCE_S = 30
@@ -43,37 +53,6 @@ def stub(server: PageServer) -> Iterator[PageServiceStub]:
         yield PageServiceStub(channel)
 
 
-class Attached:
-    """A FetchPages call of a session that stays open; its first message has come, or it was refused."""
-
-    def __init__(self, stub: PageServiceStub, who: Who = ME, image: str = "live") -> None:
-        self._requests: queue.SimpleQueue[pb.FetchPagesRequest | None] = queue.SimpleQueue()
-        self._requests.put(pb.FetchPagesRequest(image=image, encodings=2))
-        self.call = stub.FetchPages(iter(self._requests.get, None), metadata=who.metadata)
-        self.first: pb.PageBatch = next(self.call)
-
-    def next(self) -> pb.PageBatch:
-        batch: pb.PageBatch = next(self.call)
-        return batch
-
-    def beat(self, number: int) -> pb.PageBatch:
-        self._requests.put(pb.FetchPagesRequest(heartbeat=number))
-        return self.next()
-
-    def ask(self, *runs: int) -> None:
-        self._requests.put(pb.FetchPagesRequest(runs=runs))
-
-    def half_close(self) -> None:
-        self._requests.put(None)
-
-    def reason(self) -> str | None:
-        """Why it has ended."""
-        with pytest.raises(grpc.RpcError) as caught:
-            for _ in self.call:
-                pass
-        return trailers_of(caught.value).get("pageferry-reason")
-
-
 def refusal(call: Callable[[], object]) -> tuple[str | None, str]:
     with pytest.raises(grpc.RpcError) as caught:
         call()
@@ -84,26 +63,9 @@ def attach(stub: PageServiceStub, who: Who) -> Callable[[], object]:
     return lambda: Attached(stub, who)
 
 
-def get(stub: PageServiceStub, who: Who = ME, image: str = "live") -> pb.PageBatch:
-    batch: pb.PageBatch = stub.GetPage(pb.GetPageRequest(image=image, page=1), metadata=who.metadata)
-    return batch
-
-
 def open_round(stub: PageServiceStub, who: Who = ME) -> list[pb.PageBatch]:
     request = pb.StreamPagesRequest(image="live", open_round=True, versions_only=True)
     return list(stub.StreamPages(request, metadata=who.metadata, timeout=60))
-
-
-def describe(stub: PageServiceStub, who: Who = ME, image: str = "live") -> pb.DescribeImageResponse:
-    described: pb.DescribeImageResponse = stub.DescribeImage(
-        pb.DescribeImageRequest(image=image), metadata=who.metadata
-    )
-    return described
-
-
-def mover_of(stub: PageServiceStub, who: Who = ME) -> Mover:
-    described = describe(stub, who)
-    return Mover(stub, described.content_id, described.page_count, who)
 
 
 # ---------------------------------------------------------------------------------------------- who is let in
