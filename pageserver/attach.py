@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """`pageserver attach`: a VM that runs already, and not under the shim, is made one that can be moved away.
 
-Finds where the process has mapped its RAM file, makes it register that memory for dirty tracking, and hands it
-over to the page server in its place. The right to trace the process is needed here alone.
+Finds where the process has mapped its RAM file, makes it register that memory for dirty tracking, and hands
+it over to the page server in its place. The right to trace the process is needed here alone.
 """
 
 import os
@@ -59,7 +59,7 @@ def _memfd(pid: int, name: str) -> Path:
     try:
         for link in Path(f"/proc/{pid}/fd").iterdir():
             try:
-                if os.readlink(link) in wanted:
+                if str(link.readlink()) in wanted:
                     found[link.stat().st_ino] = link
             except FileNotFoundError:
                 continue  # closed since
