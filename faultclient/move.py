@@ -280,15 +280,17 @@ class Move:
             await asyncio.sleep(RECORD_AGAIN_S)
 
     async def _abort(self) -> None:
-        """Recorded first; then the VMM is killed, and the source told."""
+        """Recorded first; then the VMM is killed and the source told, neither after the other: a kill may
+        take long, and the source's guest stands still meanwhile."""
         given_up = self._given_up or GivenUp(Event.FAILED, Reason.BUG, "it came to no end")
         await self.keep(given_up.event, given_up.reason, given_up.message)
         self.session.pauses.clear()
         self.session.fail(given_up.event, given_up.reason, given_up.message)
         self.close_pager()
-        if self._taken:
-            await self._kill()
-        await report_aborted(self.session, self.source)
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(report_aborted(self.session, self.source))
+            if self._taken:
+                tasks.create_task(self._kill())
 
     def close_pager(self) -> None:
         """Nobody needs its pages any more, or it may never be armed."""
@@ -300,8 +302,9 @@ class Move:
     async def _kill(self) -> None:
         try:
             await self.adapter.kill()
-        except PageferryError as error:
-            log.error("not_killed", session=self.session.name, text=str(error))
+        except Exception as error:  # noqa: BLE001  # whatever it is, the source has to hear of the end
+            bug = None if isinstance(error, PageferryError) else error
+            log.error("not_killed", session=self.session.name, text=str(error), exc_info=bug)
 
     async def let_go(self) -> None:
         """After the end. What cannot be set back is logged: nobody depends on it any more."""

@@ -102,7 +102,8 @@ class FakeVmm:
     story: list[str]
     machine: str = "pc-i440fx-7.2"
     refuses: dict[str, list[PageferryError]] = field(default_factory=dict)
-    hangs: str = ""  # in this call, for ever
+    hangs: str = ""  # in this call, until it is let go
+    let_go: asyncio.Event = field(default_factory=asyncio.Event)
     state: bytes = b""
     closed: bool = False
 
@@ -110,7 +111,7 @@ class FakeVmm:
         self.story.append(what)
         await asyncio.sleep(0)
         if self.hangs == what:
-            await asyncio.get_running_loop().create_future()
+            await self.let_go.wait()
         waiting = self.refuses.get(what, [])
         if waiting:
             raise waiting.pop(0)

@@ -62,6 +62,20 @@ def completing(stage: Stage, poisoned: int = 0) -> Stage:
     return stage
 
 
+def test_the_source_is_told_while_the_vmm_is_still_being_killed() -> None:
+    """Its guest stands still until then, and an orchestrator may take its time."""
+    stage = Stage()
+    stage.vmm.refuses["load"] = [error(Reason.MISMATCH)]
+    stage.vmm.hangs = "kill"
+
+    def killed() -> None:
+        stage.vmm.let_go.set()
+
+    stage.at["report ABORTED"] = killed
+    stage.play()
+    aborted(stage, Reason.MISMATCH)
+
+
 # ---------------------------------------------------------------------------------------------------- its way
 
 
