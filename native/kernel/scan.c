@@ -147,6 +147,8 @@ int scan_covered(int pagemap_fd, uint64_t start, uint64_t end)
     };
     int rc = scan(pagemap_fd, &arg, &found, 1);
 
+    if (rc == -EFAULT) /* addresses of no process at all */
+        rc = 0;
     return rc < 0 ? rc : rc == 1 && found.start == start && found.end == end;
 }
 

@@ -76,6 +76,24 @@ static void check_run(struct serve_call *call, const struct run *run, const uint
     }
 }
 
+static void note_live(struct serve_call *call, struct grpc_bytes message, struct run *runs)
+{
+    struct page_batch batch = {.runs = runs};
+    uint64_t data_pages;
+
+    if (read_page_batch(message, runs, PF_LIMIT_RUNS_MAX, &batch) != 0 || batch.as_of == 0 ||
+        (batch.run_count > 0 && payload_check(serve_content_id, &batch, &data_pages) != 0)) {
+        call->wrong++;
+        return;
+    }
+    call->batches++;
+    call->as_of = batch.as_of;
+    call->phase = batch.phase != 0 ? batch.phase : call->phase;
+    call->manifest = call->manifest || batch.manifest_digest.length > 0;
+    for (uint32_t i = 0; i < batch.run_count; i++)
+        call->named[runs[i].kind] += runs[i].page_count;
+}
+
 static int on_message(void *owner, struct grpc_call *grpc, struct grpc_bytes message)
 {
     static struct run runs[PF_LIMIT_RUNS_MAX];
@@ -85,6 +103,10 @@ static int on_message(void *owner, struct grpc_call *grpc, struct grpc_bytes mes
     const uint8_t *data;
 
     (void)owner;
+    if (call->live) {
+        note_live(call, message, runs);
+        return 0;
+    }
     if (read_page_batch(message, runs, PF_LIMIT_RUNS_MAX, &batch) != 0 ||
         batch.as_of != PF_LIMIT_IMMUTABLE_VERSION) {
         call->wrong += read_describe_response(message, &call->described) != 0;
@@ -195,12 +217,19 @@ void serve_turn(struct serve_client *const *clients, uint32_t count, int wait_ms
 
 /* -------------------------------------------------------------------------------------------------- calls */
 
-void serve_start(struct serve_call *call, struct serve_client *client, const char *path)
+void serve_start_as(struct serve_call *call, struct serve_client *client, const char *path,
+                    const struct grpc_headers *who)
 {
     memset(call, 0, sizeof(*call));
     call->client = client;
-    call->grpc = grpc_start(conn_session(client->conn), path, call);
+    call->live = who != NULL;
+    call->grpc = grpc_start_as(conn_session(client->conn), path, who, call);
     must(call->grpc != NULL, "grpc_start");
+}
+
+void serve_start(struct serve_call *call, struct serve_client *client, const char *path)
+{
+    serve_start_as(call, client, path, NULL);
 }
 
 void serve_say(struct serve_call *call, size_t length, bool half_close)
@@ -231,6 +260,14 @@ void serve_stream(struct serve_call *call, const char *image, uint64_t first_pag
 {
     struct run run = {.first_page = first_page, .page_count = page_count};
     struct stream_request request = {.image = text(image), .runs = &run, .run_count = page_count > 0};
+
+    serve_say(call, write_stream_request(&request, call->request, sizeof(call->request)), true);
+}
+
+void serve_map(struct serve_call *call, const char *image, uint64_t since, bool open_round)
+{
+    struct stream_request request = {.image = text(image), .since_version = since, .versions_only = true,
+                                     .open_round = open_round};
 
     serve_say(call, write_stream_request(&request, call->request, sizeof(call->request)), true);
 }

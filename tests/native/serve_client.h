@@ -9,6 +9,7 @@
 #include <stdbool.h>
 #include <stdint.h>
 
+#include "gen/contract.h"
 #include "rpc/conn.h"
 #include "rpc/messages.h"
 #include "serve/image.h"
@@ -26,6 +27,7 @@ struct serve_call {
     uint8_t request[SERVE_REQUEST_BYTES];
     size_t request_length; /* 0: nothing to say now */
     bool half_close;       /* after that */
+    bool live;             /* of a live image: its pages are whatever they are, only their digest is checked */
     bool ended;
     struct grpc_status status;
     /* What came: */
@@ -36,6 +38,10 @@ struct serve_call {
     uint32_t last_run_count;
     struct run last_run; /* the first of the last batch */
     struct describe_response described;
+    uint64_t as_of;     /* of the last batch */
+    uint64_t named[PF_RUN_KIND_VERSION + 1]; /* pages, by kind */
+    uint32_t phase;     /* the last that was told */
+    bool manifest;      /* a digest was told */
 };
 
 /* Whether a page of the test's image holds data, and its bytes. */
@@ -51,12 +57,17 @@ int serve_connect(uint16_t port);
 void serve_open(struct serve_client *client, int fd, uint32_t window_bytes);
 void serve_close(struct serve_client *client);
 void serve_start(struct serve_call *call, struct serve_client *client, const char *path);
+/* The same in a session, of a live image. */
+void serve_start_as(struct serve_call *call, struct serve_client *client, const char *path,
+                    const struct grpc_headers *who);
 /* To be sent, as soon as it can leave. */
 void serve_say(struct serve_call *call, size_t length, bool half_close);
 void serve_ask(struct serve_call *call, const char *image, uint64_t first_page, uint64_t page_count,
                uint64_t heartbeat,
                bool half_close);
 void serve_stream(struct serve_call *call, const char *image, uint64_t first_page, uint64_t page_count);
+/* The version map, above this one. */
+void serve_map(struct serve_call *call, const char *image, uint64_t since, bool open_round);
 void serve_get(struct serve_call *call, const char *image, uint64_t page);
 void serve_describe(struct serve_call *call, const char *image);
 

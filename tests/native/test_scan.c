@@ -178,6 +178,7 @@ static void test_what_is_covered(void)
     begin(false);
     CHECK_EQ(scan_covered(pagemap_fd, address_of(0), address_of(PAGES)), 1);
     CHECK_EQ(scan_covered(pagemap_fd, address_of(0), address_of(PAGES + 1)), 0);
+    CHECK_EQ(scan_covered(pagemap_fd, UINT64_C(1) << 60, (UINT64_C(1) << 60) + TRACKED_PAGE), 0);
     CHECK(tracked_do(&vmm, TRACKED_REPLACE, 8, 0));
     CHECK_EQ(scan_covered(pagemap_fd, address_of(0), address_of(PAGES)), 0);
     CHECK_EQ(scan_covered(pagemap_fd, address_of(0), address_of(8)), 1);
