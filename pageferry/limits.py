@@ -179,9 +179,13 @@ BULK_RANGE_IDLE_PAGES: Final = 64
 # Bulk calls open at once while nobody waits: enough to cover a round trip of 2 ms at 1 GB/s.
 BULK_RANGES_IN_FLIGHT: Final = 8
 
-# And while faults come: an urgent page waits behind what is under way. One range at a time leaves the link
-# free between two of them, which paces bulk by itself (1 Gbit/s: median fault 0.1 ms, with eight 1.0 ms).
+# And while faults come, as long as the link's rate is not known: an urgent page waits behind what is under
+# way. One range at a time leaves the link free between two of them, which paces bulk by itself (1 Gbit/s:
+# median fault 0.1 ms, with eight 1.0 ms).
 BULK_RANGES_GENTLE_MAX: Final = 1
+
+# While faults come and a pace is kept: enough that the link need not wait for the next to be asked.
+BULK_RANGES_PACED_MAX: Final = 4
 
 # Faults count as "coming" until none has come for this long.
 BULK_QUIET_MS: Final = 20

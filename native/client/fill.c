@@ -51,16 +51,24 @@ static uint64_t apply_run(struct fill *fill, uint64_t pages, uint64_t now_ns)
     return news.kind == ENGINE_DATA ? news.page_count : 0; /* only bytes cost time */
 }
 
-/* Did the range that begins there leave anything to ask again? */
-static bool lacks_pages(const struct fill *fill, uint64_t first_page)
+/* The pages of the range under way that begins there. */
+static uint64_t pages_of(const struct fill *fill, uint64_t first_page)
+{
+    uint64_t pages = 0;
+
+    for (uint32_t i = 0; i < PLAN_FLIGHTS_MAX; i++)
+        if (fill->plan.flights[i].first_page == first_page && fill->plan.flights[i].page_count > 0)
+            pages = fill->plan.flights[i].page_count;
+    return pages;
+}
+
+/* Did it leave anything to ask again? */
+static bool lacks_pages(const struct fill *fill, uint64_t first_page, uint64_t page_count)
 {
     bool lacks = false;
 
-    for (uint32_t i = 0; i < PLAN_FLIGHTS_MAX; i++) {
-        const struct plan_range *range = &fill->plan.flights[i];
-        for (uint64_t page = 0; range->first_page == first_page && page < range->page_count && !lacks; page++)
-            lacks = page_state(table_word(fill->engine->table, first_page + page)) == PAGE_MISSING;
-    }
+    for (uint64_t page = 0; page < page_count && !lacks; page++)
+        lacks = page_state(table_word(fill->engine->table, first_page + page)) == PAGE_MISSING;
     return lacks;
 }
 
@@ -68,8 +76,10 @@ static bool lacks_pages(const struct fill *fill, uint64_t first_page)
  * asked again a little later, and later still while nothing at all comes. */
 static void range_ended(struct fill *fill, uint64_t now_ns)
 {
-    bool lacks = lacks_pages(fill, fill->slice.range_page);
+    uint64_t pages = pages_of(fill, fill->slice.range_page);
+    bool lacks = lacks_pages(fill, fill->slice.range_page, pages);
 
+    pace_landed(&fill->pace, pages);
     plan_landed(&fill->plan, fill->slice.range_page);
     if (lacks && now_ns >= fill->due_ns) {
         fill->delay_ns = fill->delay_ns == 0 ? DELAY_MIN_NS : 2 * fill->delay_ns;
@@ -111,31 +121,56 @@ static bool faults_come(const struct fill *fill, uint64_t now_ns)
     return fill->fault_ns != 0 && now_ns - fill->fault_ns < PF_LIMIT_BULK_QUIET_MS * MS_NS;
 }
 
-bool fill_plan(struct fill *fill, uint64_t now_ns)
+/* How much is under way at once: much while nobody waits; while somebody does, little, and if the link's rate is not
+ * known yet, so that no pace can be kept, a single range: the time between two of them is then room enough. */
+static void choose(struct fill *fill, uint64_t now_ns, uint64_t *pages_max, uint32_t *flights_max)
 {
     bool gently = faults_come(fill, now_ns);
-    uint64_t pages_max = gently ? PF_LIMIT_BULK_RANGE_PAGES : PF_LIMIT_BULK_RANGE_IDLE_PAGES;
-    uint32_t flights_max = gently ? PF_LIMIT_BULK_RANGES_GENTLE_MAX : PF_LIMIT_BULK_RANGES_IN_FLIGHT;
+
+    port_tell_urgent(fill->port, fill->urgent_bytes);
+    pace_look(&fill->pace, fill->urgent_bytes, port_arrived_bytes(fill->port), port_link_rate(fill->port), gently,
+              now_ns);
+    *pages_max = PF_LIMIT_BULK_RANGE_IDLE_PAGES;
+    *flights_max = PF_LIMIT_BULK_RANGES_IN_FLIGHT;
+    if (gently) {
+        *pages_max = PF_LIMIT_BULK_RANGE_PAGES;
+        *flights_max = pace_knows(&fill->pace) ? PF_LIMIT_BULK_RANGES_PACED_MAX : PF_LIMIT_BULK_RANGES_GENTLE_MAX;
+    }
+    *pages_max = pace_pages(&fill->pace, *pages_max);
+    if (fill->engine->full) { /* try on, but little, and not in a hurry */
+        *pages_max = *flights_max = 1;
+        fill->due_ns = now_ns + PF_LIMIT_FULL_RETRY_MS * MS_NS;
+    }
+}
+
+bool fill_plan(struct fill *fill, uint64_t now_ns)
+{
     struct plan_range range;
+    uint64_t pages_max;
+    uint32_t flights_max;
     bool exhausted = false;
 
     if (now_ns < fill->due_ns || fill->engine->counts[PAGE_MISSING] == 0)
         return false;
-    if (fill->engine->full) { /* try on, but little, and not in a hurry */
-        pages_max = flights_max = 1;
-        fill->due_ns = now_ns + PF_LIMIT_FULL_RETRY_MS * MS_NS;
-    }
+    choose(fill, now_ns, &pages_max, &flights_max);
+    fill->paced_ns = 0;
     while (fill->plan.flight_count < flights_max) {
+        if (!pace_allows(&fill->pace, pages_max)) {
+            fill->paced_ns = pace_next_ns(&fill->pace, pages_max);
+            port_hold_back(fill->port);
+            break;
+        }
         if (!plan_next(&fill->plan, pages_max, PLAN_LOOK_PAGES, &range, &exhausted))
             break;
         if (!port_ask(fill->port, &range)) {
             plan_landed(&fill->plan, range.first_page);
             break;
         }
+        pace_asked(&fill->pace, range.page_count);
     }
     if (exhausted && fill->plan.flight_count == 0) /* what is missing is held back: not looked for in each turn */
         fill->due_ns = now_ns + DELAY_MAX_NS;
-    return !exhausted && fill->plan.flight_count == 0;
+    return !exhausted && fill->plan.flight_count == 0 && fill->paced_ns == 0;
 }
 
 bool fill_sweep(struct fill *fill)
@@ -151,7 +186,9 @@ bool fill_sweep(struct fill *fill)
 
 uint64_t fill_next_ns(const struct fill *fill, uint64_t now_ns)
 {
-    return fill->due_ns > now_ns && fill->engine->counts[PAGE_MISSING] > 0 ? fill->due_ns : UINT64_MAX;
+    uint64_t next_ns = fill->due_ns > fill->paced_ns ? fill->due_ns : fill->paced_ns;
+
+    return next_ns > now_ns && fill->engine->counts[PAGE_MISSING] > 0 ? next_ns : UINT64_MAX;
 }
 
 void fill_start(struct fill *fill, struct engine *engine, struct stats *stats, struct port *port)

@@ -11,6 +11,7 @@
 
 #include "../pager/engine.h"
 #include "../pager/plan.h"
+#include "pace.h"
 #include "port.h"
 
 struct fill {
@@ -18,8 +19,11 @@ struct fill {
     struct stats *stats;
     struct port *port;
     struct plan plan;
+    struct pace pace;
+    uint64_t urgent_bytes;    /* that the urgent link has brought, as an interface counts it: told before fill_plan */
     uint64_t fault_ns;        /* the newest fault that had to be asked */
     uint64_t due_ns;          /* no range is planned before */
+    uint64_t paced_ns;        /* nor before, for the pace's sake; 0: it allows all */
     uint64_t delay_ns;        /* that was the last delay: doubled while ranges bring nothing */
     bool doubtful;            /* ranges end with wrong digests: for whoever can ask what the server serves */
     uint64_t sweep_page;

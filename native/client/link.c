@@ -12,6 +12,7 @@
 
 #define MS_NS UINT64_C(1000000)
 #define WHY_BYTES 128
+#define WIRE_LOOK_NS (MS_NS / 5)
 
 /* False: epoll does not take it, so nobody would hear of this socket. */
 static bool watch(struct link *link, int fd, uint32_t interest)
@@ -58,6 +59,7 @@ static void lost(struct link *link, const char *why, uint64_t now_ns)
     if (link->conn != NULL) {
         count_traffic(link);
         stats_add(link->stats, STATS_links_lost_total, 1);
+        wire_over(&link->wire, conn_fd(link->conn), link->counted.in_bytes);
         conn_close(link->conn);
         link->conn = NULL;
     }
@@ -233,6 +235,13 @@ void link_drop(struct link *link, const char *why, uint64_t now_ns)
 void link_is_well(struct link *link)
 {
     link->delay_ns = 0;
+}
+
+uint64_t link_arrived_bytes(struct link *link, uint64_t now_ns)
+{
+    if (link->conn != NULL && now_ns >= link->wire.looked_ns + WIRE_LOOK_NS)
+        wire_look(&link->wire, conn_fd(link->conn), link->counted.in_bytes);
+    return wire_bytes(&link->wire);
 }
 
 void link_close(struct link *link)

@@ -12,6 +12,7 @@
 #include "../base/stats.h"
 #include "../rpc/conn.h"
 #include "address.h"
+#include "wire.h"
 
 struct link_events {
     /* Connected: calls can be started on conn_session(link->conn). */
@@ -41,6 +42,7 @@ struct link {
     uint64_t delay_ns;       /* before the next dial */
     uint64_t random;         /* state of the jitter */
     struct conn_traffic counted;
+    struct wire wire;        /* what has come in, as an interface counts it */
 };
 
 struct link_options {
@@ -71,6 +73,8 @@ void link_hold(struct link *link, bool held, uint64_t now_ns);
 void link_drop(struct link *link, const char *why, uint64_t now_ns);
 /* The other end has shown that it is well: the next dial, should it be needed, comes at once. */
 void link_is_well(struct link *link);
+/* What has come in, ever; looked at anew, but not every time. */
+uint64_t link_arrived_bytes(struct link *link, uint64_t now_ns);
 void link_close(struct link *link);
 
 #endif

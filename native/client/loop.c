@@ -11,6 +11,7 @@
 #include "orders.h"
 
 #define MS_NS UINT64_C(1000000)
+#define WAIT_SHORT_NS (10 * MS_NS)
 #define WAIT_EVENTS 8
 #define BATCHES_A_TURN 16 /* of kernel events: then answers have their turn, however many threads fault */
 #define MEMORY_PATIENCE_NS (PF_LIMIT_FULL_RETRY_MS * MS_NS)
@@ -246,10 +247,10 @@ static uint64_t least(uint64_t a, uint64_t b)
     return a < b ? a : b;
 }
 
-static int timeout_ms(const struct loop *loop, bool more)
+/* For how long there is nothing to do; UINT64_MAX: until something happens. */
+static uint64_t idle_ns(const struct loop *loop, bool more)
 {
     uint64_t next_ns = UINT64_MAX;
-    int timeout = -1;
 
     if (loop->stage < LOOP_COMPLETE) {
         next_ns = least(urgent_next_ns(&loop->urgent), engine_next_ns(&loop->engine));
@@ -263,10 +264,23 @@ static int timeout_ms(const struct loop *loop, bool more)
         next_ns = engine_next_ns(&loop->engine);
     }
     if (more || next_ns <= loop->now_ns || loop->now_ns - loop->active_ns < (uint64_t)loop->spin_us * 1000)
-        timeout = 0;
-    else if (next_ns != UINT64_MAX)
-        timeout = (int)least((next_ns - loop->now_ns) / MS_NS + 1, 60000);
-    return timeout;
+        return 0;
+    return next_ns == UINT64_MAX ? UINT64_MAX : next_ns - loop->now_ns;
+}
+
+/* A pace is kept in fractions of a millisecond; where a filter of system calls does not know the newer call, as well as
+ * the older one can. */
+static int await(const struct loop *loop, bool more, struct epoll_event *ready)
+{
+    uint64_t wait_ns = idle_ns(loop, more);
+    int wait_ms = wait_ns == UINT64_MAX ? -1 : (int)least(wait_ns / MS_NS + (wait_ns % MS_NS != 0), 60000), count = -1;
+    struct timespec wait = {.tv_nsec = (long)wait_ns};
+
+    if (wait_ns > 0 && wait_ns < WAIT_SHORT_NS)
+        count = epoll_pwait2(loop->epoll_fd, ready, WAIT_EVENTS, &wait, NULL);
+    if (count < 0)
+        count = epoll_wait(loop->epoll_fd, ready, WAIT_EVENTS, wait_ms);
+    return count;
 }
 
 static bool take(struct loop *loop, const struct epoll_event *event)
@@ -317,8 +331,11 @@ static bool fill(struct loop *loop)
         urgent_doubt(&loop->urgent, "bulk has wrong digests");
         loop->fill.doubtful = false;
     }
-    if (loop->background && loop->stage >= first && loop->stage < LOOP_COMPLETE && loop_knows_pages(loop))
+    if (loop->background && loop->stage >= first && loop->stage < LOOP_COMPLETE && loop_knows_pages(loop) &&
+        loop->engine.counts[PAGE_MISSING] > 0) {
+        loop->fill.urgent_bytes = link_arrived_bytes(&loop->urgent.link, loop->now_ns);
         more |= fill_plan(&loop->fill, loop->now_ns);
+    }
     if (loop->background && loop->stage == LOOP_ARMED)
         more |= fill_sweep(&loop->fill);
     return more;
@@ -341,7 +358,7 @@ void *loop_run(void *argument)
     bool go_on = true, more = false;
 
     while (go_on) {
-        int count = epoll_wait(loop->epoll_fd, ready, WAIT_EVENTS, timeout_ms(loop, more));
+        int count = await(loop, more, ready);
         loop->now_ns = loop_clock_ns();
         if (count > 0)
             loop->active_ns = loop->now_ns;

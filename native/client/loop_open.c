@@ -71,6 +71,7 @@ static void start_parts(struct loop *loop, const struct loop_options *options)
     engine_start(&loop->engine, &engine, loop->now_ns);
     mark_stale(loop);
     fill_start(&loop->fill, &loop->engine, &loop->stats, &loop->port);
+    pace_cap(&loop->fill.pace, options->vm->bandwidth_bytes_per_s);
     urgent_start(&loop->urgent, &urgent);
 }
 

@@ -132,6 +132,9 @@ bool orders_take(struct loop *loop)
             if (loop->stage == LOOP_COMPLETE && !loop->let_go)
                 loop_let_go(loop);
             break;
+        case PAGEFERRY_ORDER_BANDWIDTH:
+            pace_cap(&loop->fill.pace, order.value);
+            break;
         }
     }
     return go_on;

@@ -278,6 +278,21 @@ static void start_link(struct port *port, const struct port_watch *watch)
     port->linked = true;
 }
 
+/* What has come in, and what the link can bring: measured while ranges are under way and nobody holds them back. */
+static void look_at_arrivals(struct port *port, uint64_t now_ns)
+{
+    bool busy = port->link.conn != NULL && !port->link.held && grpc_open_calls(conn_session(port->link.conn)) > 0 &&
+                !atomic_exchange_explicit(&port->held_back, false, memory_order_relaxed);
+    uint64_t before_ns = port->link.wire.looked_ns, bytes = link_arrived_bytes(&port->link, now_ns);
+
+    atomic_store_explicit(&port->arrived_bytes, bytes, memory_order_relaxed);
+    if (busy && port->link.wire.looked_ns == before_ns)
+        return;
+    bytes += atomic_load_explicit(&port->urgent_bytes, memory_order_relaxed);
+    pace_link_look(&port->pace_link, busy, bytes, port->link.wire.looked_ns);
+    atomic_store_explicit(&port->link_rate, pace_link_rate(&port->pace_link), memory_order_relaxed);
+}
+
 void port_turn(struct port *port, const struct port_watch *watch, uint64_t now_ns)
 {
     if (atomic_load(&port->resting))
@@ -293,6 +308,7 @@ void port_turn(struct port *port, const struct port_watch *watch, uint64_t now_n
     link_tick(&port->link, now_ns);
     hold(port, watch, now_ns);
     start_ranges(port, now_ns);
+    look_at_arrivals(port, now_ns);
     link_flush(&port->link, now_ns);
 }
 

@@ -19,6 +19,7 @@
 #include "../pager/plan.h"
 #include "../rpc/messages.h"
 #include "link.h"
+#include "pace.h"
 
 #define PORT_NO_SLOT UINT32_MAX
 #define PORT_SLICES_MAX 64 /* a power of two, more than slots and ranges together */
@@ -68,6 +69,10 @@ struct port {
     _Atomic uint64_t content_id; /* 0: not described yet */
     _Atomic bool leaving;        /* no slot is waited for any more */
     _Atomic bool resting;        /* nothing will be asked any more: no link is needed */
+    _Atomic bool held_back;      /* the loop would have asked for more, and its pace did not allow it; since the last look */
+    _Atomic uint64_t urgent_bytes;  /* the loop's own link has brought */
+    _Atomic uint64_t arrived_bytes; /* this link has brought, as an interface counts it */
+    _Atomic uint64_t link_rate;     /* bytes per second, of both together; 0: not known yet */
     struct port_slot *slots;
     uint32_t slot_count;
     /* The thread's own: */
@@ -77,6 +82,7 @@ struct port {
     bool starved;        /* a slot was waited for in vain, and none has come since */
     bool watches_back;   /* epoll tells when a slot comes back */
     uint64_t asked_ns;   /* the newest range was asked */
+    struct pace_link pace_link;
     uint32_t free_count;
     uint32_t free_slots[PORT_SLICES_MAX];
     struct port_flight flights[PF_LIMIT_BULK_RANGES_IN_FLIGHT];
@@ -108,6 +114,26 @@ bool port_take(struct port *port, struct port_slice *slice);
 void port_give_back(struct port *port, uint32_t slot);
 /* Nothing will be asked any more; what is under way ends. */
 void port_rest(struct port *port);
+/* More would be asked, if the pace allowed it: what comes now does not show what the link can bring. */
+static inline void port_hold_back(struct port *port)
+{
+    atomic_store_explicit(&port->held_back, true, memory_order_relaxed);
+}
+/* The loop's own link has brought so much. */
+static inline void port_tell_urgent(struct port *port, uint64_t bytes)
+{
+    atomic_store_explicit(&port->urgent_bytes, bytes, memory_order_relaxed);
+}
+/* This one has brought so much, as an interface counts it. */
+static inline uint64_t port_arrived_bytes(const struct port *port)
+{
+    return atomic_load_explicit(&port->arrived_bytes, memory_order_relaxed);
+}
+/* Bytes per second that both can bring; 0: not known yet. */
+static inline uint64_t port_link_rate(const struct port *port)
+{
+    return atomic_load_explicit(&port->link_rate, memory_order_relaxed);
+}
 
 /* ---- for the bulk thread ---- */
 
