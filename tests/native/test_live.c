@@ -261,6 +261,11 @@ static void test_rights_that_end_in_the_middle(void)
     CHECK(ended_by(&first, &other, PF_REASON_WRONG_PHASE));
     CHECK(SERVE_UNTIL(&client, urgent.phase == PF_PHASE_SWITCHOVER)); /* that one goes on */
     CHECK(!urgent.ended);
+    open_round(&second, &other);
+    CHECK(ended_by(&second, &other, PF_REASON_WRONG_PHASE));
+    serve_start_as(&second, &other, PF_PATH_STREAM_PAGES, me()); /* to read the map needs no such right */
+    serve_map(&second, "live", 0, false);
+    CHECK(ended_by(&second, &other, 0));
     atomic_store(&held, false);
     CHECK_EQ(set(ALL_RIGHTS, PF_PHASE_PRECOPY), 0);
     another_round(BITS | 1);
@@ -330,6 +335,14 @@ static void test_what_is_told_of_it(void)
     another_round(BITS | 2);
     CHECK_EQ(state().dirty_pages, 1);
     CHECK_EQ(state().round, 2);
+    serve_start_as(&first, &other, PF_PATH_STREAM_PAGES, me());
+    serve_map(&first, "live", BITS | 1, false);
+    CHECK(ended_by(&first, &other, 0));
+    CHECK_EQ(first.named[PF_RUN_KIND_VERSION], 1); /* what is newer than that, and no more */
+    CHECK_EQ(first.named[PF_RUN_KIND_ZERO], 0);
+    serve_start_as(&first, &other, PF_PATH_STREAM_PAGES, me());
+    serve_map(&first, "live", BITS | 3, false);
+    CHECK(ended_by(&first, &other, PF_REASON_MISMATCH)); /* than what never was */
     CHECK(state().round_ns > 0 && !state().frozen);
     CHECK_EQ(pageferry_server_freeze(server, "live", &frozen, error, sizeof(error)), 0);
     CHECK_EQ(frozen.as_of, BITS | 3);
