@@ -117,6 +117,8 @@ class Move:
         except Exception as error:  # noqa: BLE001  # a fault of ours must not leave a guest standing still
             log.error("bug", session=self.session.name, exc_info=error)
             self._because(Event.FAILED, Reason.BUG, f"{type(error).__name__}: {error}")
+        finally:
+            self._driving = None  # its error holds all that it came through, the connection to the source too
         if self.session.may(Event.CANCELLED):
             await self._abort()
 
