@@ -5,10 +5,12 @@ The same rules without a wire: tests/native/test_gate.c, test_rounds.c, test_liv
 """
 
 import contextlib
+import re
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from pathlib import Path
 
 import grpc
 import pytest
@@ -21,6 +23,7 @@ from tests.wire.mover import (
     ME,
     PAGES,
     Attached,
+    Mover,
     Who,
     bearer,
     describe,
@@ -34,6 +37,7 @@ from tests.wire.page_server import IMMUTABLE, PAGE_BYTES, Image, PageServer, tra
 pytestmark = needs_userfaultfd
 
 PAGE_COUNT = 300
+PROTOCOL = Path(__file__).parents[2] / "docs/protocol.md"
 ATTACHED, SUPERSEDED, ROUND, SILENT = 1, 2, 3, 4
 STALL = [("grpc.http2.bdp_probe", 0), ("grpc.http2.lookahead_bytes", 65536)]
 PATIENCE_S = 30
@@ -344,3 +348,10 @@ def test_news_of_a_session_reach_those_above(server: PageServer, stub: PageServi
     assert int(event.split()[0]) == SILENT
     Attached(stub)
     assert server.order("event").split()[:6] == [str(ATTACHED), "move", ME.target, "1", "0", "0"]
+
+
+def test_the_manifest_of_the_page(stub: PageServiceStub) -> None:
+    """docs/protocol.md, section 10: what this test's own target makes of it is what is written there."""
+    told = re.search(r"^ +manifest += ([0-9a-f ]+)$", PROTOCOL.read_text(), re.MULTILINE)
+    mover = Mover(stub, 0, 2, held={0: ((1 << 32) + 3, b""), 1: ((1 << 32) + 1, b"")})
+    assert told and told[1].replace(" ", "") == mover.manifest()
