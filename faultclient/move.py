@@ -33,6 +33,8 @@ from pageferry.service.logs import log
 # Before the guest is accepted, a source that cannot be reached for this long ends the move.
 PATIENCE_S: Final = 30.0
 LOOK_S: Final = 0.02
+# A VMM that exits while it loads: so long is its adapter given to say why.
+LAST_WORDS_S: Final = 1.0
 RECORD_AGAIN_S: Final = 1.0
 ROUND_MASK: Final = (1 << 32) - 1
 
@@ -83,6 +85,7 @@ class Move:
         self._at_once = asyncio.Event()  # hand over, converged or not
         self._news = asyncio.Event()
         self._looking: asyncio.Task[None] | None = None
+        self._loading = False  # the state, until the end: a VMM may die of it
         self._taken = False  # the VM's memory is in our hands: it cannot be given to anybody else
         self._given_up: GivenUp | None = None
         self._driving: asyncio.Task[None] | None = None
@@ -155,7 +158,11 @@ class Move:
                     self.session.note(event)
             case EventKind.VMM_GONE:
                 self.vmm_gone.set()
-                self.give_up(Event.VMM_GONE, Reason.NO_VMM, event.text)
+                gone = (Event.VMM_GONE, Reason.NO_VMM, event.text)
+                if self._loading:
+                    asyncio.get_running_loop().call_later(LAST_WORDS_S, self.give_up, *gone)
+                else:
+                    self.give_up(*gone)
             case EventKind.PHASE:
                 self._hear(Phase(event.value), cancel_requested=bool(event.page))
             case EventKind.POPULATED:
@@ -185,7 +192,10 @@ class Move:
         self.session.happen(Event.STOPPED)
         self.handed_over = HandOver(self.source, self.orders, self.limits.postcopy, self.session)
         state = await self.handed_over.received()
+        self._loading = True
         await self.adapter.load_state(state)
+        if self.vmm_gone.is_set():
+            raise PageferryError(Reason.NO_VMM, "the VMM has exited")
         if self._given_up is not None:  # asked for while the adapter did not look up
             raise asyncio.CancelledError
         self.means.record(self.session, step(Side.TARGET, self.session.phase, Event.ACCEPTED))

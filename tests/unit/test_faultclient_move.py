@@ -325,12 +325,42 @@ def test_the_pager_cannot_go_on(when: str) -> None:
 
 
 @pytest.mark.parametrize("when", [step for step in BEFORE_ACCEPTED if step not in ("attach", "open")])
-def test_the_vmm_dies_before_it_is_accepted(when: str) -> None:
+def test_the_vmm_dies_before_it_is_accepted(when: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(move_module, "LAST_WORDS_S", 0.05)
     stage = Stage()
     stage.vmm.hangs = "load"
     stage.mute = when
     stage.source.silent = when == "HandOver"
     stage.at[when] = lambda: stage.pager.tell(EventKind.VMM_GONE, Reason.NO_VMM, "the VMM has exited")
+    stage.play()
+    aborted(stage, Reason.NO_VMM)
+
+
+def test_a_vmm_that_dies_of_what_it_loads_may_say_so() -> None:
+    """QEMU before 9.1 exits when it cannot load: that it has exited is known before why."""
+    stage = Stage()
+    stage.vmm.hangs = "load"
+    stage.vmm.refuses["load"] = [error(Reason.MISMATCH, "another machine")]
+
+    def die() -> None:
+        stage.pager.tell(EventKind.VMM_GONE, Reason.NO_VMM, "the VMM has exited")
+        asyncio.get_running_loop().call_later(0.05, stage.vmm.let_go.set)
+
+    stage.at["load"] = die
+    stage.play()
+    aborted(stage, Reason.MISMATCH)
+    assert stage.session.message == "another machine"
+
+
+def test_a_vmm_that_has_died_is_not_accepted_whatever_its_adapter_says() -> None:
+    stage = Stage()
+    stage.vmm.hangs = "load"
+
+    def die() -> None:
+        stage.pager.tell(EventKind.VMM_GONE, Reason.NO_VMM, "the VMM has exited")
+        asyncio.get_running_loop().call_later(0.05, stage.vmm.let_go.set)
+
+    stage.at["load"] = die
     stage.play()
     aborted(stage, Reason.NO_VMM)
 
