@@ -36,6 +36,7 @@ mutants: native
 # What `make test` runs for a minute, for longer.
 NIGHTLY_SECONDS ?= 300
 nightly: demo test mutants
+	$(VENV)/python -m tests.suites nightly
 	$(MAKE) --no-print-directory -C native long
 	$(MAKE) --no-print-directory fuzz SECONDS=$(NIGHTLY_SECONDS)
 	$(MAKE) --no-print-directory bench

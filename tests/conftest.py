@@ -1,8 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One rule for every suite: a test may skip only on a ground that tests/allowed_skips.txt names; others fail.
+"""Two rules for every suite.
 
-Otherwise a broken environment looks like a green one. Each line of that file: a pattern of test ids, a tab,
-how the reason that the test gives begins.
+A test may skip only on a ground that tests/allowed_skips.txt names; others fail. Otherwise a broken
+environment looks like a green one. Each line of that file: a pattern of test ids, a tab, how the reason that
+the test gives begins.
+
+A test marked `nightly` takes too long for `make test`: it runs where somebody asks for it, `-m nightly`.
 """
 
 from collections.abc import Generator
@@ -13,6 +16,21 @@ from pathlib import Path
 import pytest
 
 ALLOWED_SKIPS = Path(__file__).with_name("allowed_skips.txt")
+
+
+NIGHTLY = "nightly"
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", f"{NIGHTLY}: takes long, runs with -m {NIGHTLY} alone")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if config.getoption("markexpr"):
+        return
+    later = [item for item in items if item.get_closest_marker(NIGHTLY)]
+    config.hook.pytest_deselected(items=later)
+    items[:] = [item for item in items if not item.get_closest_marker(NIGHTLY)]
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 
     python -m tests.suites                  every suite
     python -m tests.suites unit house       these
+    python -m tests.suites nightly          tests that take long, of all folders; in no other run
 
 A suite is a command of COMMANDS, or a folder of tests/ that holds test_*.py. One that fails does not keep the
 next from running. The last line is "total: N passed, N failed, N skipped"; exit status 1 if any failed.
@@ -26,6 +27,8 @@ COMMANDS = {
     "sanitize": [*MAKE, "sanitize"],
     "fuzz": [*MAKE, "fuzz"],
 }
+# only when they are named
+ON_DEMAND = {"nightly": [sys.executable, "-m", "pytest", "-q", "-m", "nightly", "tests"]}
 # quick ones first; a folder that is not named here runs last
 ORDER = ("lint", "native", "unit", "house", "model", "k8s", "kernel", "wire", "e2e", *COMMANDS)
 NO_TESTS_COLLECTED = 5
@@ -60,7 +63,7 @@ def counted(line: str, exit_status: int) -> tuple[int, int, int]:
 
 def run(suite: str) -> Outcome:
     print(f"\n== {suite}", flush=True)
-    command = COMMANDS.get(suite) or [sys.executable, "-m", "pytest", "-q", f"tests/{suite}"]
+    command = (COMMANDS | ON_DEMAND).get(suite) or [sys.executable, "-m", "pytest", "-q", f"tests/{suite}"]
     started = time.monotonic()
     last = ""
     child = subprocess.Popen(command, cwd=ROOT, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True)
@@ -74,9 +77,9 @@ def run(suite: str) -> Outcome:
 
 def main(chosen: list[str]) -> int:
     known = names()
-    unknown = [name for name in chosen if name not in known]
+    unknown = [name for name in chosen if name not in known and name not in ON_DEMAND]
     if unknown:
-        sys.exit(f"no such suite: {' '.join(unknown)}; there are: {' '.join(known)}")
+        sys.exit(f"no such suite: {' '.join(unknown)}; there are: {' '.join([*known, *ON_DEMAND])}")
     outcomes = [run(suite) for suite in chosen or known]
     print(f"\n{'suite':<10} {'passed':>7} {'failed':>7} {'skipped':>7} {'seconds':>8}")
     for one in outcomes:

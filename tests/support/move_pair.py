@@ -51,7 +51,7 @@ class Pair:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.stack = ExitStack()
-        self.numbers = itertools.count(1)
+        self._numbers = itertools.count(1)
         try:
             self.server = self.serve()
             self.client = self._start("faultclient", "target", f"--control-listen=unix:{folder}/control.sock")
@@ -85,6 +85,10 @@ class Pair:
 
     def _stub(self, process: Process, stub: Callable[[grpc.Channel], Any]) -> Any:
         return stub(self.stack.enter_context(grpc.insecure_channel(process.ready["control"])))
+
+    def new_folder(self, role: str) -> Path:
+        """A name, for a VM of this role."""
+        return self.folder / f"{next(self._numbers)}-{role}"
 
     def handoff(self, role: str) -> Path:
         return self.folder / f"{role}.sock"
@@ -127,19 +131,28 @@ class Vms:
         at_target: Mapping[str, Any] | None = None,
     ) -> None:
         """The last two: more for running() and waiting()."""
-        number = next(pair.numbers)
-        source, target = (pair.folder / f"{number}-{role}" for role in ("source", "target"))
+        source = pair.new_folder("source")
+        self._shape = saved.shape
         self._stack = ExitStack()
         try:
             self.here = self._stack.enter_context(Orchestrator(pair.adapter("source"), monitor(source)))
-            self.there = self._stack.enter_context(Orchestrator(pair.adapter("target"), monitor(target)))
-            self.target = waiting(
-                self._stack, saved.shape, target, pair.handoff("target"), **(at_target or {})
-            )
+            self.target, self.there = self._wait_at_target(self._stack, pair, **(at_target or {}))
             self.source = running(self._stack, saved, source, pair.handoff("source"), **(at_source or {}))
         except BaseException:
             self._stack.close()
             raise
+
+    def _wait_at_target(self, stack: ExitStack, pair: Pair, **options: Any) -> tuple[Qemu, Orchestrator]:
+        folder = pair.new_folder("target")
+        owner = stack.enter_context(Orchestrator(pair.adapter("target"), monitor(folder)))
+        return waiting(stack, self._shape, folder, pair.handoff("target"), **options), owner
+
+    @contextmanager
+    def another_target(self, pair: Pair, **options: Any) -> Iterator[Qemu]:
+        """After the first one is gone. Not under a gate of the first one's owner any more."""
+        self.there.close()
+        with ExitStack() as stack:
+            yield self._wait_at_target(stack, pair, **options)[0]
 
     def wait_killed(self, vm: Qemu) -> None:
         """Whoever gave it up has killed it."""
