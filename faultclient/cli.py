@@ -8,11 +8,11 @@ from typing import Any
 import click
 
 from faultclient.config import RunOptions, run_options
-from faultclient.migrate_config import migrate_options
+from faultclient.migrate_config import MigrateOptions, migrate_options
 from faultclient.serve_config import ServeOptions, serve_options
 from faultclient.session import Postcopy
 from pageferry import __version__
-from pageferry.limits import DEFAULT_CLIENT_CONTROL_ADDRESS
+from pageferry.limits import DEFAULT_CLIENT_CONTROL_ADDRESS, DEFAULT_SERVER_CONTROL_ADDRESS
 from pageferry.service.addresses import Address, AddressType, insecure_option, local_or_agreed
 from pageferry.service.entry import run_command
 from pageferry.service.logs import configure_logging, log, log_options
@@ -162,26 +162,82 @@ def migrate(as_json: bool, **given: Any) -> None:
     Ctrl-C asks to cancel; the guest then runs on at the source, unless it is accepted at the target already.
 
     \b
-      faultclient migrate --source 10.0.0.1:7851 --target 10.0.0.2:7852 \\
-          --data-address 10.0.0.1:7850 --vm web-1
+      faultclient migrate --source 10.0.0.1:7851 --target 10.0.0.2:7861 \\
+          --data-address 10.0.0.1:7850 --vm web-1 --report move.html
+
+    A live picture on a terminal, else a line for each change, on stderr; the figures on stdout.
 
     Exit code 0: the guest runs at the target, all its memory is there, and the source may go.
     """
     import uvloop
 
+    from faultclient.commands.live import LiveView
     from faultclient.commands.migrate import migrate as run_migrate
-    from faultclient.commands.moving import MigrateOptions
     from faultclient.commands.views import JsonLines, TextLines
 
-    given["bandwidth_bytes_per_s"] = given.pop("bandwidth") or 0
-    given["max_downtime_ms"] = given["max_downtime_ms"] or 0
-    given["rounds_max"] = given["rounds_max"] or 0
-    given["image"] = given["image"] or given["vm"]
-    given["source_for_target"] = given["source_for_target"] or given["source"]
-    view = JsonLines() if as_json else TextLines()
-    error = uvloop.run(run_migrate(MigrateOptions(**given), view))
+    view = JsonLines() if as_json else LiveView() if sys.stderr.isatty() else TextLines()
+    error = uvloop.run(run_migrate(MigrateOptions.of(given), view))
     if error is not None:
         raise error
+
+
+@cli.command(short_help="Watch the sessions of page servers and fault clients.")
+@click.option(
+    "--target",
+    type=AddressType(),
+    multiple=True,
+    metavar="ADDRESS",
+    help=f"Control port of a fault client; may be given several times.  [default: "
+    f"{DEFAULT_CLIENT_CONTROL_ADDRESS}, if --source is not given either]",
+)
+@click.option(
+    "--source",
+    type=AddressType(),
+    multiple=True,
+    metavar="ADDRESS",
+    help=f"Control port of a page server; may be given several times.  [default: "
+    f"{DEFAULT_SERVER_CONTROL_ADDRESS}, if --target is not given either]",
+)
+@click.option("--once", is_flag=True, help="Show what there is, and end.")
+@click.option(
+    "--interval",
+    type=click.FloatRange(0.1, 3600),
+    default=1.0,
+    show_default=True,
+    metavar="SECONDS",
+    help="From one look to the next.",
+)
+@click.option(
+    "--json",
+    "as_json",
+    is_flag=True,
+    envvar="FAULTCLIENT_TOP_JSON",
+    help="Each session that has changed as a JSON object, one a line.",
+)
+def top(
+    target: tuple[Address, ...], source: tuple[Address, ...], once: bool, interval: float, as_json: bool
+) -> None:
+    """Watch the sessions of page servers and fault clients: how far they are, and why nothing moves if it
+    does not.
+
+    On a terminal a table of the whole screen, until Ctrl-C; elsewhere a line for each change.
+
+    \b
+      faultclient top
+      faultclient top --source 10.0.0.1:7851 --target 10.0.0.2:7861 --target 10.0.0.3:7861
+      faultclient top --once --json
+    """
+    from faultclient.commands.top import look, ports_of, watch
+
+    given = bool(target or source)
+    ports = ports_of(
+        [str(one) for one in target] or ([] if given else [DEFAULT_CLIENT_CONTROL_ADDRESS]),
+        [str(one) for one in source] or ([] if given else [DEFAULT_SERVER_CONTROL_ADDRESS]),
+    )
+    if once:
+        look(ports, as_lines=as_json, given=given)
+    else:
+        watch(ports, as_lines=as_json, interval_s=interval)
 
 
 @cli.command(short_help="Show the sessions of a running fault client.")
@@ -201,15 +257,15 @@ def migrate(as_json: bool, **given: Any) -> None:
     help="One JSON object a session, one a line.",
 )
 def status(address: Address, as_json: bool) -> None:
-    """Show the sessions of a running fault client: how far they are, and why nothing moves if it does not.
+    """Show the sessions of a running fault client: `faultclient top --once`, of this one alone.
 
     \b
       faultclient status
       faultclient status --address unix:/run/pageferry/control.sock --json
     """
-    from faultclient.commands.show import show
+    from faultclient.commands.top import look, ports_of
 
-    show(str(address), as_json=as_json)
+    look(ports_of([str(address)], []), as_lines=as_json, given=True)
 
 
 def main() -> None:

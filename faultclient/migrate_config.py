@@ -2,19 +2,67 @@
 """Every option of `faultclient migrate`; in the environment FAULTCLIENT_MIGRATE_ and the flag's name."""
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from functools import reduce
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Self
 
 import click
 
 from faultclient.config import Decorator, data_address, image_name, session_name
 from faultclient.session import Postcopy
-from pageferry.limits import DEFAULT_CLIENT_CONTROL_ADDRESS, DEFAULT_SERVER_CONTROL_ADDRESS
+from pageferry.limits import (
+    DEFAULT_CLIENT_CONTROL_ADDRESS,
+    DEFAULT_COMPLETION_TIMEOUT_PER_GIB_S,
+    DEFAULT_MAX_DOWNTIME_MS,
+    DEFAULT_PROGRESS_TIMEOUT_S,
+    DEFAULT_ROUNDS_MAX,
+    DEFAULT_SERVER_CONTROL_ADDRESS,
+)
 
 RATE: Final = re.compile(r"(\d+(?:\.\d+)?)([kMG]?)(bit|B)?/?s?")
 SCALE: Final = {"": 1, "k": 1000, "M": 1_000_000, "G": 1_000_000_000}
+
+
+@dataclass(frozen=True, slots=True)
+class MigrateOptions:
+    """What is made of flags and environment."""
+
+    source: str
+    target: str
+    source_for_target: str
+    data_address: str
+    image: str
+    vm: str
+    session: str
+    postcopy: str
+    max_downtime_ms: int
+    bandwidth_bytes_per_s: int  # 0: what the link has
+    rounds_max: int
+    completion_timeout_per_gib_s: int
+    progress_timeout_s: int
+    report: Path | None
+
+    @classmethod
+    def of(cls, given: Mapping[str, Any]) -> Self:
+        """`given`: the options below, by their names."""
+        return cls(
+            source=given["source"],
+            target=given["target"],
+            source_for_target=given["source_for_target"] or given["source"],
+            data_address=given["data_address"],
+            image=given["image"] or given["vm"],
+            vm=given["vm"],
+            session=given["session"],
+            postcopy=given["postcopy"],
+            max_downtime_ms=given["max_downtime_ms"],
+            bandwidth_bytes_per_s=given["bandwidth"] or 0,
+            rounds_max=given["rounds_max"],
+            completion_timeout_per_gib_s=given["completion_timeout_per_gib"],
+            progress_timeout_s=given["progress_timeout"],
+            report=given["report"],
+        )
 
 
 class ByteRate(click.ParamType[int]):
@@ -79,8 +127,8 @@ OPTIONS: Final[tuple[Decorator, ...]] = (
         "--session",
         callback=default_session,
         metavar="NAME",
-        help="Name of this move: given again after a failure of this command, the same move is watched.  "
-        "[default: a new one]",
+        help="Name of this move. Given again, the same move is watched, whatever became of the command that "
+        "began it.  [default: a new one]",
     ),
     click.option(
         "--postcopy",
@@ -93,18 +141,42 @@ OPTIONS: Final[tuple[Decorator, ...]] = (
     click.option(
         "--max-downtime-ms",
         type=click.IntRange(1, 600_000),
-        default=None,
-        help="How long the guest may be expected to stand still for precopy to end.  [default: 900]",
+        default=DEFAULT_MAX_DOWNTIME_MS,
+        show_default=True,
+        metavar="MS",
+        help="How long the guest may be expected to stand still for precopy to end.",
     ),
     click.option(
         "--bandwidth",
         type=ByteRate(),
         default=None,
         metavar="RATE",
-        help="Never more than this comes in at the target: 100MB/s, 800Mbit/s.  [default: what the link has]",
+        help="Never more than this comes in at the target, faults and all: 100MB/s, 800Mbit/s.  "
+        "[default: what the link has]",
     ),
     click.option(
-        "--rounds-max", type=click.IntRange(1, 10_000), default=None, help="Of precopy.  [default: 30]"
+        "--rounds-max",
+        type=click.IntRange(1, 10_000),
+        default=DEFAULT_ROUNDS_MAX,
+        show_default=True,
+        metavar="COUNT",
+        help="Rounds of precopy.",
+    ),
+    click.option(
+        "--completion-timeout-per-gib",
+        type=click.IntRange(1, 86_400),
+        default=DEFAULT_COMPLETION_TIMEOUT_PER_GIB_S,
+        show_default=True,
+        metavar="SECONDS",
+        help="Precopy takes no longer, for each GiB of memory.",
+    ),
+    click.option(
+        "--progress-timeout",
+        type=click.IntRange(1, 86_400),
+        default=DEFAULT_PROGRESS_TIMEOUT_S,
+        show_default=True,
+        metavar="SECONDS",
+        help="Precopy ends when for so long no fewer pages were missing.",
     ),
     click.option(
         "--report",

@@ -3,29 +3,27 @@
 
 import json
 import sys
-from typing import Any, Final
-
-from google.protobuf.json_format import MessageToDict
+from typing import Any
 
 from faultclient.commands.moving import Moving, Sample
-from pageferry.phases import Phase
-from pageferry.reasons import PageferryError, Reason
-
-MIB: Final = 1 << 20
+from faultclient.commands.words import as_json, share_here, size_text, state
+from pageferry.reasons import PageferryError
 
 
-def in_words(sample: Sample) -> str:
+def in_words(side: str, session: Any) -> str:
     """How far it is, in one line."""
-    session = sample.session
-    words = [f"{sample.at_s:8.1f} s  {sample.side}  {Phase(session.phase).name}"]
-    if session.paused:
-        words.append(f"PAUSED {Reason(session.paused).name}")
-    if session.pages_total and sample.side == "target":
-        words.append(f"{session.pages_settled / session.pages_total:.0%} of {session.pages_total} pages")
-        words.append(f"{session.wire_bytes / MIB:.0f} MiB")
+    words = [f"{side:<6}  {state(session)}"]
+    if session.pages_total and side == "target":
+        words.append(f"{int(share_here(session) * 100)}% of {session.pages_total} pages")
+        words.append(size_text(session.wire_bytes))
     if session.message:
         words.append(session.message)
     return "  ".join(words)
+
+
+def print_figures(moving: Moving) -> None:
+    for name, value in moving.figures().items():
+        print(f"{name:<17} {value}")
 
 
 class JsonLines:
@@ -35,8 +33,8 @@ class JsonLines:
         self._write({"event": "start", "session": moving.options.session})
 
     def sampled(self, moving: Moving, sample: Sample) -> None:
-        told = MessageToDict(sample.session, preserving_proto_field_name=True)
-        self._write({"event": "session", "at_ms": round(sample.at_s * 1000), "side": sample.side, **told})
+        at_ms = round(sample.at_s * 1000)
+        self._write({"event": "session", "at_ms": at_ms, "side": sample.side, **as_json(sample.session)})
 
     def said(self, text: str) -> None:
         self._write({"event": "note", "text": text})
@@ -44,6 +42,9 @@ class JsonLines:
     def ended(self, moving: Moving, error: PageferryError | None) -> None:
         failure = {"failure": error.reason.name, "message": str(error)} if error is not None else {}
         self._write({"event": "end", "session": moving.options.session, **moving.figures(), **failure})
+
+    def close(self) -> None:
+        pass
 
     def _write(self, told: dict[str, Any]) -> None:
         print(json.dumps(told), flush=True)
@@ -53,21 +54,22 @@ class TextLines:
     """One line on stderr for each phase and each pause; the figures on stdout at the end."""
 
     def __init__(self) -> None:
-        self._shown: dict[str, tuple[int, int]] = {}
+        self._shown: dict[str, str] = {}
 
     def started(self, moving: Moving) -> None:
         options = moving.options
         self.said(f"session {options.session}: {options.image} moves to {options.vm} at {options.target}")
 
     def sampled(self, moving: Moving, sample: Sample) -> None:
-        state = (sample.session.phase, sample.session.paused)
-        if self._shown.get(sample.side) != state:
-            self._shown[sample.side] = state
-            self.said(in_words(sample))
+        if self._shown.get(sample.side) != state(sample.session):
+            self._shown[sample.side] = state(sample.session)
+            self.said(f"{sample.at_s:8.1f} s  {in_words(sample.side, sample.session)}")
 
     def said(self, text: str) -> None:
         print(text, file=sys.stderr, flush=True)
 
     def ended(self, moving: Moving, error: PageferryError | None) -> None:
-        for name, value in moving.figures().items():
-            print(f"{name:<14} {value}")
+        print_figures(moving)
+
+    def close(self) -> None:
+        pass
