@@ -44,8 +44,23 @@ NUMBERS: Final = (
     1 << 64,
     1.5,
     1e400,
+    "restore",
+    "track",
+    "both",
+    4242,
 )
-KEYS: Final = ("base_host_virt_addr", "size", "offset", "page_size", "page_size_kib", "pageferry_frames")
+KEYS: Final = (
+    "base_host_virt_addr",
+    "size",
+    "offset",
+    "page_size",
+    "page_size_kib",
+    "pageferry_frames",
+    "pageferry_role",
+    "pageferry_pid",
+)
+# In an input this number stands for our own process: a VM that is handed on.
+OURSELVES: Final = b'"pageferry_pid": 4242'
 PIECES: Final = (
     b"[",
     b"]",
@@ -90,13 +105,16 @@ def outcome(parts: list[bytes]) -> object:
             message.take(part)
         if not message.complete:
             return None
-        regions, frames = handoff.parse(message.value())
+        value = message.value()
+        regions, frames = handoff.parse(value)
+        role, pid = handoff.parse_role(value), handoff.parse_pid(value)
     except PageferryError as error:
         assert str(error)
         return error.reason
     check_layout(regions)
-    assert type(frames) is bool
-    return regions, frames
+    assert type(frames) is bool and role in handoff.Role
+    assert pid is None or 0 < pid < 1 << 31
+    return regions, frames, role, pid
 
 
 def check(data: bytes, dice: random.Random) -> None:
@@ -110,24 +128,45 @@ def descriptors() -> int:
     return len(list(Path("/proc/self/fd").iterdir()))
 
 
+@contextlib.contextmanager
+def held(dice: random.Random) -> Iterator[int]:
+    """Some process by its pidfd, mostly ourselves; now and then what is none."""
+    which = dice.randrange(8)
+    fd = (
+        os.open(os.devnull, os.O_RDONLY)
+        if which == 0
+        else os.pidfd_open(os.getppid() if which == 1 else os.getpid())
+    )
+    try:
+        yield fd
+    finally:
+        os.close(fd)
+
+
 def check_socket(data: bytes, dice: random.Random) -> None:
     """As from a VMM. Nothing is left open, whatever comes of it."""
     before = descriptors()
     ours, theirs = socket.socketpair()
-    with ours, theirs, Path(os.devnull).open("rb") as null:
+    data = data.replace(OURSELVES, OURSELVES.replace(b"4242", str(os.getpid()).encode()))
+    onward = OURSELVES.partition(b":")[0] in data and dice.randrange(8) > 0
+    with ours, theirs, Path(os.devnull).open("rb") as null, held(dice) as pidfd:
         fds = [null.fileno()] * dice.choice((1, 1, 1, 2, 2, 2, 3, 17) if dice.randrange(20) else (0,))
+        if onward and dice.randrange(8):
+            fds = [null.fileno()] * 3 + [pidfd]
         with contextlib.suppress(BlockingIOError):
             theirs.setblocking(False)
             socket.send_fds(theirs, [data or b"["], fds)
         theirs.shutdown(socket.SHUT_WR)
         uids = () if dice.randrange(20) == 0 else (os.getuid(),)
-        with contextlib.suppress(PageferryError), handoff.receive(ours, uids=uids) as taken:
+        with contextlib.suppress(PageferryError), handoff.receive(ours, uids=uids, onward=onward) as taken:
             check_layout(taken.regions)
             assert taken.length_bytes > 0
-            assert taken.shared == (len(fds) == 2)
+            assert taken.shared == (len(fds) >= 2)
+            assert taken.handed_on == (len(fds) == 4) and (onward or not taken.handed_on)
+            assert not taken.handed_on or (taken.role is handoff.Role.BOTH and taken.pid == os.getpid())
             if dice.randrange(2):
                 fd = taken.release()
-                for one in (fd, taken.uffd, taken.backing_fd, taken.pidfd):
+                for one in (fd, taken.uffd, taken.backing_fd, taken.pidfd, taken.table_fd):
                     if one >= 0:
                         os.close(one)
     assert descriptors() == before, "a descriptor is left behind"

@@ -13,6 +13,8 @@
 
 #define PAGE_SHIFT_BITS 12
 #define INCARNATION 5
+#define AWAY_FIRST 20 /* these arrive in the middle of it all, */
+#define LOST_PAGE 30  /* and this one never */
 #define LOOK_PAGES 300 /* of one look: the first round is settled in several steps */
 
 static struct {
@@ -21,6 +23,7 @@ static struct {
     struct holes holes;
     struct rounds rounds;
     bool open;
+    bool arrived;
     int scan_error; /* 0: the kernel says what it should */
     uint64_t dice;
     uint32_t other_round; /* somebody else's; 0: there is none */
@@ -72,6 +75,7 @@ static const struct scan_calls calls = {.dirty = dirty, .reset = reset};
 static int read_pages(const struct image *image, uint64_t first_page, uint64_t page_count, uint8_t *bytes)
 {
     fuzz_check(first_page < image->page_count && page_count <= image->page_count - first_page);
+    fuzz_check(first_page > LOST_PAGE || first_page + page_count <= (live.arrived ? LOST_PAGE : AWAY_FIRST));
     return sparse_read(ram_fd, first_page * IMAGE_PAGE_BYTES, page_count * IMAGE_PAGE_BYTES, bytes) == 0
                ? 0 : -PF_REASON_GOING_AWAY;
 }
@@ -100,6 +104,22 @@ static uint64_t next_above(const struct image *image, uint64_t version, uint64_t
     return versions_next_above(&live.versions, version, page, end);
 }
 
+static enum image_standing standing(const struct image *image, uint64_t page, uint64_t *end)
+{
+    static const uint64_t ends[] = {AWAY_FIRST, LOST_PAGE, LOST_PAGE + 1};
+    enum image_standing how = IMAGE_HERE;
+
+    fuzz_check(page < *end && *end <= image->page_count);
+    if (page == LOST_PAGE)
+        how = IMAGE_LOST;
+    else if (page >= AWAY_FIRST && page < LOST_PAGE && !live.arrived)
+        how = IMAGE_AWAY;
+    for (size_t i = 0; i < sizeof(ends) / sizeof(ends[0]); i++)
+        if (page < ends[i] && ends[i] < *end)
+            *end = ends[i];
+    return how;
+}
+
 static void close_image(struct image *image)
 {
     fuzz_check(image == &live.image && live.open && atomic_load(&image->users) == 0);
@@ -115,6 +135,7 @@ static const struct image_ops ops = {
     .alike_end = alike_end,
     .version = version_of,
     .next_above = next_above,
+    .standing = standing,
     .close = close_image,
 };
 
@@ -192,6 +213,7 @@ void live_begin(struct service *service, uint8_t story)
     uint32_t round;
 
     live.scan_error = 0;
+    live.arrived = false;
     live.dice = story;
     open_image(service);
     if ((story & LIVE_NO_SESSION) == 0)
@@ -216,6 +238,7 @@ void live_happen(struct service *service, uint8_t story)
 {
     struct grpc_bytes name = {(const uint8_t *)LIVE_IMAGE, sizeof(LIVE_IMAGE) - 1};
 
+    live.arrived = true;
     if ((story & LIVE_SCAN_FAILS) != 0)
         live.scan_error = (story & 1) != 0 ? -ESRCH : -EPERM;
     if (live.other_round != 0)

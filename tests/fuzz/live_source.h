@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
  * The source of a move for fuzz_server.c: a live image "live" that no VMM stands behind, in a file of 700 pages, half
- * of it holes; its rounds, versions and holes are the real ones, what the kernel would say of dirty pages comes from
- * dice. And the session "move" of it, as those above tell it to the server.
+ * of it holes, some pages not here yet and one lost; its rounds, versions and holes are the real ones, what the kernel
+ * would say of dirty pages comes from dice. And the session "move" of it, as those above tell it to the server.
  */
 #ifndef LIVE_SOURCE_H
 #define LIVE_SOURCE_H

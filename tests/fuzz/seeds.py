@@ -513,6 +513,10 @@ def handoff_seeds() -> dict[str, bytes]:
     return {
         "one": json.dumps([{**region, "pageferry_frames": 1}]).encode(),
         "two": json.dumps([older, region]).encode(),
+        "track": json.dumps([{**region, "pageferry_role": "track"}]).encode(),
+        "onward": json.dumps([{**region, "pageferry_role": "both", "pageferry_pid": 4242}]).encode(),
+        "onward_track": json.dumps([{**region, "pageferry_role": "track", "pageferry_pid": 4242}]).encode(),
+        "nobody": json.dumps([{**region, "pageferry_role": "neither", "pageferry_pid": 0}]).encode(),
         "nested": b'[{"a\\"]": [[{"b": "\\\\"}]], "c": 1e3, "d": null, "e": true}]',
         "huge": b'[{"size": 18446744073709551616, "offset": -1}]',
         "many": json.dumps([{**region, "offset": at << 20} for at in range(65)]).encode(),
