@@ -22,7 +22,7 @@ from faultclient.migrate_config import MigrateOptions
 from faultclient.service import POSTCOPY
 from faultclient.vms import Ticket
 from pageferry.limits import TOKEN_BYTES
-from pageferry.phases import ENDS
+from pageferry.phases import ENDS, Phase
 from pageferry.reasons import PageferryError, Reason, Remedy
 from pageferry.v1 import faultclient_pb2, migrations_pb2
 
@@ -179,6 +179,10 @@ class Migration:
     def _end_request(self) -> migrations_pb2.EndSessionRequest:
         return migrations_pb2.EndSessionRequest(session=self._options.session)
 
+    def _unheard_of(self) -> bool:
+        """The target has given up before it attached: the source does not know it, and hears it from us."""
+        return self.moving.phase("target") is Phase.ABORTED and self.moving.phase("source") is Phase.CREATED
+
     # --------------------------------------------------------------------------------------------- watching
 
     async def _watch(self) -> None:
@@ -188,7 +192,12 @@ class Migration:
                 tasks.create_task(self._follow("source", self._source)),
                 tasks.create_task(self._follow("target", self._target)),
             ]
+            taken_back = False
             while not all(self._ended(side) for side in SIDES):
+                if self._unheard_of() and not taken_back:
+                    taken_back = True
+                    await self._take_back()
+                    continue
                 self._changed.clear()
                 one_has = any(self._ended(side) for side in SIDES)
                 try:

@@ -204,6 +204,19 @@ def test_a_target_that_refuses_leaves_no_session_at_the_source(tmp_path: Path) -
     played(tmp_path, test)
 
 
+def test_a_target_that_gives_up_before_it_attaches_leaves_no_session_at_the_source(tmp_path: Path) -> None:
+    """The source knows of no target yet, so none could tell it."""
+
+    async def test(ends: Ends, seen: Seen) -> None:
+        ends.when("target StartSession", lambda: ends.target.end(Phase.ABORTED, Reason.MISMATCH, "an alias"))
+        error = await ends.migrate(seen)
+        assert error is not None and error.reason is Reason.MISMATCH
+        assert ends.story.count("source CancelSession") == 1
+        assert ends.source.phase() is Phase.ABORTED
+
+    played(tmp_path, test)
+
+
 def test_a_session_that_could_not_be_taken_back_is_told(tmp_path: Path) -> None:
     async def test(ends: Ends, seen: Seen) -> None:
         ends.target.refuses["StartSession"] = [PageferryError(Reason.BUSY, "full")]
@@ -290,7 +303,13 @@ def test_an_end_that_forgets_is_waited_for_no_longer(tmp_path: Path) -> None:
 
 def test_the_other_end_is_waited_for_and_no_longer(tmp_path: Path) -> None:
     async def test(ends: Ends, seen: Seen) -> None:
-        ends.when("target StartSession", lambda: ends.target.end(Phase.ABORTED, Reason.TOO_SLOW, "too slow"))
+        def fails() -> None:
+            ends.source.change(phase=int(Phase.PRECOPY))
+            ends.target.end(Phase.ABORTED, Reason.TOO_SLOW, "too slow")
+
+        # asked only if the target's end is seen before the source's beginning
+        ends.source.refuses["CancelSession"] = [PageferryError(Reason.GOING_AWAY, "it does not hear")]
+        ends.when("target StartSession", fails)
         error = await ends.migrate(seen, other_end_s=0.2)
         assert error is not None and error.reason is Reason.TOO_SLOW
         assert any("nothing more was heard" in text for text in seen.said_all)
