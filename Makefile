@@ -11,7 +11,7 @@
 PYTHON ?= python3
 VENV := .venv/bin
 
-.PHONY: demo migrate-demo test check bench mutants nightly lint fuzz sanitize generate native venv packages ghz lock clean
+.PHONY: demo migrate-demo test check bench mutants nightly lint fuzz sanitize generate native venv packages ghz browser lock clean
 .NOTPARALLEL:
 
 demo: native
@@ -20,7 +20,7 @@ demo: native
 migrate-demo: native
 	$(VENV)/python -m tests.e2e.migrate_demo $(MIGRATE)
 
-test: native ghz
+test: native ghz browser
 	$(VENV)/python -m tests.suites
 
 check: native
@@ -79,6 +79,10 @@ packages:
 ghz: build/bin/ghz
 build/bin/ghz:
 	@.ci/ghz
+
+# 100 MB of packages: for whoever cannot have them, the tests that look at pages skip.
+browser: packages
+	@.ci/system-packages $(PYTHON) looks || echo "browser: none here: the tests that look at pages will skip"
 
 # Pins anew from pyproject.toml. Commit the result.
 lock:

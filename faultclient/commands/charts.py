@@ -147,11 +147,12 @@ class Waits:
             yield box(x(number), y(count), width, max(y(0) - y(count), 1.0), "wait", about)
 
     def _quantiles(self, x: Scale) -> Iterator[str]:
-        for share, name in QUANTILES:
+        for (share, name), anchor in zip(QUANTILES, ("end", "start"), strict=True):  # apart, however close
             us = self.quantile_us(share)
             at = x(math.log10(us) * BARS_A_DECADE)
             yield line(at, 20, at, HEIGHT, "moment")
-            yield words(at + 4, 18, f"{name} within {wait_text(us)}", "momentname")
+            beside = at - 4 if anchor == "end" else at + 4
+            yield words(beside, 17, f"{name} within {wait_text(us)}", "momentname", anchor)
 
 
 def wait_text(us: float) -> str:

@@ -42,7 +42,7 @@ WAY: Final = (
     Phase.RELEASED,
 )
 COLOURS: Final = {
-    Phase.CREATED: "bright_black",
+    Phase.CREATED: "white",
     Phase.PRECOPY: "blue",
     Phase.SWITCHOVER: "yellow",
     Phase.POSTCOPY: "magenta",
@@ -54,16 +54,16 @@ COLOURS: Final = {
 BAD: Final = (Phase.ABORTED, Phase.LOST)
 
 
-def picture(moving: Moving, error: PageferryError | None = None) -> RenderableType:
+def picture(moving: Moving) -> RenderableType:
     """All of it, as it is now. It has about twelve lines of less than 80 characters."""
     rows = Table.grid(padding=(0, 2))
     rows.add_column(style="bright_black", no_wrap=True)
     rows.add_column(ratio=1)
     for name, what in _rows(moving):
         rows.add_row(name, what)
-    for line in _troubles(moving, error):
+    for line in _troubles(moving):
         rows.add_row("", line)
-    return Group(_head(moving), rows)
+    return Group("", _head(moving), rows, "")
 
 
 def _head(moving: Moving) -> RenderableType:
@@ -83,8 +83,7 @@ def _rows(moving: Moving) -> Iterator[tuple[str, RenderableType]]:
     source, target = moving.newest.get("source"), moving.newest.get("target")
     if target is not None and target.pages_total:
         yield "memory", _memory(target)
-        so_far = Text(f"   {size_text(target.wire_bytes)} so far", "bright_black")
-        yield "link", Text(rate_text(moving.bytes_per_s())) + so_far
+        yield "link", _link(moving, target)
         if target.round:
             yield "rounds", _rounds(target, source)
         if moving.runs_there():
@@ -107,7 +106,7 @@ def way(moving: Moving, side: str) -> Text:
         if phase is now:
             text.append(phase.name, f"bold {COLOURS[phase]}")
         else:
-            text.append(phase.name, COLOURS[phase] if phase in reached else "dim")
+            text.append(phase.name, COLOURS[phase] if phase in reached else "bright_black")
     return text
 
 
@@ -147,11 +146,21 @@ def _memory(target: migrations_pb2.Session) -> RenderableType:
     return row
 
 
+def _link(moving: Moving, target: migrations_pb2.Session) -> Text:
+    """How fast it comes now; after its end, how fast it came."""
+    size = size_text(target.wire_bytes)
+    reached_s = moving.reached_s("target", *ENDS)
+    if reached_s:
+        return Text(f"{size}   {rate_text(target.wire_bytes / reached_s)} on the average")
+    return Text(rate_text(moving.bytes_per_s())) + Text(f"   {size} so far", "bright_black")
+
+
 def _rounds(target: migrations_pb2.Session, source: migrations_pb2.Session | None) -> Text:
-    text = Text(f"{target.round}   {target.dirty_pages:,} pages dirty in the newest")
+    every = target.dirty_pages >= target.pages_total
+    text = Text(f"{target.round}   {'all' if every else f'{target.dirty_pages:,}'} pages in the newest")
     per_second = target.dirty_pages_per_second or (source.dirty_pages_per_second if source is not None else 0)
     if per_second:
-        text.append(f"   {per_second:,} a second", "bright_black")
+        text.append(f"   the guest writes {per_second:,} a second", "bright_black")
     return text
 
 
@@ -163,8 +172,8 @@ def _faults(target: migrations_pb2.Session) -> Text:
     return text
 
 
-def _troubles(moving: Moving, error: PageferryError | None) -> Iterator[Text]:
-    """Why nothing moves, who does not answer, why it failed."""
+def _troubles(moving: Moving) -> Iterator[Text]:
+    """Why nothing moves, who does not answer."""
     for side in SIDES:
         session = moving.newest.get(side)
         if session is not None and session.paused:
@@ -174,8 +183,6 @@ def _troubles(moving: Moving, error: PageferryError | None) -> Iterator[Text]:
             yield Text(f"{side} does not answer", "yellow")
         if session is not None and session.cancel_requested and moving.phase(side) not in ENDS:
             yield Text(f"{side}: asked to cancel", "yellow")
-    if error is not None:
-        yield Text(f"{error.reason.name}: {error}", "bold red")
 
 
 class LiveView:
@@ -185,7 +192,6 @@ class LiveView:
         self._console = console or Console(stderr=True, highlight=False)
         self._shown: dict[str, str] = {}
         self._moving: Moving | None = None
-        self._error: PageferryError | None = None
         self._live = Live(
             get_renderable=self._picture,
             console=self._console,
@@ -195,7 +201,7 @@ class LiveView:
         )
 
     def _picture(self) -> RenderableType:
-        return picture(self._moving, self._error) if self._moving is not None else Text()
+        return picture(self._moving) if self._moving is not None else Text()
 
     def started(self, moving: Moving) -> None:
         self._moving = moving
@@ -214,7 +220,6 @@ class LiveView:
         self._console.print(Text(f"{at_s:8.1f} s  {text}", "bright_black"))
 
     def ended(self, moving: Moving, error: PageferryError | None) -> None:
-        self._error = error
         self._live.update(self._picture(), refresh=True)
         self.close()
         print_figures(moving)

@@ -90,7 +90,8 @@ def head(moving: Moving, error: PageferryError | None) -> Iterator[str]:
         f"postcopy {escape(options.postcopy)}" if not moving.watched_only else "",
         escape(began),
     ]
-    yield element("p", " &middot; ".join(part for part in parts if part), class_="route")
+    spans = [element("span", part) for part in parts if part]
+    yield element("p", " &middot; ".join(spans), class_="route")
     if error is not None:
         yield callout("bad", where_it_runs(moving), str(error))
     for pause in moving.pauses:
@@ -210,17 +211,19 @@ def figures(moving: Moving) -> str:
     names = [name for name in as_json(migrations_pb2.Session()) if name not in ("session", "image")]
     head = element("tr", "".join(element("th", escape(name)) for name in ("", *known)))
     shown = (
-        row(name.replace("_", " "), *(figure(name, told[name]) for told in known.values()))
+        row(name.replace("_", " "), *(figure(moving, side, name, told[name]) for side, told in known.items()))
         for name in names
         if any(told[name] for told in known.values())
     )
     return section("All figures", element("table", head + "".join(shown)))
 
 
-def figure(name: str, value: object) -> str:
+def figure(moving: Moving, side: str, name: str, value: object) -> str:
     """0, and what this end does not know, is left empty."""
     if name == "phase_since":
-        return str(value)[:23].replace("T", " ")
+        return str(value)[:23].replace("T", " ").rstrip("Z")
+    if name == "downtime_us" and value and moving.reached_s(side, *RUNS_THERE) is None:
+        return f"{value:,}, an estimate"
     if isinstance(value, bool):
         return "yes" if value else ""
     return f"{value:,}" if isinstance(value, int) and value else str(value or "")

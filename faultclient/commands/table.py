@@ -57,13 +57,16 @@ def rate_cell(row: Row) -> Text:
 
 def rounds_cell(row: Row) -> Text:
     known = [one for one in (row.target, row.source) if one is not None and one.round]
-    return Text(f"{known[0].round}: {known[0].dirty_pages:,} dirty") if known else NONE
+    if not known:
+        return NONE
+    every = known[0].dirty_pages >= known[0].pages_total
+    return Text(f"{known[0].round}: {'all' if every else f'{known[0].dirty_pages:,}'} pages")
 
 
 def downtime_cell(row: Row) -> Text:
-    """With a ~ it is an estimate."""
+    """With a ~ it is an estimate; that of a move which has failed tells nothing any more."""
     known = [one for one in (row.target, row.source) if one is not None and one.downtime_us]
-    if not known:
+    if not known or phase_of(known[0]) is Phase.ABORTED:
         return NONE
     estimated = phase_of(known[0]) in (Phase.CREATED, Phase.PRECOPY)
     return Text(f"{'~' if estimated else ''}{ms_text(known[0].downtime_us)}")

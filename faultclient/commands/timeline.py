@@ -19,6 +19,7 @@ LANE: Final = 26
 GAP: Final = 8
 PANEL: Final = 84
 LETTER: Final = 6.6  # of a label, on the average
+BOLD: Final = 8.2  # of a phase's name
 PHASE_MIN: Final = 2.0  # a phase that was seen is seen in the drawing
 BINS_MAX: Final = 100
 
@@ -79,7 +80,7 @@ class Timeline:
         width = max(self._x(to_s) - x, PHASE_MIN)
         about = f"{phase.name}: {from_s:.3f} s to {to_s:.3f} s, {ms_text((to_s - from_s) * 1e6)}"
         yield box(x, y, width, LANE, f"phase {phase.name.lower()}", about)
-        if width > len(phase.name) * LETTER + 10:
+        if width > len(phase.name) * BOLD + 12:
             yield words(x + 7, y + LANE / 2 + 4, phase.name, "onphase")
 
     def _moments(self, bottom: float) -> Iterator[str]:

@@ -77,7 +77,7 @@ def test_both_ends_of_a_move_are_one_row() -> None:
     (row,) = [line for line in text.splitlines() if line.startswith("move-1")]
     assert re.search(r"move-1 +web-1 +PRECOPY +PRECOPY .*25%", row)
     assert "~48.0 ms" in row, "an estimate"
-    assert "3: 1,204 dirty" in row
+    assert "3: 1,204 pages" in row
     assert "77 (2 wait)" in row
     assert "1.5 ms" in row
     assert "● page server 10.0.0.5:7851   ● fault client 10.0.0.6:7861" in text
