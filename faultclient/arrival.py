@@ -4,6 +4,8 @@
 Three things go on side by side, and none waits for another: the guest is let run (again, if that fails: a
 lock on its disk may still be held), the source is told, and the pages that are missing arrive. When all are
 here that is reported too, and only its answer lets us go. The VMM's own end is the one thing that ends this.
+
+A VM that is to move on is handed on as soon as it runs; then only the page server that has it lets us go.
 """
 
 import asyncio
@@ -12,6 +14,7 @@ from typing import Any, Final
 
 from faultclient.asking import SourceFacts, pauses_s, report
 from faultclient.move import Move
+from faultclient.onward import Onward
 from faultclient.session import VMM
 from pageferry.phases import Event, Phase
 from pageferry.reasons import PageferryError, Reason
@@ -28,25 +31,39 @@ class Arrival:
         self._session = move.session
         assert move.handed_over is not None
         self._handed_over = move.handed_over
+        self._onward = self._way_onward()
 
     async def run(self) -> None:
         """Until the session has ended, and the source has heard of it."""
         async with asyncio.TaskGroup() as tasks:
             resuming = tasks.create_task(self._let_run())
             reporting = tasks.create_task(self._report_accepted())
+            moving_on = tasks.create_task(self._hand_on(resuming))
             gone = tasks.create_task(self._move.vmm_gone.wait())
             complete = tasks.create_task(self._move.complete.wait())
             await asyncio.wait({gone, complete}, return_when=asyncio.FIRST_COMPLETED)
-            if complete.done():
+            if complete.done() or self._nothing_missing():
                 counts = self._commit()
                 reporting.cancel()  # COMMITTED tells that too
                 reporting = tasks.create_task(self._report_committed(counts))
-                await self._until_let_go(gone, reporting, resuming, poisoned=counts["poisoned"])
+                needed = tasks.create_task(all_done(reporting, resuming, moving_on))
+                # With poison somebody must go on answering for it, for as long as the VMM is there.
+                waited_for = {gone} if counts["poisoned"] else {gone, needed}
+                await asyncio.wait(waited_for, return_when=asyncio.FIRST_COMPLETED)
+                moving_on.cancel()
+                needed.cancel()
+                await self._let_go(gone=gone.done())
             else:
+                moving_on.cancel()
                 await self._end(Event.VMM_GONE, Reason.NO_VMM, "the VMM has exited with pages missing")
             await reporting
             for task in (resuming, gone, complete):
                 task.cancel()
+
+    def _nothing_missing(self) -> bool:
+        """When the VMM has ended: the last page may have come a moment ago, and not be mapped yet."""
+        pages = self._move.pager.pages()
+        return pages.here == pages.total
 
     # ----------------------------------------------------------------------------------------- the guest runs
 
@@ -69,15 +86,39 @@ class Arrival:
 
         return report(self._session, Phase.POSTCOPY, record, HEARD_ACCEPTED)
 
+    # ---------------------------------------------------------------------------------------------- moving on
+
+    def _way_onward(self) -> Onward | None:
+        vm = self._session.vm
+        if vm is None or vm.onward is None:
+            return None
+        return Onward(
+            self._session.image,
+            vm.onward,
+            pager=self._move.pager,
+            regions=vm.regions,
+            pid=vm.vmm_pid,
+            leaving=self._move.leaving,
+        )
+
+    async def _hand_on(self, resuming: asyncio.Task[None]) -> None:
+        """Once it runs: until then its control socket is ours."""
+        if self._onward is not None:
+            await asyncio.wait({resuming})
+            await self._onward.run()
+
     # ------------------------------------------------------------------------------------ every page is here
 
     def _commit(self) -> dict[str, int]:
         states = self._move.pager.pages().states
+        if self._onward is not None and not states["POISONED"]:
+            self._onward.arrived()
         if states["POISONED"]:
             # They stay intercepted: somebody must go on answering for them.
             log.warning("poison_kept", session=self._session.name, pages=states["POISONED"])
         self._session.happen(Event.COMPLETE)
-        return {"owned": states["OWNED"], "zero": states["ZERO"], "poisoned": states["POISONED"]}
+        owned = states["OWNED"] + states["CACHED"]
+        return {"owned": owned, "zero": states["ZERO"], "poisoned": states["POISONED"]}
 
     def _report_committed(self, counts: dict[str, int]) -> Coroutine[Any, Any, None]:
         digest = self._move.pager.manifest()
@@ -87,21 +128,14 @@ class Arrival:
 
         return report(self._session, Phase.COMMITTED, record, HEARD_COMMITTED)
 
-    async def _until_let_go(
-        self,
-        gone: "asyncio.Task[Any]",
-        reporting: asyncio.Task[None],
-        resuming: asyncio.Task[None],
-        *,
-        poisoned: int,
-    ) -> None:
-        """The source has heard, and the guest runs; or the VMM has exited: nobody needs pages any more."""
-        needed = asyncio.gather(reporting, resuming)
-        waited_for: set[asyncio.Future[Any]] = {gone} if poisoned else {gone, needed}
-        await asyncio.wait(waited_for, return_when=asyncio.FIRST_COMPLETED)
-        if gone.done():
+    async def _let_go(self, *, gone: bool) -> None:
+        """The source has heard, the guest runs, a page server has the VM if one is to; or the VMM has exited:
+        nobody needs pages any more."""
+        if gone:
             await self._end(Event.VMM_GONE, None, "the VMM has exited")
         else:
+            if self._onward is not None and not self._onward.kept:
+                self._move.pager.unregister()
             await self._end(Event.DETACHED, None, "")
 
     async def _end(self, event: Event, reason: Reason | None, message: str) -> None:
@@ -113,3 +147,8 @@ class Arrival:
         else:
             self._session.fail(event, reason, message)
         self._move.close_pager()
+
+
+async def all_done(*tasks: asyncio.Task[None]) -> None:
+    """However they end: what they raise is the group's business."""
+    await asyncio.wait(tasks)

@@ -12,6 +12,7 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Final
 
+from faultclient.onward import check_onward
 from faultclient.session import ringing
 from pageferry.host.handoff import Handoff
 from pageferry.host.listener import Listener
@@ -87,6 +88,8 @@ class Handoffs:
         before = self._waiting.get(name)
         try:
             check_role(handoff)
+            if self._specs[name].onward is not None:
+                check_onward(handoff)
             if before is not None and not has_exited(before):
                 raise PageferryError(
                     Reason.ALREADY_ATTACHED,

@@ -50,6 +50,8 @@ class Host:
         does not wait for it any more is closed."""
 
         def take() -> Vm:
+            # A lazy restore ends here: it has nobody who reports when its last page has come.
+            onward = self.handoffs.spec(request.vm).onward if ticket is not None else None
             return self._vms.take(
                 handoff,
                 image=request.image,
@@ -57,6 +59,7 @@ class Host:
                 background=True,
                 spin_us=self._spin_us,
                 ticket=ticket,
+                onward=onward,
             )
 
         opening = asyncio.ensure_future(asyncio.to_thread(take))

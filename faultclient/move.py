@@ -79,6 +79,7 @@ class Move:
         self.fixed_s = fixed_s  # of a downtime: a guess, or what an earlier move took
         self.complete = asyncio.Event()
         self.vmm_gone = asyncio.Event()
+        self.leaving = asyncio.Event()  # this process is told to end
         self.handed_over: HandOver | None = None
         self._adapter: Vmm | None = None
         self._orders: Orders | None = None

@@ -75,6 +75,16 @@ class PageCounts:
         return sum(self.states.values()) - self.states["MISSING"] - self.states["WANTED"]
 
 
+@dataclass(frozen=True, slots=True)
+class PagerFds:
+    """A pager's own descriptors, until it is closed. pidfd -1: there is none."""
+
+    uffd: int
+    ram: int
+    table: int
+    pidfd: int
+
+
 class Client:
     """What the VMs of this process share. Close its pagers first."""
 
@@ -94,9 +104,11 @@ class Client:
         spin_us: int = 0,
         caller: Caller | None = None,
         bandwidth_bytes_per_s: int = 0,
+        handed_on: bool = False,
     ) -> "Pager":
         """Checks the hand-off and starts its pager, which dials the page server. Takes the hand-off over.
 
+        `handed_on`: COMPLETE ends no registration, for a page server sees by it what the VM writes.
         `bandwidth_bytes_per_s`: of all that comes in, as an interface counts it; 0: paced below the link's
         rate. PageferryError: what was handed over cannot be served; the hand-off is still the caller's then.
         """
@@ -121,6 +133,7 @@ class Client:
         options.region_count = len(handoff.regions)
         options.background = background
         options.spin_us = spin_us
+        options.handed_on = handed_on
         options.bandwidth_bytes_per_s = bandwidth_bytes_per_s
         if caller is not None:
             session_chars = ffi.new("char[]", caller.session.encode())
@@ -183,6 +196,15 @@ class Pager:
     def bandwidth(self, bytes_per_s: int) -> None:
         """As in Client.open."""
         self._order(lib.PAGEFERRY_ORDER_BANDWIDTH, value=bytes_per_s)
+
+    def unregister(self) -> None:
+        """Of a VM that was handed on, after COMPLETE: nobody else has it any more."""
+        self._order(lib.PAGEFERRY_ORDER_LET_GO)
+
+    def fds(self) -> PagerFds:
+        fds = ffi.new("struct pageferry_vm_fds *")
+        lib.pageferry_vm_fds(self._running, fds)
+        return PagerFds(fds.uffd, fds.backing_fd, fds.table_fd, fds.vmm_pidfd)
 
     def event_fd(self) -> int:
         """Readable while there are events."""

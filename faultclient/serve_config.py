@@ -10,7 +10,7 @@ from typing import Any, Final
 import click
 
 from faultclient.config import Decorator
-from pageferry.host.vmspec import FORM, VmSpec, check_apart, parse_vm
+from pageferry.host.vmspec import ONWARD_FORM, VmSpec, check_apart, parse_vm
 from pageferry.limits import (
     DEFAULT_CLIENT_CONTROL_ADDRESS,
     DEFAULT_CLIENT_METRICS_ADDRESS,
@@ -38,7 +38,7 @@ class ServeOptions:
 
 def vm_specs(context: click.Context, param: click.Parameter, value: tuple[str, ...]) -> tuple[VmSpec, ...]:
     try:
-        specs = tuple(parse_vm(text) for text in value)
+        specs = tuple(parse_vm(text, onward=True) for text in value)
         check_apart(specs)
     except PageferryError as error:
         raise click.BadParameter(str(error), context, param) from error
@@ -52,7 +52,8 @@ OPTIONS: Final[tuple[Decorator, ...]] = (
         required=True,
         callback=vm_specs,
         metavar="SPEC",
-        help=f"A VM that may come to this host: {FORM}. Once for each VM.",
+        help=f"A VM that may come to this host: {ONWARD_FORM}. Once for each VM. onward: the socket of the "
+        "page server that it is handed on to once it runs here, so that it can move on.",
     ),
     click.option(
         "--control-listen",

@@ -310,6 +310,8 @@ class Sessions:
                 reporting.append(entry.driving)
             else:
                 needed.append(entry.driving)
+                if entry.move is not None:
+                    entry.move.leaving.set()
                 log.warning(
                     "stays", session=session.name, phase=session.phase.name, because="its guest needs us"
                 )

@@ -8,10 +8,11 @@ control port comes up behind that. A test holds this file, and all it imports, t
 import base64
 from collections import Counter
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Self
 
 from faultclient.pager import Caller, Client, Pager
-from pageferry.host.handoff import Handoff
+from pageferry.host.handoff import Handoff, Region
 from pageferry.service import native
 
 
@@ -55,6 +56,8 @@ class Vm:
     data_address: str
     length_bytes: int
     vmm_pid: int
+    regions: tuple[Region, ...] = ()
+    onward: Path | None = None  # the socket of the page server that it is handed on to
 
 
 @dataclass(slots=True)
@@ -71,13 +74,14 @@ class Vms:
         background: bool,
         spin_us: int,
         ticket: Ticket | None = None,
+        onward: Path | None = None,
     ) -> Vm:
         """Starts the pager of what was handed over; the hand-off is closed if that cannot be.
 
         PageferryError: why not.
         """
         with handoff:
-            length_bytes, vmm_pid = handoff.length_bytes, handoff.pid
+            length_bytes, vmm_pid, regions = handoff.length_bytes, handoff.pid, handoff.regions
             pager = self.client.open(
                 handoff,
                 image=image,
@@ -86,8 +90,9 @@ class Vms:
                 spin_us=spin_us,
                 caller=ticket.caller() if ticket is not None else None,
                 bandwidth_bytes_per_s=ticket.bandwidth_bytes_per_s if ticket is not None else 0,
+                handed_on=onward is not None,
             )
-        vm = Vm(pager, image, data_address, length_bytes, vmm_pid)
+        vm = Vm(pager, image, data_address, length_bytes, vmm_pid, regions, onward)
         self._taken.append(vm)
         return vm
 

@@ -223,8 +223,8 @@ class DataPlane:
         native.check(lib.pageferry_server_thaw(self._server, name.encode()))
 
     def arrived(self, name: str) -> None:
-        """Every page of it is here, and its fault client is to go: the memory is registered for write protection
-        alone. WRONG_PHASE: pages are missing, or poisoned. Blocks for some ms a GiB."""
+        """Every page of it is here, and its fault client is to go: the memory is registered for write
+        protection alone. WRONG_PHASE: pages are missing, or poisoned. Blocks for some ms a GiB."""
         native.check(lib.pageferry_server_arrived(self._server, name.encode()))
 
     def live_state(self, name: str) -> LiveState:

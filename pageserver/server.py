@@ -79,7 +79,13 @@ async def bring_up_vms(
     loop = asyncio.get_running_loop()
     records = stack.enter_context(Records(options.state_dir))
     sessions = Sessions(data_plane, records)
-    vms = Vms(options.vms, data_plane, on_gone=sessions.vmm_gone, vmm_uid=options.vmm_uid)
+    vms = Vms(
+        options.vms,
+        data_plane,
+        on_gone=sessions.vmm_gone,
+        on_complete=sessions.vmm_complete,
+        vmm_uid=options.vmm_uid,
+    )
     stack.callback(vms.close)
     stack.push_async_callback(sessions.close)
     loop.add_reader(data_plane.event_fd(), sessions.catch_up)

@@ -254,16 +254,25 @@ class Sessions:
                 session.vmm_gone()
         self._tidy(vm)
 
+    def vmm_complete(self, vm: Vm) -> None:
+        """Its memory has arrived here."""
+        self._tidy(vm)
+
     def _settled(self, name: str) -> None:
         vm = self._all[name].vm
         if vm is not None:
             self._tidy(vm)
 
     def _tidy(self, vm: Vm) -> None:
-        """Lets a VM go that cannot be moved any more, and whose memory no session needs."""
+        """Lets a VM go that cannot be moved any more, and whose memory no session needs; or, of one that has
+        arrived here, who has brought it."""
         needed = any(session.vm is vm and not session.record.settled for session in self)
-        if self._vms is not None and not needed and (vm.gone or not vm.served):
+        if self._vms is None or needed:
+            return
+        if vm.gone or not vm.served:
             self._vms.let_go(vm)
+        else:
+            self._vms.arrived(vm)
 
     # -------------------------------------------------------------------------------------------- its own end
 

@@ -17,6 +17,7 @@ from pageferry.host.vmm import Vmm
 from pageferry.host.vmspec import VmSpec
 from pageferry.limits import PAGE_BYTES
 from pageferry.reasons import PageferryError, Reason
+from pageserver.arriving import Arriving
 from pageserver.record import SourceRecord, find_again, mark_of
 
 
@@ -42,6 +43,7 @@ class Vm:
         self.content_id = content_id
         self.handoff = handoff
         self.served = False
+        self.arriving: Arriving | None = None  # a fault client brings its memory still, or waits to be let go
         self._pidfd = pidfd
         self._process = HeldProcess(pidfd)
 
@@ -114,6 +116,8 @@ class Vm:
 
     def close(self) -> None:
         self._process.close()
+        if self.arriving is not None:
+            self.arriving.close()
         if self.handoff is not None:
             self.handoff.close()
         elif self._pidfd >= 0:

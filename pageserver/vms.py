@@ -3,6 +3,9 @@
 
 One listener for each name that the operator has given. A name is served once: a VMM that hands over under one
 that is still served, or still owed to a target, is refused.
+
+A fault client may hand a VM on that it brings here (docs/chain.md). Its image knows what has arrived; once
+all has, and no session has the VM, the fault client is let go.
 """
 
 import asyncio
@@ -14,6 +17,7 @@ from pageferry.host.listener import Listener
 from pageferry.host.vmspec import VmSpec
 from pageferry.reasons import PageferryError, Reason
 from pageferry.service.logs import log
+from pageserver.arriving import Arriving
 from pageserver.dataplane import DataPlane, LiveMemory, accept_handoff
 from pageserver.switchover import in_thread
 from pageserver.vm import Vm
@@ -24,19 +28,28 @@ ACCEPT_S: Final = 1.0
 
 
 class Vms:
-    """`on_gone` is called when a VMM has ended; let_go() is its caller's duty."""
+    """`on_gone` is called when a VMM has ended, `on_complete` when all of its memory has arrived: to call
+    let_go(), or arrived(), is the callee's duty."""
 
     def __init__(
-        self, specs: Sequence[VmSpec], plane: DataPlane, *, on_gone: Callable[[Vm], None], vmm_uid: int | None
+        self,
+        specs: Sequence[VmSpec],
+        plane: DataPlane,
+        *,
+        on_gone: Callable[[Vm], None],
+        on_complete: Callable[[Vm], None],
+        vmm_uid: int | None,
     ) -> None:
         """PageferryError: a hand-off socket cannot be had; then none is left."""
         self._plane = plane
         self._on_gone = on_gone
+        self._on_complete = on_complete
+        self._tasks: set[asyncio.Task[None]] = set()
         self._vms: dict[str, Vm] = {}
         self._listeners: list[tuple[VmSpec, Listener]] = []
         try:
             for spec in specs:
-                self._listeners.append((spec, Listener(spec.handoff, vmm_uid=vmm_uid)))
+                self._listeners.append((spec, Listener(spec.handoff, vmm_uid=vmm_uid, onward=True)))
         except BaseException:
             self.close()
             raise
@@ -93,10 +106,15 @@ class Vms:
                 regions=handoff.regions,
                 content_id=vm.content_id,
                 incarnation=1,
+                arriving_fd=handoff.table_fd,
             )
             await in_thread(lambda: self._plane.add_live(memory))
             vm.served = True
-            accept_handoff(handoff.connection.fileno())
+            if handoff.handed_on:
+                vm.arriving = Arriving(vm.name, handoff.connection, lambda: self._on_complete(vm))
+                vm.arriving.accept()
+            else:
+                accept_handoff(handoff.connection.fileno())
         except BaseException:
             self._drop(vm)
             raise
@@ -107,15 +125,17 @@ class Vms:
             pid=vm.pid,
             pages=vm.page_count,
             regions=len(handoff.regions),
+            handed_on=handoff.handed_on,
             content_id=f"{vm.content_id:016x}",
         )
 
     def _check(self, spec: VmSpec, handoff: Handoff) -> None:
-        if handoff.role is not Role.TRACK:
+        if handoff.role is not Role.TRACK and not handoff.handed_on:
             raise PageferryError(
                 Reason.UNSUPPORTED,
                 f"the VMM has handed over with the role {handoff.role.value}: a page server restores nothing",
-                "set PAGEFERRY_SHIM_ROLE=track for a VM that is to be moved away",
+                "set PAGEFERRY_SHIM_ROLE=track for a VM that is to be moved away; one that arrives here "
+                "first hands over to the fault client, which hands it on",
             )
         if (known := self._vms.get(spec.name)) is not None:
             remedy = (
@@ -124,6 +144,29 @@ class Vms:
             raise PageferryError(
                 Reason.ALREADY_ATTACHED, f"the VM {spec.name} (process {known.pid}) is here already", remedy
             )
+
+    # ------------------------------------------------------------------------------------- all of it is here
+
+    def arrived(self, vm: Vm) -> None:
+        """No session has it: if it is complete, nobody needs its fault client."""
+        if vm.arriving is not None and vm.arriving.complete:
+            task = asyncio.get_running_loop().create_task(self._let_go_fault_client(vm))
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
+
+    async def _let_go_fault_client(self, vm: Vm) -> None:
+        arriving, vm.arriving = vm.arriving, None
+        if arriving is None:
+            return
+        try:
+            await in_thread(lambda: self._plane.arrived(vm.name))
+        except PageferryError as error:
+            arriving.close()
+            if self._vms.get(vm.name) is vm:
+                log.error("not_let_go", vm=vm.name, reason=error.reason.name, text=str(error))
+            return
+        arriving.let_go()
+        log.info("arrived", vm=vm.name, pid=vm.pid)
 
     # --------------------------------------------------------------------------------------------- its end
 
@@ -151,6 +194,8 @@ class Vms:
 
     def close(self) -> None:
         """Every VM that is here goes on, untracked."""
+        for task in self._tasks:
+            task.cancel()
         for _, listener in self._listeners:
             listener.close()
         for vm in list(self._vms.values()):

@@ -2,8 +2,9 @@
 """The hand-off: what a VMM sends when it gives us its userfaultfd and the layout of its memory.
 
 One JSON array in one message, with the file descriptors beside it: Firecracker's handshake in all its
-generations, and the form with two descriptors, for memory that lies on a file (docs/handoff.md). Everything
-that comes in is checked here or, for what only the kernel can show, when the pager opens.
+generations, and the form with two descriptors, for memory that lies on a file (docs/handoff.md). A fault
+client that hands a VM on sends the same and two more: its page table, and the VMM's pidfd, for it is not the
+VMM. Everything that comes in is checked here or, for what only the kernel can show, when the pager opens.
 
 No grpc below this file: a VM is served before that is imported.
 """
@@ -21,6 +22,7 @@ from enum import Enum
 from itertools import pairwise
 from typing import Any, Final, Self
 
+from pageferry.host.process import HeldProcess
 from pageferry.limits import HANDOFF_BYTES_MAX, HANDOFF_TIMEOUT_MS, PAGE_BYTES, REGIONS_MAX
 from pageferry.reasons import PageferryError, Reason
 
@@ -31,7 +33,10 @@ FD_PAUSE_S: Final = 0.1
 FDS_MAX: Final = 16
 FRAMES_KEY: Final = "pageferry_frames"
 ROLE_KEY: Final = "pageferry_role"
+# In the first region, of a VM that is handed on: the process that it is.
+PID_KEY: Final = "pageferry_pid"
 ADDRESS_END: Final = 1 << 64
+PID_END: Final = 1 << 31
 # What of JSON tells where a value ends.
 QUOTE, BACKSLASH, ARRAY = b'"\\['
 BLANKS: Final = frozenset(b" \t\r\n")
@@ -77,11 +82,16 @@ class Handoff:
     regions: tuple[Region, ...]
     frames: bool  # the VMM speaks frames on the connection from now on
     role: Role = Role.RESTORE
+    table_fd: int = -1  # the page table of the fault client that hands it on; -1: it comes from its VMM
     _released: bool = field(default=False, repr=False)
 
     @property
     def shared(self) -> bool:
         return self.backing_fd >= 0
+
+    @property
+    def handed_on(self) -> bool:
+        return self.table_fd >= 0
 
     @property
     def length_bytes(self) -> int:
@@ -97,7 +107,7 @@ class Handoff:
             return
         self._released = True
         self.connection.close()
-        for fd in (self.uffd, self.backing_fd, self.pidfd):
+        for fd in (self.uffd, self.backing_fd, self.pidfd, self.table_fd):
             if fd >= 0:
                 os.close(fd)
 
@@ -204,26 +214,35 @@ def _no_number(name: str) -> Any:
     raise ValueError(f"{name} is no number")
 
 
-def receive(connection: socket.socket, *, uids: Collection[int]) -> Handoff:
-    """One hand-off from a connected peer, in HANDOFF_TIMEOUT_MS. On failure the connection stays open."""
+def receive(connection: socket.socket, *, uids: Collection[int], onward: bool = False) -> Handoff:
+    """One hand-off from a connected peer, in HANDOFF_TIMEOUT_MS. On failure the connection stays open.
+
+    `onward`: it may be of a VM that a fault client hands on."""
     peer = identify(connection, uids)
     fds: list[int] = []
     try:
         value = _receive_value(connection, fds)
         regions, frames = parse(value)
         role = parse_role(value)
-        _check_count(len(fds))
+        pid = parse_pid(value)
+        if pid is None:
+            _check_count(len(fds))
+        else:
+            _check_handed_on(fds, pid, role, allowed=onward)
     except BaseException:
         for fd in (*fds, peer.pidfd):
             if fd >= 0:
                 os.close(fd)
         raise
+    if pid is not None and peer.pidfd >= 0:  # of the fault client, which may go before its VMM does
+        os.close(peer.pidfd)
     return Handoff(
         connection=connection,
         uffd=fds[0],
-        backing_fd=fds[1] if len(fds) == 2 else -1,
-        pidfd=peer.pidfd,
-        pid=peer.pid,
+        backing_fd=fds[1] if len(fds) >= 2 else -1,
+        table_fd=fds[2] if pid is not None else -1,
+        pidfd=peer.pidfd if pid is None else fds[3],
+        pid=peer.pid if pid is None else pid,
         uid=peer.uid,
         regions=regions,
         frames=frames,
@@ -242,6 +261,30 @@ def _check_count(fd_count: int) -> None:
         raise refused(
             f"{fd_count} file descriptors were handed over with the memory layout",
             "send the userfaultfd, and for memory on a file that file as the second",
+        )
+
+
+def _check_handed_on(fds: list[int], pid: int, role: Role, *, allowed: bool) -> None:
+    if not allowed:
+        raise refused(
+            "a fault client hands this VM on: only a page server takes it",
+            "name the page server's hand-off socket with onward=",
+        )
+    if len(fds) != 4 or role is not Role.BOTH:
+        raise refused(
+            f"a VM is handed on with {len(fds)} file descriptors and the role {role.value}",
+            "send userfaultfd, RAM file, page table and the VMM's pidfd, of a VM of the role both",
+        )
+    held = HeldProcess(fds[3])
+    try:
+        held_pid = held.pid
+    finally:
+        held.close()
+    if held_pid != pid:
+        raise refused(
+            f"the pidfd that was handed over is of process {held_pid}, not of the VMM (process {pid})",
+            "run fault client, page server and VMM in one PID namespace",
+            Reason.NO_VMM if held_pid == -1 else Reason.MISMATCH,
         )
 
 
@@ -324,6 +367,16 @@ def parse_role(value: Any) -> Role:
             "set PAGEFERRY_SHIM_ROLE to restore, track or both",
             Reason.UNSUPPORTED,
         ) from error
+
+
+def parse_pid(value: Any) -> int | None:
+    """Of a value whose regions have been parsed: the VMM, if it is not the one that sends. PageferryError."""
+    if PID_KEY not in value[0]:
+        return None
+    pid = _number(0, value[0], PID_KEY)
+    if not 0 < pid < PID_END:
+        raise refused(f"the hand-off names process {pid}, which cannot be")
+    return pid
 
 
 def _number(index: int, element: Any, key: str) -> int:

@@ -4,6 +4,9 @@
 NAME,handoff=SOCKET,qemu=QMP_SOCKET
 NAME,handoff=SOCKET,socket=ADAPTER_SOCKET
 NAME,handoff=SOCKET,process
+
+A fault client may be told beside it to whom the VM is handed on once it runs here: onward=SOCKET, the
+hand-off socket that this host's page server has for it (docs/chain.md).
 """
 
 from dataclasses import dataclass
@@ -15,6 +18,8 @@ from pageferry.limits import IMAGE_NAME_BYTES_MAX
 from pageferry.reasons import PageferryError, Reason
 
 FORM: Final = "NAME,handoff=SOCKET,qemu=QMP_SOCKET|socket=ADAPTER_SOCKET|process"
+ONWARD_KEY: Final = "onward"
+ONWARD_FORM: Final = f"{FORM}[,{ONWARD_KEY}=SOCKET]"
 # sockaddr_un
 SOCKET_PATH_BYTES_MAX: Final = 107
 
@@ -33,16 +38,17 @@ class VmSpec:
     handoff: Path
     kind: VmKind
     control: Path | None = None  # the QMP socket, or the orchestrator's; None for a process
+    onward: Path | None = None  # of the page server that it moves on from; None: it does not
 
 
-def parse_vm(text: str) -> VmSpec:
-    """PageferryError: what is wrong with it."""
+def parse_vm(text: str, *, onward: bool = False) -> VmSpec:
+    """`onward`: it may be handed on. PageferryError: what is wrong with it."""
     name, *parts = text.split(",")
     _check_name(name, text)
     given: dict[str, str] = {}
     for part in parts:
         key, equals, value = part.partition("=")
-        if key not in ("handoff", *(kind.value for kind in VmKind)):
+        if key not in ("handoff", *(kind.value for kind in VmKind), *((ONWARD_KEY,) if onward else ())):
             raise refused(text, f"{part!r} is nothing that a VM has")
         if key in given:
             raise refused(text, f"{key} is there twice")
@@ -56,8 +62,9 @@ def parse_vm(text: str) -> VmSpec:
         raise refused(text, "it names one of qemu=, socket= and process, no more and no less")
     (kind,) = kinds
     control = None if kind is VmKind.PROCESS else _path(given[kind.value], text)
-    spec = VmSpec(name, _path(given["handoff"], text), kind, control)
-    if spec.control == spec.handoff:
+    to = _path(given[ONWARD_KEY], text) if ONWARD_KEY in given else None
+    spec = VmSpec(name, _path(given["handoff"], text), kind, control, to)
+    if spec.handoff in (spec.control, spec.onward) or (to is not None and to == spec.control):
         raise refused(text, "the hand-off socket is one of its own")
     return spec
 
@@ -66,7 +73,7 @@ def check_apart(specs: "list[VmSpec] | tuple[VmSpec, ...]") -> None:
     """Several VMs of one process: no name and no socket is there twice. PageferryError."""
     seen: set[object] = set()
     for spec in specs:
-        for what in (spec.name, spec.handoff, spec.control):
+        for what in (spec.name, spec.handoff, spec.control, spec.onward):
             if what is not None and what in seen:
                 raise PageferryError(
                     Reason.BAD_REQUEST, f"two VMs have {what}", "give each a name and sockets of its own"

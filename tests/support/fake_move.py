@@ -23,7 +23,7 @@ from faultclient.pager import EventKind, Pager
 from faultclient.rounds import Limits
 from faultclient.session import Postcopy, Session
 from faultclient.vms import Vm
-from pageferry.host.handoff import Handoff
+from pageferry.host.handoff import Handoff, Region
 from pageferry.host.vmm import VmmFacts
 from pageferry.phases import Phase, Side
 from pageferry.reasons import PageferryError, Reason
@@ -157,6 +157,7 @@ class Stage:
         self.disk_errors: list[PageferryError] = []
         self.given_back = 0
         self.comes_all = True  # what is missing arrives before anybody looks
+        self.onward: Path | None = None  # whose page server is to have the VM
         self.lets_in = True  # the source, as soon as the pager knocks
         self.session = Session("move-1", "vm", "127.0.0.1:1")
         given: dict[str, object] = {
@@ -190,7 +191,8 @@ class Stage:
         self.pager.tell(EventKind.ATTACHED)
         if self.lets_in:
             self.let_in()
-        return Vm(cast(Pager, self.pager), "vm", "127.0.0.1:1", PAGES * 4096, 0)
+        regions = (Region(1 << 32, PAGES * 4096, 0),)
+        return Vm(cast(Pager, self.pager), "vm", "127.0.0.1:1", PAGES * 4096, 4711, regions, self.onward)
 
     def record(
         self, session: Session, phase: Phase, failure: Reason | None = None, message: str = ""

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import cast
 
-from faultclient.pager import EventKind, PageCounts, Pager, PagerEvent
+from faultclient.pager import EventKind, PageCounts, Pager, PagerEvent, PagerFds
 from faultclient.restore import Restore
 from faultclient.session import Postcopy
 from faultclient.vms import Vm
@@ -18,13 +18,14 @@ PAGES = 100
 
 @dataclass
 class FakePager:
-    """`let_go` when the test is over: its bell is a descriptor."""
+    """`let_go` when the test is over: it has descriptors, its bell among them."""
 
     told: list[PagerEvent] = field(default_factory=list)
     orders: list[str] = field(default_factory=list)
     table: dict[str, int] = field(default_factory=lambda: dict.fromkeys(native.PAGE_STATES, 0))
     count: dict[str, int] = field(default_factory=lambda: dict.fromkeys(native.COUNTERS, 0))
     bell: int = field(default_factory=lambda: os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC))
+    memory: int = field(default_factory=lambda: os.memfd_create("fake", os.MFD_CLOEXEC))
     closed: bool = False
     digest: bytes = bytes(16)
     on_order: Callable[[str, int], None] = lambda order, cookie: None
@@ -47,6 +48,7 @@ class FakePager:
 
     def let_go(self) -> None:
         os.close(self.bell)
+        os.close(self.memory)
 
     # --------------------------------------------------------------------------------- what a session may ask
 
@@ -58,6 +60,14 @@ class FakePager:
         order = "new round" if open_new else "frozen round"
         self.orders.append(order)
         self.on_order(order, cookie)
+
+    def unregister(self) -> None:
+        self.orders.append("unregister")
+
+    def fds(self) -> PagerFds:
+        """As many as there are to be."""
+        assert not self.closed
+        return PagerFds(self.memory, self.memory, self.memory, self.memory)
 
     def manifest(self) -> bytes:
         return self.digest

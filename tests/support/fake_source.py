@@ -216,6 +216,7 @@ class FakeVms:
         self.script = script
         self.vm = vm
         self.left: list[Vm] = []
+        self.here: list[Vm] = []
 
     def knows(self, name: str) -> bool:
         return name == IMAGE
@@ -225,6 +226,9 @@ class FakeVms:
 
     def adopt(self, vm: Vm) -> None:
         self.left.append(vm)
+
+    def arrived(self, vm: Vm) -> None:
+        self.here.append(vm)
 
     def let_go(self, vm: Vm) -> None:
         self.script.act("let go")

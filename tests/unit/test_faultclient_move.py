@@ -537,7 +537,12 @@ def test_a_guest_that_does_not_run_at_once() -> None:
 
 def test_the_guest_ends_with_pages_missing() -> None:
     stage = Stage(Postcopy.AT_ONCE)
-    stage.at["resume"] = lambda: stage.pager.tell(EventKind.VMM_GONE, Reason.NO_VMM, "exited")
+
+    def gone() -> None:
+        stage.pager.table |= {"MISSING": 1, "CACHED": PAGES - 1}
+        stage.pager.tell(EventKind.VMM_GONE, Reason.NO_VMM, "exited")
+
+    stage.at["resume"] = gone
     stage.source.refuses["POSTCOPY"] = [error(Reason.GOING_AWAY)] * 2
     stage.play()
     assert stage.session.phase is Phase.RELEASED
@@ -545,6 +550,18 @@ def test_the_guest_ends_with_pages_missing() -> None:
     assert stage.disk[-1] == (Phase.RELEASED, Reason.NO_VMM)
     assert stage.story[-1] == "report POSTCOPY"  # after its end too
     assert "report COMMITTED" not in stage.story
+    all_let_go(stage)
+
+
+def test_the_guest_ends_with_a_page_that_is_here_and_was_not_mapped() -> None:
+    """It has moved on, and nobody will ever touch that page here. The source need not keep it."""
+    stage = Stage()
+    stage.at["resume"] = lambda: stage.pager.tell(EventKind.VMM_GONE, Reason.NO_VMM, "exited")
+    stage.play()
+    assert stage.session.phase is Phase.RELEASED
+    assert stage.session.failure is None
+    assert "report COMMITTED" in stage.story
+    assert stage.source.counts == {"owned": PAGES, "zero": 0, "poisoned": 0}
     all_let_go(stage)
 
 

@@ -60,6 +60,20 @@ def test_what_is_refused(text: str, sentence: str) -> None:
     assert "NAME,handoff=SOCKET,qemu=" in caught.value.remedy
 
 
+def test_a_vm_that_is_to_move_on() -> None:
+    """A fault client is told so; a page server hands nothing on."""
+    text = "vm,handoff=/h,qemu=/q,onward=/o"
+    assert parse_vm(text, onward=True) == VmSpec("vm", Path("/h"), VmKind.QEMU, Path("/q"), Path("/o"))
+    assert parse_vm("vm,handoff=/h,process,onward=/o", onward=True).onward == Path("/o")
+    with pytest.raises(PageferryError, match="'onward=/o' is nothing that a VM has"):
+        parse_vm(text)
+    for one in ("/h", "/q"):
+        with pytest.raises(PageferryError, match="the hand-off socket is one of its own"):
+            parse_vm(f"vm,handoff=/h,qemu=/q,onward={one}", onward=True)
+    with pytest.raises(PageferryError, match="two VMs have /o"):
+        check_apart([parse_vm(f"{name},handoff=/{name},process,onward=/o", onward=True) for name in "ab"])
+
+
 @pytest.mark.parametrize(
     ("other", "what"),
     [
