@@ -101,7 +101,8 @@ class Chain:
             try:
                 return Move(self.b_to_c, **options)
             except grpc.RpcError as error:
-                reasons = [value for key, value in error.trailing_metadata() or () if key == REASON_TRAILER]
+                metadata: Any = error.trailing_metadata() or ()
+                reasons = [value for key, value in metadata if key == REASON_TRAILER]
                 if reasons != [Reason.NO_VMM.name]:
                     raise
             assert time.monotonic() < deadline, "B's page server has no VM"
