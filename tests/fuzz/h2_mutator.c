@@ -172,6 +172,16 @@ static void mend(struct change *change)
     }
 }
 
+/* Any frame, one with a message rather than another. */
+static const struct h2_frame *pick(struct change *change)
+{
+    const struct h2_frame *frame = &change->frames[below(change, change->count)];
+
+    for (int i = 0; i < 2 && (frame->type != H2_DATA || frame->payload_bytes == 0); i++)
+        frame = &change->frames[below(change, change->count)];
+    return frame;
+}
+
 size_t LLVMFuzzerCustomMutator(uint8_t *data, size_t size, size_t size_max, unsigned int seed)
 {
     struct change change = {.data = data, .size = size, .size_max = size_max, .random = seed * UINT64_C(0x9e3779b9) + 1};
@@ -181,7 +191,7 @@ size_t LLVMFuzzerCustomMutator(uint8_t *data, size_t size, size_t size_max, unsi
         change.count = h2_frames(data, size, h2_own_bytes + h2_introduction_bytes, change.frames, FRAMES_MAX);
     if (change.count == 0 || below(&change, 12) == 0)
         return LLVMFuzzerMutate(data, size, size_max);
-    frame = &change.frames[below(&change, change.count)];
+    frame = pick(&change);
     switch (below(&change, 10)) {
     case 0:
         data[below(&change, h2_own_bytes)] = (uint8_t)below(&change, 256);

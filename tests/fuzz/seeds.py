@@ -111,6 +111,7 @@ def session_seeds() -> dict[str, bytes]:
         "attach_nine": b"".join(attach(2 * at + 1, more[0]) for at in range(9)),
         "rounds": rounds + pages(9, ask(runs=[0, 64], encodings=2)),
         "round_bytes": attach() + pages(3, ask(open_round=True, encodings=2)),
+        "live_to_end": attach() + pages(3, ask(runs=[690, 10], encodings=2)),
         "round_first": pages(1, ask(versions_only=True, open_round=True)),
         "superseded": attach(1, more[0]) + attach(3, more[1], other={"pageferry-epoch": "4"}) + attach(5),
         "other_target": attach() + attach(3, other={"pageferry-target": "00000000000000ff"}),
@@ -169,6 +170,12 @@ def server_seeds() -> dict[str, bytes]:
         ),
         "stream": request(1, page + "StreamPages", stream.SerializeToString())
         + frame(WINDOW, 0, 1, b"\0\x10\0\0"),
+        "fetch_to_end": request(
+            1, page + "FetchPages", fetch(image="vm", runs=[690, 10]).SerializeToString()
+        ),
+        "stream_to_end": request(
+            1, page + "StreamPages", pb.StreamPagesRequest(image="vm", runs=[660, 40]).SerializeToString()
+        ),
         "stream_versions": request(
             1, page + "StreamPages", pb.StreamPagesRequest(image="vm", versions_only=True).SerializeToString()
         ),
