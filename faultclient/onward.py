@@ -18,7 +18,8 @@ from pageferry.host.onward import Lines, Word, message
 from pageferry.reasons import PageferryError, Reason
 from pageferry.service.logs import log
 
-RETRY_S: Final = 0.5
+RETRY_S: Final = 0.25
+RETRY_S_MAX: Final = 5.0  # of one that refuses it, or is not there: doubled up to this
 READ_BYTES: Final = 256
 
 
@@ -66,6 +67,7 @@ class Onward:
         self._leaving = leaving
         self._arrived = asyncio.Event()
         self._said = ""
+        self._retry_s = RETRY_S
 
     def arrived(self) -> None:
         """Every page is here, and none of them poisoned: from now on somebody else may answer faults."""
@@ -81,7 +83,8 @@ class Onward:
             if self.kept:
                 log.info("let_go", vm=self._vm, because="the page server has it")
                 return
-            await first_of(asyncio.sleep(RETRY_S), self._both())
+            await first_of(asyncio.sleep(self._retry_s), self._both())
+            self._retry_s = min(2 * self._retry_s, RETRY_S_MAX)
         log.warning("not_handed_on", vm=self._vm, because="no page server has it, and this process ends")
 
     async def _both(self) -> None:
@@ -115,7 +118,7 @@ class Onward:
             self._say("the page server has refused this VM: see its log")
             return
         log.info("handed_on", vm=self._vm, socket=str(self._path))
-        self._said = ""
+        self._said, self._retry_s = "", RETRY_S
         answer = asyncio.ensure_future(hearing.next())
         try:
             await first_of(asyncio.shield(answer), self._arrived.wait())

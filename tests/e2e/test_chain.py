@@ -83,6 +83,26 @@ def test_it_moves_on_before_it_has_arrived(chain: Chain, postcopy: str) -> None:
     chain.wait_ended(second)
 
 
+def test_it_stays_at_b_after_all(chain: Chain) -> None:
+    """The second move is given up as C is to load the state: the guest runs on at B, and its pages come."""
+    gate = chain.c_owner.before("load_state")
+    chain.a_to_b.data.delay_s = SLOW_S
+    first = chain.move_to_b(postcopy="at-once")
+    first.wait(TARGET, Phase.POSTCOPY)
+    second = chain.move_to_c(postcopy="at-once")
+    gate.wait()
+    assert chain.missing(first) > 0, "it had arrived at B before it moved on"
+    second.cancel(TARGET)
+    gate.drop()
+    second.wait(SOURCE, Phase.ABORTED)
+    writes_at(chain.b)
+    chain.a_to_b.data.delay_s = 0
+    look_at_every_page(chain.b)
+    assert chain.b.console.wait_beats(2)[-1].errors == 0, chain.b.console.errors[-5:]
+    assert chain.c.console.beats == []
+    chain.wait_ended(first)
+
+
 def test_it_has_arrived_and_moves_on(chain: Chain) -> None:
     """The fault client at B has been let go: the page server there sees all writes by itself."""
     gate = chain.c_owner.before("resume")
