@@ -475,16 +475,16 @@ def test_any_cut_or_changed_message_is_taken_or_refused_and_never_more(pipe: tup
     """A seeded storm: no other exception, no descriptor left."""
     random_bytes = random.Random(20)
     message = bytearray(layout(GOOD, SECOND))
-    for _ in range(300):
-        changed = message.copy()
-        for _ in range(random_bytes.randrange(1, 4)):
-            changed[random_bytes.randrange(len(changed))] = random_bytes.randrange(256)
-        ours, theirs = socket.socketpair()
-        with unchanged(), ours, theirs:
-            send(theirs, bytes(changed[: random_bytes.randrange(1, len(changed) + 1)]), pipe)
-            theirs.close()
-            try:
-                taken(ours).close()
-            except PageferryError as error:
-                assert error.reason in (Reason.BAD_REQUEST, Reason.UNSUPPORTED)
-            ours.close()
+    with unchanged():
+        for _ in range(300):
+            changed = message.copy()
+            for _ in range(random_bytes.randrange(1, 4)):
+                changed[random_bytes.randrange(len(changed))] = random_bytes.randrange(256)
+            ours, theirs = socket.socketpair()
+            with ours, theirs:
+                send(theirs, bytes(changed[: random_bytes.randrange(1, len(changed) + 1)]), pipe)
+                theirs.close()
+                try:
+                    taken(ours).close()
+                except PageferryError as error:
+                    assert error.reason in (Reason.BAD_REQUEST, Reason.UNSUPPORTED)
