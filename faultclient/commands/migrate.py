@@ -13,11 +13,12 @@ import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from typing import Final, Protocol
+from typing import Final
 
 from faultclient.commands.control import Control, fault_client, page_server
-from faultclient.commands.moving import SIDES, Moving, Sample
+from faultclient.commands.moving import SIDES, Moving
 from faultclient.commands.report import write_report
+from faultclient.commands.views import View
 from faultclient.migrate_config import MigrateOptions
 from faultclient.service import POSTCOPY
 from faultclient.vms import Ticket
@@ -31,17 +32,6 @@ OTHER_END_S: Final = 60.0
 # Of Ctrl-C: from this one on we no longer wait for what comes of it.
 INTERRUPTS_MAX: Final = 3
 POSTCOPY_BY_WORD: Final = {meaning.value: word for word, meaning in POSTCOPY.items() if word}
-
-
-class View(Protocol):
-    """Who shows it: lines of JSON, lines of text, or a live view."""
-
-    def started(self, moving: Moving) -> None: ...
-    def sampled(self, moving: Moving, sample: Sample) -> None: ...
-    def said(self, text: str) -> None: ...
-    def ended(self, moving: Moving, error: PageferryError | None) -> None: ...
-    def close(self) -> None:
-        """Whatever happened: nothing of it stays on a terminal."""
 
 
 async def migrate(options: MigrateOptions, view: View) -> PageferryError | None:

@@ -1,13 +1,25 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A move as lines: for people whose stderr is no terminal, and as JSON for programs."""
+"""What a view of a move has to do, and two that are lines: for people whose stderr is no terminal, and as
+JSON for programs."""
 
 import json
 import sys
-from typing import Any
+from typing import Any, Protocol
 
 from faultclient.commands.moving import Moving, Sample
 from faultclient.commands.words import as_json, share_here, size_text, state
 from pageferry.reasons import PageferryError
+
+
+class View(Protocol):
+    """Who shows it: lines of JSON, lines of text, or a live view."""
+
+    def started(self, moving: Moving) -> None: ...
+    def sampled(self, moving: Moving, sample: Sample) -> None: ...
+    def said(self, text: str) -> None: ...
+    def ended(self, moving: Moving, error: PageferryError | None) -> None: ...
+    def close(self) -> None:
+        """Whatever happened: nothing of it stays on a terminal."""
 
 
 def in_words(side: str, session: Any) -> str:

@@ -64,7 +64,10 @@ def walked(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Walked]:
 
 
 def _cancel(walk: Walk, found: Walked) -> None:
-    with walk.terminal("migrate") as migrate:
+    """The command that has begun the move is killed; another one, which watches the same, cancels it."""
+    with walk.terminal("migrate", " --session again") as killed:
+        killed.wait_for(r"memory .* [1-9]\d*\.\d%")
+    with walk.terminal("migrate", " --session again") as migrate:
         migrate.wait_for(r"memory .* [1-9]\d*\.\d%")
         migrate.press(CTRL_C)
         found.status["cancelled"] = migrate.wait()
@@ -150,6 +153,7 @@ def test_the_live_picture_at_the_end(walked: Walked) -> None:
 @needs_root
 def test_the_live_picture_of_a_cancelled_move(walked: Walked) -> None:
     text = walked.texts["cancelled"]
+    assert "it was started before: it is watched" in text
     assert "asking the target to cancel" in text
     assert "PRECOPY → ABORTED" in text
     assert "runs on at the source" in text
@@ -161,7 +165,7 @@ def test_the_live_picture_of_a_cancelled_move(walked: Walked) -> None:
 def test_top(walked: Walked) -> None:
     text = walked.texts["top, precopy"]
     assert "● page server 127.0.0.1:7851   ● fault client 127.0.0.1:7861" in text
-    going, ended = [line for line in text.splitlines() if line.startswith("move-") and ":" not in line[:20]]
+    going, ended = [line for line in text.splitlines() if " web-1 " in line]
     assert re.search(r"web-1 +PRECOPY +PRECOPY +━+.* \d\d% +\d+\.\d MB/s", going)
     assert re.search(r"web-1 +ABORTED +ABORTED", ended), "what goes on stands first"
     assert re.search(r"RELEASED +RELEASED +━+ 100%", walked.texts["top, moved"])

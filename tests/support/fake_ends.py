@@ -15,7 +15,8 @@ from typing import Any, Self
 
 import grpc
 
-from faultclient.commands.migrate import Migration, View
+from faultclient.commands.migrate import Migration
+from faultclient.commands.views import View
 from faultclient.migrate_config import MigrateOptions
 from pageferry.phases import ENDS, Phase
 from pageferry.reasons import PageferryError, Reason

@@ -15,7 +15,7 @@ from faultclient import cli
 from faultclient.commands import live, migrate
 from faultclient.commands.live import LiveView, picture
 from faultclient.commands.moving import SAMPLES_MAX
-from faultclient.commands.views import JsonLines, TextLines
+from faultclient.commands.views import JsonLines, TextLines, View
 from faultclient.commands.words import clock_text, ms_text, rate_text, size_text
 from faultclient.migrate_config import ByteRate, MigrateOptions
 from pageferry import limits
@@ -65,10 +65,10 @@ def test_no_rate(text: str) -> None:
 
 
 @pytest.fixture
-def given(monkeypatch: pytest.MonkeyPatch) -> list[tuple[MigrateOptions, migrate.View]]:
-    seen: list[tuple[MigrateOptions, migrate.View]] = []
+def given(monkeypatch: pytest.MonkeyPatch) -> list[tuple[MigrateOptions, View]]:
+    seen: list[tuple[MigrateOptions, View]] = []
 
-    async def instead(options: MigrateOptions, view: migrate.View) -> PageferryError | None:
+    async def instead(options: MigrateOptions, view: View) -> PageferryError | None:
         seen.append((options, view))
         return TOO_SLOW if options.vm == "slow" else None
 
@@ -81,7 +81,7 @@ def invoke(*arguments: str, vm: str = "web-1") -> Result:
     return CliRunner().invoke(cli.cli, [*needed, *arguments], auto_envvar_prefix="FAULTCLIENT")
 
 
-def test_defaults(given: list[tuple[MigrateOptions, migrate.View]]) -> None:
+def test_defaults(given: list[tuple[MigrateOptions, View]]) -> None:
     assert invoke().exit_code == 0
     options, view = given[0]
     assert isinstance(view, TextLines), "no terminal is there"
@@ -95,13 +95,13 @@ def test_defaults(given: list[tuple[MigrateOptions, migrate.View]]) -> None:
     assert options.report is None
 
 
-def test_each_session_has_a_name_of_its_own(given: list[tuple[MigrateOptions, migrate.View]]) -> None:
+def test_each_session_has_a_name_of_its_own(given: list[tuple[MigrateOptions, View]]) -> None:
     invoke()
     invoke()
     assert given[0][0].session != given[1][0].session
 
 
-def test_json_is_asked_for(given: list[tuple[MigrateOptions, migrate.View]]) -> None:
+def test_json_is_asked_for(given: list[tuple[MigrateOptions, View]]) -> None:
     invoke("--json", "--session=move-1", "--bandwidth=1Gbit/s")
     options, view = given[0]
     assert isinstance(view, JsonLines)
@@ -112,13 +112,13 @@ def test_json_is_asked_for(given: list[tuple[MigrateOptions, migrate.View]]) -> 
     "wrong",
     ["--bandwidth=fast", "--postcopy=never", "--session=Move_1", "--rounds-max=0", "--max-downtime-ms=0"],
 )
-def test_usage_errors(given: list[tuple[MigrateOptions, migrate.View]], wrong: str) -> None:
+def test_usage_errors(given: list[tuple[MigrateOptions, View]], wrong: str) -> None:
     result = invoke(wrong)
     assert result.exit_code == 2 and "Usage:" in result.output
     assert not given
 
 
-def test_a_failed_move_is_the_command_s_failure(given: list[tuple[MigrateOptions, migrate.View]]) -> None:
+def test_a_failed_move_is_the_command_s_failure(given: list[tuple[MigrateOptions, View]]) -> None:
     result = invoke(vm="slow")
     assert isinstance(result.exception, PageferryError)
     assert result.exception.exit_code == 75
@@ -257,7 +257,7 @@ def test_a_live_view_leaves_the_terminal_as_it_was(capsys: pytest.CaptureFixture
 
 
 def test_a_terminal_gets_the_live_view(
-    given: list[tuple[MigrateOptions, migrate.View]], monkeypatch: pytest.MonkeyPatch
+    given: list[tuple[MigrateOptions, View]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     class Terminal(io.StringIO):
         def isatty(self) -> bool:
