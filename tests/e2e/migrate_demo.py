@@ -36,9 +36,10 @@ from rich.table import Table
 from tests.support.console import ConsoleError
 from tests.support.initrd import ROOT, GuestImageError
 from tests.support.move_figures import NAMES, Figures
+from tests.support.move_guests import Guests
 from tests.support.move_ours import Ours
 from tests.support.move_peer import QemuPostcopy
-from tests.support.move_room import MoveError, Room, Side, move
+from tests.support.move_room import QUIET_BEATS, MoveError, Room, Side, move
 from tests.support.move_verdict import (
     PEER_HYBRIDS,
     SIDES,
@@ -60,6 +61,8 @@ LINK_MBIT: Final = 1000
 SYSTEM_VERSION: Final = "7.2"  # the distribution's; any other is fetched
 VERSIONS: Final = (SYSTEM_VERSION, "10.0")
 BUSY_LOAD: Final = 0.5
+SHORT_PRECOPY_S: Final = 1.0
+SHORT_QUIET_BEATS: Final = 25
 TRIES_MAX: Final = 2  # of a side of the peer's that never came through
 RESULTS: Final = ROOT / "build" / "migrate-demo"
 FAILURES: Final = (MoveError, QemuError, QmpError, ConsoleError, ProcessError, grpc.RpcError)
@@ -114,7 +117,7 @@ def arguments(given: Sequence[str] | None = None) -> Plan:
         sides=sides,
         rounds=1 if chosen.short else chosen.rounds,
         shape=shape,
-        precopy_s=min(chosen.precopy, 2.0) if chosen.short else chosen.precopy,
+        precopy_s=min(chosen.precopy, SHORT_PRECOPY_S) if chosen.short else chosen.precopy,
         short=chosen.short,
     )
 
@@ -137,6 +140,7 @@ class Demo:
         self._hosts = hosts
         self._folder = folder
         self._progress = progress
+        self._guests = Guests(folder)
         self._started = datetime.now(UTC)
         self._load = os.getloadavg()[0]
 
@@ -159,9 +163,12 @@ class Demo:
     def _attempt(self, version: str, binary: str, number: int, name: str) -> Outcome:
         side = make_side(name, self._plan.precopy_s)
         folder = self._folder / f"{version}-{number}-{name}"
+        shape, short = self._plan.shape, self._plan.short
         try:
-            with Room(self._plan.shape, binary, self._hosts, folder) as room:
-                outcome = Outcome(version, number, name, move(room, side))
+            saved = self._guests.saved(shape, binary) if short else None
+            with Room(shape, binary, self._hosts, folder, saved) as room:
+                quiet_beats = SHORT_QUIET_BEATS if short else QUIET_BEATS
+                outcome = Outcome(version, number, name, move(room, side, quiet_beats))
         except FAILURES as error:
             outcome = Outcome(version, number, name, None, str(error))
         shutil.rmtree(folder, ignore_errors=True)

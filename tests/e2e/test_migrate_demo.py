@@ -12,7 +12,7 @@ from tests.support.initrd import ROOT
 from tests.support.move_figures import NAMES
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root: network namespaces")
-SIDES = ("qemu", "qemu_preempt")
+SIDES = ("qemu", "qemu_preempt", "at_once", "hybrid")
 CLOSING = "migrate-demo: "
 CANNOT_RUN_HERE = 69
 

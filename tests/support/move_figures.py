@@ -72,15 +72,24 @@ def period_ms(row: Sequence[Heartbeat]) -> float:
     return (row[-1].arrived_ns - row[0].arrived_ns) / 1e6 / (len(row) - 1)
 
 
+def gaps_ms(row: Sequence[Heartbeat], after_ns: int = 0) -> list[float]:
+    """Between two heartbeats each, that ended after this moment."""
+    return [
+        round((later.arrived_ns - earlier.arrived_ns) / 1e6, 2)
+        for earlier, later in pairwise(row)
+        if later.arrived_ns > after_ns
+    ]
+
+
 def figures(row: Sequence[Heartbeat], quiet_period_ms: float, moments: Moments) -> Figures:
-    gaps_ms = [
+    counted_ms = [
         (later.arrived_ns - earlier.arrived_ns) / 1e6
         for earlier, later in pairwise(row)
         if later.arrived_ns > moments.started_ns and earlier.arrived_ns < moments.all_here_ns
     ]
     return Figures(
-        downtime_ms=max(gaps_ms),
-        blocktime_ms=max(0.0, sum(gap_ms - quiet_period_ms for gap_ms in gaps_ms)),
+        downtime_ms=max(counted_ms),
+        blocktime_ms=max(0.0, sum(gap_ms - quiet_period_ms for gap_ms in counted_ms)),
         total_ms=(moments.all_here_ns - moments.started_ns) / 1e6,
         bytes=moments.bytes,
     )

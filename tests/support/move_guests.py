@@ -37,21 +37,21 @@ LIGHT: Final = shape("microvm")
 
 
 class Guests:
-    """Saved guests by their shape, in a folder on tmpfs; of the system's QEMU."""
+    """Saved guests by their shape and QEMU (None: the system's), in a folder on tmpfs."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
-        self._saved: dict[GuestShape, SavedGuest] = {}
+        self._saved: dict[tuple[GuestShape, str | None], SavedGuest] = {}
 
-    def saved(self, wanted: GuestShape) -> SavedGuest:
-        if wanted not in self._saved:
+    def saved(self, wanted: GuestShape, binary: str | None = None) -> SavedGuest:
+        if (wanted, binary) not in self._saved:
             name = f"{len(self._saved)}"
             ram = self._folder / f"{name}.ram"
-            with Qemu(wanted, ram, self._folder / name) as booting:
+            with Qemu(wanted, ram, self._folder / name, binary=binary) as booting:
                 booting.console.wait_beats(BEATS)
-                self._saved[wanted] = booting.save(self._folder / f"{name}.image")
+                self._saved[wanted, binary] = booting.save(self._folder / f"{name}.image")
             ram.unlink()
-        return self._saved[wanted]
+        return self._saved[wanted, binary]
 
 
 def shim(ram: Path, socket: Path, role: str) -> dict[str, str]:

@@ -109,7 +109,9 @@ class Ours:
         room = self._room
         adapter = room.adapter_socket(name)
         vm = f"--vm={VM},handoff={room.folder / name}.sock,qemu={adapter}"
-        return room.stack.enter_context(Process([*start, vm, *options], folder=room.folder, ready=True))
+        state = f"--state-dir={room.folder / name}-state"
+        arguments = [*start, vm, state, *options]
+        return room.stack.enter_context(Process(arguments, folder=room.folder, ready=True))
 
     def _shim(self, name: str) -> dict[str, str]:
         room = self._room

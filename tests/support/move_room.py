@@ -17,10 +17,11 @@ from pathlib import Path
 from types import TracebackType
 from typing import Final, Protocol, Self
 
-from tests.support.move_figures import Figures, Moments, broken_steps, figures, one_row, period_ms
+from tests.support.move_figures import Figures, Moments, broken_steps, figures, gaps_ms, one_row, period_ms
 from tests.support.netns import INTERFACE, HostPair
 from tests.support.qemu import Qemu
-from tests.support.shape import GuestShape
+from tests.support.ramfile import copy_sparse
+from tests.support.shape import GuestShape, SavedGuest
 from tests.support.witness import interface_counters
 
 PAGES_PER_MIB: Final = 256
@@ -41,8 +42,17 @@ class Room:
     source: Qemu
     target: Qemu
 
-    def __init__(self, shape: GuestShape, binary: str | None, hosts: HostPair, folder: Path) -> None:
+    def __init__(
+        self,
+        shape: GuestShape,
+        binary: str | None,
+        hosts: HostPair,
+        folder: Path,
+        saved: SavedGuest | None = None,
+    ) -> None:
+        """`saved`: the source's guest is restored from this instead of booted, which saves three seconds."""
         self.shape = shape
+        self._saved = saved
         self.hosts = hosts
         self.folder = folder
         self.stack = ExitStack()  # what a side starts beside them goes here
@@ -61,8 +71,15 @@ class Room:
         return self.folder / name / "adapter"
 
     def start_source(self, environment: Mapping[str, str] | None = None) -> None:
-        """Boots the guest and waits for its workload."""
+        """The guest's workload runs when this returns."""
+        if self._saved is not None:
+            copy_sparse(self._saved.image, self.source_ram)
         self.source = self._start("source", self.source_ram, self.hosts.source.prefix, environment)
+        if self._saved is not None:
+            self.source.load(self._saved.state)
+            ours_alone = {"capability": "x-ignore-shared", "state": False}
+            self.source.qmp.command("migrate-set-capabilities", capabilities=[ours_alone])
+            self.source.resume()
         self.source.console.wait_beats(1)
 
     def start_target(self, environment: Mapping[str, str] | None = None) -> None:
@@ -76,6 +93,7 @@ class Room:
                 self.shape,
                 ram,
                 self.folder / name,
+                restoring=self._saved if name == "source" else None,
                 incoming=name == "target",
                 environment=environment,
                 prefix=prefix,
@@ -123,12 +141,14 @@ class Run:
     guest_errors: int
     period_ms: float
     writes_per_s: int  # of pages, before the move
+    quiet_gaps_ms: list[float] = field(default_factory=list)  # between heartbeats, before the move
+    precopy_gaps_ms: list[float] = field(default_factory=list)  # from the start until the guest was stopped
     facts: Facts = field(default_factory=dict)
 
 
-def move(room: Room, side: Side) -> Run:
+def move(room: Room, side: Side, quiet_beats: int = QUIET_BEATS) -> Run:
     side.prepare(room)
-    quiet = room.source.console.wait_beats(QUIET_BEATS)
+    quiet = room.source.console.wait_beats(quiet_beats)
     counted = room.wire_bytes()
     started_ns = side.start()
     all_here_ns = side.wait_all_here()
@@ -142,6 +162,8 @@ def move(room: Room, side: Side) -> Run:
         guest_errors=row[-1].errors + broken_steps(row),
         period_ms=round(period_ms(quiet), 2),
         writes_per_s=round((quiet[-1].rewritten - quiet[0].rewritten) / elapsed_s),
+        quiet_gaps_ms=gaps_ms(quiet),
+        precopy_gaps_ms=gaps_ms(room.source.console.beats, started_ns),
         facts=side.finish(),
     )
 

@@ -7,6 +7,7 @@ median.
 """
 
 import json
+import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
@@ -53,6 +54,12 @@ LIMITS: Final = (
 )
 
 
+# Of ours while its precopy runs: how much longer the slowest hundredth of gaps between heartbeats may be than
+# before, and how many periods the longest of all.
+PRECOPY_P99: Final = 1.5
+PRECOPY_PERIODS: Final = 5.0
+
+
 @dataclass(frozen=True)
 class Check:
     text: str
@@ -91,7 +98,32 @@ def checks(outcomes: Sequence[Outcome], chosen: Sequence[str], *, timings: bool 
     for limit in LIMITS:
         if timings or limit.figure == "bytes":
             found += _within(limit, middle)
+    if timings and HYBRID in chosen:
+        found += _unseen(outcomes)
     return found
+
+
+def _unseen(outcomes: Sequence[Outcome]) -> list[Check]:
+    """A guest does not notice a precopy of ours; all its moves together, for a hundredth needs many beats."""
+    runs = [outcome.run for outcome in outcomes if outcome.side == HYBRID and outcome.run]
+    before_ms = [gap_ms for run in runs for gap_ms in run.quiet_gaps_ms]
+    precopy_ms = [gap_ms for run in runs for gap_ms in run.precopy_gaps_ms]
+    if len(before_ms) < 2 or len(precopy_ms) < 2:
+        return []  # who is absent is told by _complete
+    ratio = _p99(precopy_ms) / _p99(before_ms)
+    periods = max(precopy_ms) / statistics.mean(run.period_ms for run in runs)
+    counted = f"{len(precopy_ms)} heartbeat gaps in precopy"
+    return [
+        Check(f"p99 of {counted}: {ratio:.2f} x that before, at most {PRECOPY_P99}", ratio <= PRECOPY_P99),
+        Check(
+            f"longest of {counted}: {periods:.2f} periods, at most {PRECOPY_PERIODS:g}",
+            periods <= PRECOPY_PERIODS,
+        ),
+    ]
+
+
+def _p99(figures: Sequence[float]) -> float:
+    return statistics.quantiles(figures, n=100, method="inclusive")[-1]
 
 
 def _complete(version: str, side: str, outcomes: Sequence[Outcome]) -> Check:

@@ -7,7 +7,7 @@ from itertools import accumulate
 import pytest
 
 from tests.support.console import Console, Heartbeat
-from tests.support.move_figures import Figures, Moments, broken_steps, figures, one_row, period_ms
+from tests.support.move_figures import Figures, Moments, broken_steps, figures, gaps_ms, one_row, period_ms
 from tests.support.move_room import Run
 from tests.support.move_verdict import SIDES, Outcome, checks, closing_line, medians
 
@@ -70,6 +70,13 @@ def test_late_and_early_heartbeats_are_no_blocktime() -> None:
     assert figures(row, period_ms(row), moments(0, 1200)).blocktime_ms == pytest.approx(0)
 
 
+def test_gaps_after_a_moment_are_those_that_end_later() -> None:
+    row = beats(20, 30, 40)
+    assert gaps_ms(row) == [20, 30, 40]
+    assert gaps_ms(row, 50_000_000) == [40]
+    assert gaps_ms(row, 49_000_000) == [30, 40]
+
+
 def outcome(side: str, number: int, downtime_ms: float, *, errors: int = 0) -> Outcome:
     run = Run(Figures(downtime_ms, downtime_ms, 2000, 1000), errors, 20, 1000)
     return Outcome("10.0", number, side, run)
@@ -93,6 +100,24 @@ def test_every_promise_is_judged_by_its_ratio() -> None:
     assert [text.split(":")[0] for text in wrong] == ["at_once downtime_ms", "at_once blocktime_ms"]
     assert failed(all_sides(400, 1000), timings=False) == []
     assert "the guest found 18 errors" in failed(all_sides(100, 1000, errors=1), timings=False)
+
+
+def precopied(precopy_gaps_ms: list[float]) -> list[str]:
+    """What is wrong with a precopy after 300 quiet gaps, of three moves."""
+    quiet = [20.0] * 99 + [24.0]
+    run = Run(Figures(100, 100, 2000, 1000), 0, 20, 1000, quiet, precopy_gaps_ms)
+    moves = [Outcome("10.0", number, "hybrid", run) for number in (1, 2, 3)]
+    others = [one for one in all_sides(100, 1000) if one.side != "hybrid"]
+    return failed([*others, *moves])
+
+
+def test_a_guest_that_notices_its_precopy_is_seen() -> None:
+    assert precopied([20.0] * 200) == []
+    assert precopied([20.0] * 199 + [99.0]) == []
+    (longest,) = precopied([20.0] * 199 + [101.0])
+    assert longest == "longest of 600 heartbeat gaps in precopy: 5.05 periods, at most 5"
+    (slow,) = precopied([20.0] * 190 + [40.0] * 10)
+    assert slow.startswith("p99 of 600 heartbeat gaps in precopy: 2.00 x that before")
 
 
 def test_who_did_not_come_through_is_told() -> None:
