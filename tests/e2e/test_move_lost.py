@@ -200,6 +200,25 @@ def test_the_page_server_after_the_hand_over(own: tuple[Pair, Vms]) -> None:
     check_at_source(vms.source, vms.target)
 
 
+def test_the_page_server_with_pages_missing(own: tuple[Pair, Vms]) -> None:
+    """No error ends the session: the guest waits, and both ends say why. Operators end it."""
+    pair, vms = own
+    scene = loading(pair, vms, postcopy="at-once")
+    pair.data.hold()
+    kill_server(pair)
+    pair.serve_again()
+    pair.data.release()
+    scene.go()
+    scene.move.wait_ends(Phase.POSTCOPY, Phase.POSTCOPY)
+    scene.move.wait_for(TARGET, lambda told: told.paused != 0, "paused")
+    assert scene.move.at(SOURCE).paused
+    scene.move.release(force_image=VM)
+    scene.move.wait(SOURCE, Phase.LOST)
+    vms.target.kill()
+    scene.move.wait(TARGET, Phase.RELEASED)
+    assert scene.move.failure(TARGET) is Reason.NO_VMM
+
+
 def test_precopy_is_not_lost_with_a_connection(pair: Pair, vms: Vms) -> None:
     scene = precopy(pair, vms)
     pair.data.reset()

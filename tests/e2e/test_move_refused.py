@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from pageferry.reasons import ROWS, Reason
+from tests.support.footprint import unchanged
 from tests.support.move_guests import (
     Guests,
     check_at_source,
@@ -62,6 +63,7 @@ class Host:
     folder: Path
     saved: SavedGuest
     stack: ExitStack
+    vms: ExitStack
     server: Process = field(init=False)
     client: Process = field(init=False)
 
@@ -80,11 +82,11 @@ class Host:
 
     def source(self, **options: object) -> Qemu:
         handoff = self.handoff("source")
-        return running(self.stack, self.saved, self.folder / "source", handoff, **options)  # type: ignore[arg-type]
+        return running(self.vms, self.saved, self.folder / "source", handoff, **options)  # type: ignore[arg-type]
 
     def target(self, **options: object) -> Qemu:
         handoff = self.handoff("target")
-        return waiting(self.stack, PC, self.folder / "target", handoff, **options)  # type: ignore[arg-type]
+        return waiting(self.vms, PC, self.folder / "target", handoff, **options)  # type: ignore[arg-type]
 
     def migrate(self, *options: str) -> Finished:
         ends = [f"--source={self.server.ready['control']}", f"--target={self.client.ready['control']}"]
@@ -94,9 +96,13 @@ class Host:
 
 @pytest.fixture
 def host(guests: Guests) -> Iterator[Host]:
+    """Its services hold no more afterwards."""
     saved = guests.saved(PC)
-    with ExitStack() as stack:
-        yield Host(Path(stack.enter_context(run_folder())), saved, stack)
+    with run_folder() as folder, ExitStack() as stack, ExitStack() as vms:
+        host = Host(folder, saved, stack, vms)
+        with unchanged(host.server.pid, host.client.pid):
+            yield host
+            vms.close()
 
 
 def refused(

@@ -40,14 +40,14 @@ def saving(pair: Pair, vms: Vms) -> Scene:
     return _gated(pair, vms.here.before("save_state"), Phase.SWITCHOVER)
 
 
-def loading(pair: Pair, vms: Vms) -> Scene:
+def loading(pair: Pair, vms: Vms, postcopy: str = "allow") -> Scene:
     """SWITCHOVER, handed over: the state has arrived, and is not loaded yet."""
-    return _gated(pair, vms.there.before("load_state"), Phase.SWITCHOVER)
+    return _gated(pair, vms.there.before("load_state"), Phase.SWITCHOVER, postcopy)
 
 
 def arriving(pair: Pair, vms: Vms) -> Scene:
     """POSTCOPY, as both ends know: the guest waits for pages."""
-    scene = _gated(pair, vms.there.before("load_state"), Phase.SWITCHOVER, postcopy="at-once")
+    scene = loading(pair, vms, "at-once")
     pair.data.hold()
     scene.go()
     scene.move.wait_ends(Phase.POSTCOPY, Phase.POSTCOPY)
