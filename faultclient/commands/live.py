@@ -119,7 +119,7 @@ def _guest(moving: Moving) -> Text:
     if moving.runs_there():
         facts = {
             "runs there": True,
-            "all here": moving.reached_s("target", *ALL_HERE) is not None,
+            "all here": moving.seen("target", *ALL_HERE),
             "source may go": moving.phase("source") is Phase.RELEASED,
         }
         text = Text("   ").join(
@@ -147,11 +147,13 @@ def _memory(target: migrations_pb2.Session) -> RenderableType:
 
 
 def _link(moving: Moving, target: migrations_pb2.Session) -> Text:
-    """How fast it comes now; after its end, how fast it came."""
+    """How fast it comes now; after its end, how fast it came, if we have seen all of it."""
     size = size_text(target.wire_bytes)
-    reached_s = moving.reached_s("target", *ENDS)
-    if reached_s:
-        return Text(f"{size}   {rate_text(target.wire_bytes / reached_s)} on the average")
+    if moving.phase("target") in ENDS:
+        reached_s = moving.reached_s("target", *ENDS) if not moving.watched_only else None
+        return Text(
+            size + (f"   {rate_text(target.wire_bytes / reached_s)} on the average" if reached_s else "")
+        )
     return Text(rate_text(moving.bytes_per_s())) + Text(f"   {size} so far", "bright_black")
 
 

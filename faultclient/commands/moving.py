@@ -101,13 +101,20 @@ class Moving:
     def phase(self, side: str) -> Phase | None:
         return phase_of(self.newest[side]) if side in self.newest else None
 
+    def seen(self, side: str, *phases: Phase) -> bool:
+        """An end was seen in one of these phases."""
+        return any(step.phase in phases for step in self.steps[side])
+
     def reached_s(self, side: str, *phases: Phase) -> float | None:
-        """When an end was first seen in one of these phases."""
-        return next((step.at_s for step in self.steps[side] if step.phase in phases), None)
+        """When an end came to one of these phases. None: it has not, or that was before we watched."""
+        reached = next((step for step in self.steps[side] if step.phase in phases), None)
+        if reached is None or (self.watched_only and reached is self.steps[side][0]):
+            return None
+        return reached.at_s
 
     def runs_there(self) -> bool:
         """The target may end well and be heard of no more: the source's word will do."""
-        return any(self.reached_s(side, *RUNS_THERE) is not None for side in SIDES)
+        return any(self.seen(side, *RUNS_THERE) for side in SIDES)
 
     def bytes_per_s(self) -> float:
         """That came in at the target of late."""
@@ -142,7 +149,8 @@ class Moving:
     def figures(self) -> dict[str, Any]:
         """All that was measured; what was not is not there."""
         target = self.newest.get("target")
-        found: dict[str, Any] = {"total_ms": round(self.now_s() * 1000)}
+        lasted = "watched_ms" if self.watched_only else "total_ms"
+        found: dict[str, Any] = {lasted: round(self.now_s() * 1000)}
         moments = {
             "runs_there_ms": self.reached_s("target", *RUNS_THERE),
             "all_here_ms": self.reached_s("target", *ALL_HERE),
@@ -151,7 +159,7 @@ class Moving:
         found |= {name: round(at_s * 1000) for name, at_s in moments.items() if at_s is not None}
         if target is None:
             return found
-        if moments["runs_there_ms"] is not None:
+        if self.seen("target", *RUNS_THERE):
             found["downtime_ms"] = round(target.downtime_us / 1000, 1)
             found["blocktime_ms"] = round(target.blocktime_us / 1000, 1)
             found["faults"] = target.faults

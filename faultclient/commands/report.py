@@ -125,7 +125,7 @@ def where_it_runs(moving: Moving) -> str:
 
 def tiles(moving: Moving) -> Iterator[str]:
     target = moving.newest.get("target")
-    if target is not None and moving.reached_s("target", *RUNS_THERE) is not None:
+    if target is not None and moving.seen("target", *RUNS_THERE):
         yield tile(ms_text(target.downtime_us), "the guest stood still")
         yield tile(ms_text(target.blocktime_us), "its CPUs waited for pages, all in all")
     for phases, side, what in (
@@ -133,7 +133,7 @@ def tiles(moving: Moving) -> Iterator[str]:
         (ALL_HERE, "target", "until all its memory was there"),
     ):
         reached_s = moving.reached_s(side, *phases)
-        if reached_s is not None:
+        if reached_s is not None and not moving.watched_only:
             yield tile(ms_text(reached_s * 1e6), what)
     if target is not None and target.wire_bytes:
         yield tile(size_text(target.wire_bytes), "went over the link")
@@ -222,7 +222,7 @@ def figure(moving: Moving, side: str, name: str, value: object) -> str:
     """0, and what this end does not know, is left empty."""
     if name == "phase_since":
         return str(value)[:23].replace("T", " ").rstrip("Z")
-    if name == "downtime_us" and value and moving.reached_s(side, *RUNS_THERE) is None:
+    if name == "downtime_us" and value and not moving.seen(side, *RUNS_THERE):
         return f"{value:,}, an estimate"
     if isinstance(value, bool):
         return "yes" if value else ""

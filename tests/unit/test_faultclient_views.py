@@ -282,6 +282,19 @@ def test_only_so_much_is_kept() -> None:
     assert [step.phase for step in clock.moving.steps["source"]] == [Phase.PRECOPY]
 
 
+def test_what_was_before_we_watched_is_not_measured() -> None:
+    """The command that had begun it was killed: this one comes when the guest runs there already."""
+    clock = Clock().at(0.01)
+    clock.moving.watched_only = True
+    clock.both(Phase.POSTCOPY, downtime_us=50_000, wire_bytes=300_000_000).at(2).both(Phase.RELEASED)
+    figures = clock.moving.figures()
+    assert "runs_there_ms" not in figures and "total_ms" not in figures
+    assert (figures["watched_ms"], figures["all_here_ms"], figures["downtime_ms"]) == (2000, 2000, 50.0)
+    text = rendered(clock)
+    assert "✓ runs there   ✓ all here   ✓ source may go" in text
+    assert "286 MiB" in text and "average" not in text
+
+
 def test_the_rate_fades_when_nothing_comes() -> None:
     clock = precopy()
     assert clock.moving.bytes_per_s() == pytest.approx(100e6, rel=0.1)
