@@ -17,6 +17,17 @@ from pageferry.service.logs import log
 READ_BYTES: Final = 256
 
 
+def say_accepted(connection: socket.socket) -> None:
+    """To whoever has handed a VM over in its place. PageferryError: it has gone."""
+    connection.setblocking(False)
+    try:
+        connection.sendall(Word.ACCEPTED.line)
+    except OSError as error:
+        raise PageferryError(
+            Reason.NO_VMM, f"who has handed it over has gone: {error}", "try again"
+        ) from error
+
+
 class Arriving:
     """`complete`: every page is here, and the fault client waits to be let go. The connection stays the
     caller's."""
@@ -31,13 +42,7 @@ class Arriving:
 
     def accept(self) -> None:
         """PageferryError: it has gone."""
-        self._connection.setblocking(False)
-        try:
-            self._connection.sendall(Word.ACCEPTED.line)
-        except OSError as error:
-            raise PageferryError(
-                Reason.NO_VMM, f"the fault client that hands it on has gone: {error}", "wait for its next try"
-            ) from error
+        say_accepted(self._connection)
         asyncio.get_running_loop().add_reader(self._connection.fileno(), self._hear)
 
     def _hear(self) -> None:

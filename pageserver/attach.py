@@ -7,12 +7,17 @@ it over to the page server in its place. The right to trace the process is neede
 
 import os
 import re
+import socket
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from pageferry.host.handoff import Region
+from pageferry.host.handoff import Region, Role
+from pageferry.host.onward import Lines, Word, message
+from pageferry.limits import PAGE_BYTES
 from pageferry.reasons import PageferryError, Reason
+from pageserver.dataplane import track
 
 MEMFD: Final = "memfd:"
 # address-address permissions offset device inode path
@@ -118,3 +123,73 @@ def regions_of(maps: str, file: os.stat_result, ram: str) -> tuple[Region, ...]:
 
 def _not_so(ram: str, what: str, remedy: str = "the VMM must map the whole file, once") -> PageferryError:
     return PageferryError(Reason.UNSUPPORTED, f"the RAM file {ram} {what}", remedy)
+
+
+# ---------------------------------------------------------------------------------------------- the hand-over
+
+
+def attach(pid: int, ram: str, path: Path, timeout_s: float) -> int:
+    """How many pages can be moved now. PageferryError: none, and the VM goes on as it was."""
+    with ExitStack() as stack:
+        pidfd = _hold(pid)
+        stack.callback(os.close, pidfd)
+        _check_seccomp(pid)
+        memory = find_memory(pid, ram)
+        stack.callback(os.close, memory.ram_fd)
+        connection = stack.enter_context(_connected(path, timeout_s))
+        uffd = track(pid, pidfd, memory.regions)
+        stack.callback(os.close, uffd)
+        socket.send_fds(connection, [message(memory.regions, pid, Role.TRACK)], [uffd, memory.ram_fd, pidfd])
+        _wait_accepted(connection)
+    return sum(region.length_bytes for region in memory.regions) // PAGE_BYTES
+
+
+def _hold(pid: int) -> int:
+    try:
+        return os.pidfd_open(pid)
+    except OSError as error:
+        raise _cannot_look(pid, error) from error
+
+
+def _check_seccomp(pid: int) -> None:
+    """A system call that a filter forbids may end the process. QEMU's -sandbox forbids none of those that are
+    injected: it lists what it forbids. PageferryError: what another filter does is not known."""
+    filtered = re.search(r"^Seccomp:\s*[12]$", _read(pid, "status"), re.MULTILINE) is not None
+    name = _read(pid, "comm").strip()
+    if filtered and not name.startswith("qemu"):
+        raise PageferryError(
+            Reason.UNSUPPORTED,
+            f"process {pid} ({name}) has a seccomp filter, which may end it for an injected system call",
+            "start the VM under the shim",
+        )
+
+
+def _connected(path: Path, timeout_s: float) -> socket.socket:
+    connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
+    connection.settimeout(timeout_s)
+    try:
+        connection.connect(str(path))
+    except OSError as error:
+        connection.close()
+        raise PageferryError(
+            Reason.GOING_AWAY,
+            f"no page server takes a VM at {path}: {error.strerror or error}",
+            "start `pageserver serve --vm NAME,handoff=SOCKET,...` first",
+        ) from error
+    return connection
+
+
+def _wait_accepted(connection: socket.socket) -> None:
+    lines = Lines()
+    words: list[Word] = []
+    try:
+        while not words and (part := connection.recv(len(Word.ACCEPTED.line))):
+            words = lines.take(part)
+    except TimeoutError as error:
+        raise PageferryError(Reason.TOO_SLOW, "the page server has not answered", "see its log") from error
+    except (OSError, ValueError) as error:
+        raise PageferryError(
+            Reason.GOING_AWAY, f"the page server has gone: {error}", "see its log"
+        ) from error
+    if words != [Word.ACCEPTED]:
+        raise PageferryError(Reason.UNSUPPORTED, "the page server has refused this VM", "see its log")

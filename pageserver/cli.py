@@ -5,7 +5,7 @@ import json
 import sys
 from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import click
 
@@ -17,6 +17,8 @@ from pageferry.service.logs import configure_logging, log, log_options
 from pageferry.service.ready import Ready, ready_options
 from pageserver.config import ServeOptions, check_names, serve_options, with_regions
 from pageserver.images import ImageFile, ImageSpec, open_all
+
+ATTACH_S: Final = 10.0
 
 
 @click.group(context_settings={"auto_envvar_prefix": "PAGESERVER", "help_option_names": ["-h", "--help"]})
@@ -146,6 +148,49 @@ def inspect(path: Path, as_json: bool) -> None:
     else:
         for name, value in shown.items():
             click.echo(f"{name.replace('_', ' '):12}  {value}")
+
+
+@cli.command(short_help="Make a VM that runs already, without the shim, one that can be moved.")
+@click.option("--pid", type=click.IntRange(1), required=True, help="The VMM's process.")
+@click.option(
+    "--ram",
+    required=True,
+    metavar="FILE",
+    help="The file of its RAM, shared (QEMU: mem-path=), or memfd:NAME.",
+)
+@click.option(
+    "--socket",
+    "path",
+    type=click.Path(path_type=Path),
+    required=True,
+    help="The hand-off socket that --vm of the running `pageserver serve` names.",
+)
+@click.option(
+    "--timeout",
+    type=click.FloatRange(0, min_open=True),
+    default=ATTACH_S,
+    show_default=True,
+    metavar="SECONDS",
+    help="How long the page server may take to accept it.",
+)
+def attach(pid: int, ram: str, path: Path, timeout: float) -> None:
+    """Make a VM that runs already, and not under the shim, one that can be moved.
+
+    It is stopped for less than a millisecond, while its main thread registers its own memory for dirty
+    tracking; that is injected by ptrace, on x86-64, and takes CAP_SYS_PTRACE. When the page server ends, so
+    does the tracking, and this command may be given again.
+
+    \b
+      pageserver serve --vm web-1,handoff=/run/web-1.sock,qemu=/run/web-1.qmp &
+      pageserver attach --pid "$(pidof qemu-system-x86_64)" --ram /dev/shm/web-1.ram \\
+          --socket /run/web-1.sock
+
+    Under the shim more is refused in time: docs/handoff.md, section 9, says what nobody guards here.
+    """
+    from pageserver.attach import attach as attach_to
+
+    pages = attach_to(pid, ram, path, timeout)
+    click.echo(f"process {pid}: {pages} pages can be moved")
 
 
 def look(image: ImageFile) -> Any:

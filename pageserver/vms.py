@@ -17,7 +17,7 @@ from pageferry.host.listener import Listener
 from pageferry.host.vmspec import VmSpec
 from pageferry.reasons import PageferryError, Reason
 from pageferry.service.logs import log
-from pageserver.arriving import Arriving
+from pageserver.arriving import Arriving, say_accepted
 from pageserver.dataplane import DataPlane, LiveMemory, accept_handoff
 from pageserver.switchover import in_thread
 from pageserver.vm import Vm
@@ -49,7 +49,7 @@ class Vms:
         self._listeners: list[tuple[VmSpec, Listener]] = []
         try:
             for spec in specs:
-                self._listeners.append((spec, Listener(spec.handoff, vmm_uid=vmm_uid, onward=True)))
+                self._listeners.append((spec, Listener(spec.handoff, vmm_uid=vmm_uid, in_its_place=True)))
         except BaseException:
             self.close()
             raise
@@ -107,14 +107,11 @@ class Vms:
                 content_id=vm.content_id,
                 incarnation=1,
                 arriving_fd=handoff.table_fd,
+                drops_untold=handoff.in_its_place and not handoff.handed_on,  # it has no shim
             )
             await in_thread(lambda: self._plane.add_live(memory))
             vm.served = True
-            if handoff.handed_on:
-                vm.arriving = Arriving(vm.name, handoff.connection, lambda: self._on_complete(vm))
-                vm.arriving.accept()
-            else:
-                accept_handoff(handoff.connection.fileno())
+            self._accept(vm, handoff)
         except BaseException:
             self._drop(vm)
             raise
@@ -128,6 +125,16 @@ class Vms:
             handed_on=handoff.handed_on,
             content_id=f"{vm.content_id:016x}",
         )
+
+    def _accept(self, vm: Vm, handoff: Handoff) -> None:
+        """PageferryError: who has handed it over has gone."""
+        if handoff.handed_on:
+            vm.arriving = Arriving(vm.name, handoff.connection, lambda: self._on_complete(vm))
+            vm.arriving.accept()
+        elif handoff.in_its_place:
+            say_accepted(handoff.connection)
+        else:
+            accept_handoff(handoff.connection.fileno())
 
     def _check(self, spec: VmSpec, handoff: Handoff) -> None:
         if handoff.role is not Role.TRACK and not handoff.handed_on:

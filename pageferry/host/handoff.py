@@ -2,9 +2,9 @@
 """The hand-off: what a VMM sends when it gives us its userfaultfd and the layout of its memory.
 
 One JSON array in one message, with the file descriptors beside it: Firecracker's handshake in all its
-generations, and the form with two descriptors, for memory that lies on a file (docs/handoff.md). A fault
-client that hands a VM on sends the same and two more: its page table, and the VMM's pidfd, for it is not the
-VMM. Everything that comes in is checked here or, for what only the kernel can show, when the pager opens.
+generations, and the form with two descriptors, for memory that lies on a file (docs/handoff.md). Who sends it
+in a VMM's place adds that one's pidfd, and a fault client that hands a VM on its page table. Everything that
+comes in is checked here or, for what only the kernel can show, when the pager opens.
 
 No grpc below this file: a VM is served before that is imported.
 """
@@ -33,7 +33,7 @@ FD_PAUSE_S: Final = 0.1
 FDS_MAX: Final = 16
 FRAMES_KEY: Final = "pageferry_frames"
 ROLE_KEY: Final = "pageferry_role"
-# In the first region, of a VM that is handed on: the process that it is.
+# In the first region, if it is not the VMM that sends: the process that it is.
 PID_KEY: Final = "pageferry_pid"
 ADDRESS_END: Final = 1 << 64
 PID_END: Final = 1 << 31
@@ -82,7 +82,8 @@ class Handoff:
     regions: tuple[Region, ...]
     frames: bool  # the VMM speaks frames on the connection from now on
     role: Role = Role.RESTORE
-    table_fd: int = -1  # the page table of the fault client that hands it on; -1: it comes from its VMM
+    in_its_place: bool = False  # somebody else has sent it, and hears words: onward.py
+    table_fd: int = -1  # the page table of the fault client that hands it on; -1: all of it is here
     _released: bool = field(default=False, repr=False)
 
     @property
@@ -214,10 +215,10 @@ def _no_number(name: str) -> Any:
     raise ValueError(f"{name} is no number")
 
 
-def receive(connection: socket.socket, *, uids: Collection[int], onward: bool = False) -> Handoff:
+def receive(connection: socket.socket, *, uids: Collection[int], in_its_place: bool = False) -> Handoff:
     """One hand-off from a connected peer, in HANDOFF_TIMEOUT_MS. On failure the connection stays open.
 
-    `onward`: it may be of a VM that a fault client hands on."""
+    `in_its_place`: somebody may send it for the VMM."""
     peer = identify(connection, uids)
     fds: list[int] = []
     try:
@@ -228,20 +229,21 @@ def receive(connection: socket.socket, *, uids: Collection[int], onward: bool = 
         if pid is None:
             _check_count(len(fds))
         else:
-            _check_handed_on(fds, pid, role, allowed=onward)
+            _check_in_its_place(fds, pid, role, allowed=in_its_place)
     except BaseException:
         for fd in (*fds, peer.pidfd):
             if fd >= 0:
                 os.close(fd)
         raise
-    if pid is not None and peer.pidfd >= 0:  # of the fault client, which may go before its VMM does
+    if pid is not None and peer.pidfd >= 0:  # of the sender, which may go before the VMM does
         os.close(peer.pidfd)
     return Handoff(
         connection=connection,
         uffd=fds[0],
         backing_fd=fds[1] if len(fds) >= 2 else -1,
-        table_fd=fds[2] if pid is not None else -1,
-        pidfd=peer.pidfd if pid is None else fds[3],
+        in_its_place=pid is not None,
+        table_fd=fds[2] if len(fds) == 4 else -1,
+        pidfd=peer.pidfd if pid is None else fds[-1],
         pid=peer.pid if pid is None else pid,
         uid=peer.uid,
         regions=regions,
@@ -264,18 +266,18 @@ def _check_count(fd_count: int) -> None:
         )
 
 
-def _check_handed_on(fds: list[int], pid: int, role: Role, *, allowed: bool) -> None:
+def _check_in_its_place(fds: list[int], pid: int, role: Role, *, allowed: bool) -> None:
     if not allowed:
         raise refused(
-            "a fault client hands this VM on: only a page server takes it",
-            "name the page server's hand-off socket with onward=",
+            "this VM is handed over by somebody else: only a page server takes it",
+            "name the page server's hand-off socket, with onward= or --socket",
         )
-    if len(fds) != 4 or role is not Role.BOTH:
+    if (len(fds), role) not in ((3, Role.TRACK), (4, Role.BOTH)):
         raise refused(
-            f"a VM is handed on with {len(fds)} file descriptors and the role {role.value}",
-            "send userfaultfd, RAM file, page table and the VMM's pidfd, of a VM of the role both",
+            f"a VM is handed over in its place with {len(fds)} file descriptors and the role {role.value}",
+            "send userfaultfd, RAM file, of the role both the page table, and the VMM's pidfd",
         )
-    held = HeldProcess(fds[3])
+    held = HeldProcess(fds[-1])
     try:
         held_pid = held.pid
     finally:

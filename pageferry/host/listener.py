@@ -16,11 +16,11 @@ from pageferry.reasons import Reason
 class Listener:
     """The hand-off socket: mode 0600, in a folder that is there already. Serves one VMM after another."""
 
-    def __init__(self, path: Path, *, vmm_uid: int | None = None, onward: bool = False) -> None:
+    def __init__(self, path: Path, *, vmm_uid: int | None = None, in_its_place: bool = False) -> None:
         """`vmm_uid`: whose VMM may connect, beside root's and our own user's; the socket is given to it.
-        `onward`: so may a fault client, with a VM that it hands on."""
+        `in_its_place`: so may somebody else who hands a VM over."""
         self.path = path
-        self._onward = onward
+        self._in_its_place = in_its_place
         self._uids = {0, os.geteuid()} | ({vmm_uid} if vmm_uid is not None else set())
         self._inode: int | None = None
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
@@ -104,7 +104,7 @@ class Listener:
                 f"no VMM has connected to {self.path} in {timeout_s:g} s", "start the VMM", Reason.TOO_SLOW
             ) from error
         try:
-            return receive(connection, uids=self._uids, onward=self._onward)
+            return receive(connection, uids=self._uids, in_its_place=self._in_its_place)
         except BaseException:
             connection.close()
             raise

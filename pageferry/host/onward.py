@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a fault client and a page server of one host say of a VM that is handed on: docs/chain.md.
+"""What a page server and who hands a VM over in its place say to each other. A fault client: docs/chain.md.
 
     fault client                                   page server
       |  JSON, uffd, RAM file, page table, pidfd      |     as handoff.py receives it
@@ -11,7 +11,8 @@
       |                                    let go     |     no move is under way: the memory is registered for
       |<----------------------------------------------|     write protection alone, and faults come no more
 
-Words, one a line. The end of the connection is the end of who was there: nothing else is told by it.
+Words, one a line. The end of the connection is the end of who was there: nothing else is told by it. Who has
+attached to a VM that was running (`pageserver attach`) has no page table to send, hears "accepted", and goes.
 """
 
 import json
@@ -35,8 +36,8 @@ class Word(Enum):
         return self.value + b"\n"
 
 
-def message(regions: Sequence[Region], pid: int) -> bytes:
-    """Of a VM, which is this process; beside it go its four descriptors."""
+def message(regions: Sequence[Region], pid: int, role: Role = Role.BOTH) -> bytes:
+    """Of a VM, which is this process; beside it go its descriptors, see Handoff."""
     elements: list[dict[str, object]] = [
         {
             "base_host_virt_addr": region.address,
@@ -46,7 +47,7 @@ def message(regions: Sequence[Region], pid: int) -> bytes:
         }
         for region in regions
     ]
-    elements[0] |= {ROLE_KEY: Role.BOTH.value, PID_KEY: pid}
+    elements[0] |= {ROLE_KEY: role.value, PID_KEY: pid}
     return json.dumps(elements).encode()
 
 

@@ -10,6 +10,7 @@ descriptors, none of which may be left behind. Ends with libFuzzer's words, whic
 
 import argparse
 import contextlib
+import functools
 import json
 import os
 import random
@@ -152,13 +153,14 @@ def check_socket(data: bytes, dice: random.Random) -> None:
     with ours, theirs, Path(os.devnull).open("rb") as null, held(dice) as pidfd:
         fds = [null.fileno()] * dice.choice((1, 1, 1, 2, 2, 2, 3, 17) if dice.randrange(20) else (0,))
         if onward and dice.randrange(8):
-            fds = [null.fileno()] * 3 + [pidfd]
+            fds = [null.fileno()] * dice.choice((2, 3)) + [pidfd]
         with contextlib.suppress(BlockingIOError):
             theirs.setblocking(False)
             socket.send_fds(theirs, [data or b"["], fds)
         theirs.shutdown(socket.SHUT_WR)
         uids = () if dice.randrange(20) == 0 else (os.getuid(),)
-        with contextlib.suppress(PageferryError), handoff.receive(ours, uids=uids, onward=onward) as taken:
+        received = functools.partial(handoff.receive, ours, uids=uids, in_its_place=onward)
+        with contextlib.suppress(PageferryError), received() as taken:
             check_layout(taken.regions)
             assert taken.length_bytes > 0
             assert taken.shared == (len(fds) >= 2)

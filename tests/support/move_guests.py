@@ -72,12 +72,14 @@ def running(
     binary: str | None = None,
     prefix: Sequence[str] = (),
     extra: Sequence[str] = (),
+    under_shim: bool = True,
 ) -> Qemu:
-    """A guest that beats, whose writes a page server sees. It ends, and its RAM goes, with the stack."""
+    """A guest that beats, whose writes a page server sees; without the shim, nobody does. It ends, and its
+    RAM goes, with the stack."""
     ram = folder.with_suffix(".ram")
     stack.callback(ram.unlink, missing_ok=True)
     copy_sparse(saved.image, ram)
-    environment = shim(ram, handoff, "track")
+    environment = shim(ram, handoff, "track") if under_shim else {}
     source = _start(stack, saved.shape, ram, folder, environment, saved, binary, prefix, extra)
     with _told_by(source):
         source.load(saved.state)

@@ -344,7 +344,7 @@ def handed(data: bytes, fds: list[int], *, onward: bool = True) -> Handoff:
     with theirs:
         send(theirs, data, fds)
         try:
-            return receive(ours, uids={os.geteuid()}, onward=onward)
+            return receive(ours, uids={os.geteuid()}, in_its_place=onward)
         except BaseException:
             ours.close()
             raise
