@@ -25,6 +25,13 @@
 #include "kernel/scan.h"
 #include "pageferry.h"
 
+/* ThreadSanitizer maps memory of its own in the VMM, whenever a thread does something for the first time. */
+#ifdef __SANITIZE_THREAD__
+#define HAS_ITS_OWN true
+#else
+#define HAS_ITS_OWN false
+#endif
+
 #define PAGE UINT64_C(4096)
 #define PAGES 64
 #define WRITES 'w'  /* page 3, itself */
@@ -247,7 +254,8 @@ static void goes_on(char in_the_middle_of)
         kill(vm.pid, SIGUSR1);
     is_well();
     CHECK_EQ(entries("fd"), descriptors);
-    CHECK_EQ(mappings(), mapped);
+    if (!HAS_ITS_OWN)
+        CHECK_EQ(mappings(), mapped);
     CHECK_EQ(close(fd), 0);
     end();
 }
