@@ -132,6 +132,8 @@ static void choose(struct fill *fill, uint64_t now_ns, uint64_t *pages_max, uint
               now_ns);
     *pages_max = PF_LIMIT_BULK_RANGE_IDLE_PAGES;
     *flights_max = PF_LIMIT_BULK_RANGES_IN_FLIGHT;
+    if (gently && !fill->pace.lifted)
+        port_hold_back(fill->port);
     if (gently) {
         *pages_max = PF_LIMIT_BULK_RANGE_PAGES;
         *flights_max = pace_knows(&fill->pace) ? PF_LIMIT_BULK_RANGES_PACED_MAX : PF_LIMIT_BULK_RANGES_GENTLE_MAX;

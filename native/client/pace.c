@@ -14,13 +14,21 @@
 #define BEST_NS (5 * S_NS)         /* the best of between one and two such times */
 #define LIFT_FIRST_NS (S_NS / 5)   /* after the first fault, where the rate is not known: the first heartbeat is over */
 #define LIFT_EVERY_NS (5 * S_NS)   /* of faults, where it is; less than what the best is kept */
-#define LIFT_NS (150 * MS_NS)      /* long enough for a window */
+#define LIFT_NS (250 * MS_NS)      /* long enough for two windows */
+#define WINDOWS_MIN 2
 
-/* What may come at once after nothing was to be asked for a while. Below the link's rate it is what a queue would
- * hold: a few ranges. Below a cap it is what keeps a second's average right over the moments between two rounds. */
+/* What may come at once after nothing was asked for a while. Below the link's rate it is what a queue would hold: a few
+ * ranges. Below a cap it makes up for the moments between two rounds, or of a busy machine: an average of ten seconds
+ * is no more than 2.5 % above. */
 #define BURST_LINK_NS (2 * MS_NS)
-#define BURST_CAP_NS (50 * MS_NS)
-#define DEBT_NS S_NS              /* no more than what comes in so long is paid back */
+#define BURST_CAP_NS (250 * MS_NS)
+/* What a single range may take. */
+#define RANGE_LINK_NS (1 * MS_NS)
+#define RANGE_CAP_NS (25 * MS_NS)
+/* And what urgent pages have taken on credit is paid back, up to this: below the link's rate it is over with the queue,
+ * below a cap it is the average of so long that counts. */
+#define DEBT_LINK_NS BURST_LINK_NS
+#define DEBT_CAP_NS (10 * S_NS)
 
 /* --------------------------------------------------------------------------------------------- the link's rate */
 
@@ -51,6 +59,7 @@ void pace_link_look(struct pace_link *link, bool busy, uint64_t arrived_bytes, u
         rate = (uint64_t)((double)(arrived_bytes - link->begun_bytes) * (double)S_NS /
                           (double)(now_ns - link->begun_ns));
         link->best = rate > link->best ? rate : link->best;
+        link->windows += link->windows < WINDOWS_MIN;
         link->begun_ns = now_ns;
         link->begun_bytes = arrived_bytes;
     }
@@ -58,28 +67,12 @@ void pace_link_look(struct pace_link *link, bool busy, uint64_t arrived_bytes, u
 
 uint64_t pace_link_rate(const struct pace_link *link)
 {
+    if (link->windows < WINDOWS_MIN)
+        return 0;
     return link->best > link->best_before ? link->best : link->best_before;
 }
 
-/* -------------------------------------------------------------------------------------------------- the bucket */
-
-static bool is_lifted(const struct pace *pace, uint64_t now_ns)
-{
-    uint64_t since_ns = now_ns - pace->faults_ns;
-
-    if (pace->faults_ns == 0)
-        return false;
-    return pace->link == 0 ? since_ns >= LIFT_FIRST_NS : since_ns % (LIFT_EVERY_NS + LIFT_NS) >= LIFT_EVERY_NS;
-}
-
-static uint64_t rate_now(const struct pace *pace)
-{
-    uint64_t below = pace->link / 100 * PF_LIMIT_PACE_PERCENT, rate = pace->cap;
-
-    if (pace->faults_ns != 0 && below != 0 && !pace->lifted && (rate == 0 || below < rate))
-        rate = below;
-    return rate;
-}
+/* -------------------------------------------------------------------------------------------------- the buckets */
 
 static uint64_t of_time(uint64_t rate, uint64_t time_ns)
 {
@@ -87,26 +80,52 @@ static uint64_t of_time(uint64_t rate, uint64_t time_ns)
 }
 
 /* At least two ranges of one page: the slowest link brings something. */
-static uint64_t burst_bytes(const struct pace *pace)
+static uint64_t burst_bytes(const struct pace_bucket *bucket, uint64_t burst_ns)
 {
-    uint64_t bytes = of_time(pace->rate, pace->rate == pace->cap ? BURST_CAP_NS : BURST_LINK_NS);
+    uint64_t bytes = of_time(bucket->rate, burst_ns);
 
     return bytes > 2 * PACE_PAGE_BYTES ? bytes : 2 * PACE_PAGE_BYTES;
 }
 
-/* By what the rate brings in the time since the last look. */
-static void fill_up(struct pace *pace, uint64_t now_ns)
+static void fill_up(struct pace_bucket *bucket, uint64_t elapsed_ns, uint64_t burst_ns, uint64_t debt_ns)
 {
-    uint64_t elapsed_ns = now_ns - pace->looked_ns;
-    int64_t burst = (int64_t)burst_bytes(pace);
-    unsigned __int128 parts;
+    int64_t burst = (int64_t)burst_bytes(bucket, burst_ns), debt = -(int64_t)of_time(bucket->rate, debt_ns);
+    unsigned __int128 parts = (unsigned __int128)bucket->rate * elapsed_ns + bucket->rest;
 
-    elapsed_ns = elapsed_ns < 2 * DEBT_NS ? elapsed_ns : 2 * DEBT_NS; /* it is full by then, whatever it was */
-    parts = (unsigned __int128)pace->rate * elapsed_ns + pace->rest;
-    pace->rest = (uint64_t)(parts % S_NS);
-    pace->credit_bytes += (int64_t)(parts / S_NS);
-    if (pace->credit_bytes > burst)
-        pace->credit_bytes = burst;
+    if (bucket->credit_bytes < debt)
+        bucket->credit_bytes = debt;
+    bucket->rest = (uint64_t)(parts % S_NS);
+    bucket->credit_bytes += (int64_t)(parts / S_NS);
+    if (bucket->credit_bytes > burst)
+        bucket->credit_bytes = burst;
+}
+
+/* The rate from now on. What was asked while there was none is paid for before more is. */
+static void set_rate(struct pace_bucket *bucket, uint64_t rate, uint64_t owed_bytes)
+{
+    if (bucket->rate == 0 && rate != 0)
+        bucket->credit_bytes = -(int64_t)owed_bytes;
+    bucket->rate = rate;
+}
+
+static bool has(const struct pace_bucket *bucket, uint64_t bytes)
+{
+    return bucket->rate == 0 || bucket->credit_bytes >= (int64_t)bytes;
+}
+
+static uint64_t until_it_has(const struct pace_bucket *bucket, uint64_t bytes)
+{
+    return has(bucket, bytes) ? 0
+                              : (uint64_t)((double)((int64_t)bytes - bucket->credit_bytes) * (double)S_NS /
+                                           (double)bucket->rate) + 1;
+}
+
+/* ----------------------------------------------------------------------------------------------------- the pace */
+
+static void pay(struct pace *pace, int64_t bytes)
+{
+    pace->cap.credit_bytes -= bytes;
+    pace->link.credit_bytes -= bytes;
 }
 
 /* Ranges were paid for as if they were all bytes, and about. What was paid for those that have landed is at most what
@@ -114,63 +133,71 @@ static void fill_up(struct pace *pace, uint64_t now_ns)
 static void settle(struct pace *pace, uint64_t bulk_bytes)
 {
     if (pace->paid_bytes > bulk_bytes) {
-        pace->credit_bytes += (int64_t)(pace->paid_bytes - bulk_bytes);
+        pay(pace, -(int64_t)(pace->paid_bytes - bulk_bytes));
         pace->paid_bytes = bulk_bytes;
     } else if (pace->paid_bytes + pace->owed_bytes < bulk_bytes) {
-        pace->credit_bytes -= (int64_t)(bulk_bytes - pace->owed_bytes - pace->paid_bytes);
+        pay(pace, (int64_t)(bulk_bytes - pace->owed_bytes - pace->paid_bytes));
         pace->paid_bytes = bulk_bytes - pace->owed_bytes;
     }
 }
 
+static bool is_lifted(const struct pace *pace, bool rate_known, uint64_t now_ns)
+{
+    uint64_t since_ns = now_ns - pace->faults_ns;
+
+    if (pace->faults_ns == 0 || pace->cap.rate != 0)
+        return false;
+    return rate_known ? since_ns % (LIFT_EVERY_NS + LIFT_NS) >= LIFT_EVERY_NS : since_ns >= LIFT_FIRST_NS;
+}
+
 void pace_cap(struct pace *pace, uint64_t cap)
 {
-    pace->cap = cap < INT64_MAX / 64 ? cap : 0; /* beyond what there is: none */
+    set_rate(&pace->cap, cap < INT64_MAX / 64 ? cap : 0, pace->owed_bytes); /* beyond what there is: none */
 }
 
 void pace_look(struct pace *pace, uint64_t urgent_bytes, uint64_t bulk_bytes, uint64_t link_rate, bool faults_come,
                uint64_t now_ns)
 {
-    int64_t debt = -(int64_t)of_time(pace->rate, DEBT_NS);
-    uint64_t rate;
+    uint64_t elapsed_ns = pace->looked_ns == 0 ? 0 : now_ns - pace->looked_ns;
 
+    elapsed_ns = elapsed_ns < 2 * DEBT_CAP_NS ? elapsed_ns : 2 * DEBT_CAP_NS; /* full by then, whatever it was */
     settle(pace, bulk_bytes);
-    pace->credit_bytes -= (int64_t)(urgent_bytes - pace->urgent_bytes);
-    if (pace->credit_bytes < debt)
-        pace->credit_bytes = debt;
-    if (pace->rate != 0)
-        fill_up(pace, now_ns);
-    else
-        pace->credit_bytes = 0;
+    pay(pace, (int64_t)(urgent_bytes - pace->urgent_bytes));
+    fill_up(&pace->cap, elapsed_ns, BURST_CAP_NS, DEBT_CAP_NS);
+    fill_up(&pace->link, elapsed_ns, BURST_LINK_NS, DEBT_LINK_NS);
     pace->urgent_bytes = urgent_bytes;
     pace->looked_ns = now_ns;
-    pace->link = link_rate;
     if (!faults_come)
         pace->faults_ns = 0;
     else if (pace->faults_ns == 0)
         pace->faults_ns = now_ns;
-    pace->lifted = is_lifted(pace, now_ns);
-    rate = rate_now(pace);
-    if (pace->rate == 0 && rate != 0) /* what was asked without one is paid for before more is */
-        pace->credit_bytes = -(int64_t)pace->owed_bytes;
-    pace->rate = rate;
+    pace->lifted = is_lifted(pace, link_rate != 0, now_ns);
+    set_rate(&pace->link, faults_come && !pace->lifted ? link_rate / 100 * PF_LIMIT_PACE_PERCENT : 0,
+             pace->owed_bytes);
 }
 
 uint64_t pace_pages(const struct pace *pace, uint64_t pages_max)
 {
-    uint64_t pages = pace->rate == 0 ? pages_max : burst_bytes(pace) / 2 / PACE_PAGE_BYTES;
+    uint64_t cap_pages = of_time(pace->cap.rate, RANGE_CAP_NS) / PACE_PAGE_BYTES;
+    uint64_t link_pages = of_time(pace->link.rate, RANGE_LINK_NS) / PACE_PAGE_BYTES;
+    uint64_t pages = pages_max;
 
-    return pages < pages_max ? pages : pages_max;
+    if (pace->cap.rate != 0 && cap_pages < pages)
+        pages = cap_pages;
+    if (pace->link.rate != 0 && link_pages < pages)
+        pages = link_pages;
+    return pages == 0 && pages_max > 0 ? 1 : pages;
 }
 
 bool pace_allows(const struct pace *pace, uint64_t pages)
 {
-    return pace->rate == 0 || pace->credit_bytes >= (int64_t)(pages * PACE_PAGE_BYTES);
+    return has(&pace->cap, pages * PACE_PAGE_BYTES) && has(&pace->link, pages * PACE_PAGE_BYTES);
 }
 
 void pace_asked(struct pace *pace, uint64_t pages)
 {
     pace->owed_bytes += pages * PACE_PAGE_BYTES;
-    pace->credit_bytes -= (int64_t)(pages * PACE_PAGE_BYTES);
+    pay(pace, (int64_t)(pages * PACE_PAGE_BYTES));
 }
 
 void pace_landed(struct pace *pace, uint64_t pages)
@@ -181,9 +208,8 @@ void pace_landed(struct pace *pace, uint64_t pages)
 
 uint64_t pace_next_ns(const struct pace *pace, uint64_t pages)
 {
-    int64_t lacking = (int64_t)(pages * PACE_PAGE_BYTES) - pace->credit_bytes;
+    uint64_t cap_ns = until_it_has(&pace->cap, pages * PACE_PAGE_BYTES);
+    uint64_t link_ns = until_it_has(&pace->link, pages * PACE_PAGE_BYTES);
 
-    if (pace->rate == 0 || lacking <= 0)
-        return pace->looked_ns;
-    return pace->looked_ns + (uint64_t)((double)lacking * (double)S_NS / (double)pace->rate) + 1;
+    return pace->looked_ns + (cap_ns > link_ns ? cap_ns : link_ns);
 }

@@ -69,7 +69,7 @@ struct port {
     _Atomic uint64_t content_id; /* 0: not described yet */
     _Atomic bool leaving;        /* no slot is waited for any more */
     _Atomic bool resting;        /* nothing will be asked any more: no link is needed */
-    _Atomic bool held_back;      /* the loop would have asked for more, and its pace did not allow it; since the last look */
+    _Atomic bool held_back;      /* the loop asks for less than it could; since the last look */
     _Atomic uint64_t urgent_bytes;  /* the loop's own link has brought */
     _Atomic uint64_t arrived_bytes; /* this link has brought, as an interface counts it */
     _Atomic uint64_t link_rate;     /* bytes per second, of both together; 0: not known yet */
@@ -114,7 +114,8 @@ bool port_take(struct port *port, struct port_slice *slice);
 void port_give_back(struct port *port, uint32_t slot);
 /* Nothing will be asked any more; what is under way ends. */
 void port_rest(struct port *port);
-/* More would be asked, if the pace allowed it: what comes now does not show what the link can bring. */
+/* More would be asked if the pace, or threads that wait, allowed it: what comes now does not show what the link can
+ * bring. */
 static inline void port_hold_back(struct port *port)
 {
     atomic_store_explicit(&port->held_back, true, memory_order_relaxed);

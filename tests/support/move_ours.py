@@ -11,6 +11,7 @@ import queue
 import subprocess
 import threading
 import time
+from collections.abc import Sequence
 from typing import Any, Final
 
 import grpc
@@ -83,8 +84,10 @@ class Lines:
 
 
 class Ours:
-    def __init__(self, *, precopy_s: float = 0) -> None:
+    def __init__(self, *, precopy_s: float = 0, options: Sequence[str] = ()) -> None:
+        """`options`: more of `migrate`."""
         self._precopy_s = precopy_s
+        self._options = options
 
     def prepare(self, room: Room) -> None:
         self._room = room
@@ -128,7 +131,7 @@ class Ours:
         options = [f"--target={self._control}", f"--vm={VM}", f"--postcopy={postcopy}", "--json"]
         launched_ns = time.monotonic_ns()
         start = [*self._room.hosts.destination.prefix, *command("faultclient", "migrate")]
-        self._lines = Lines([*start, *addresses, *options], self._room)
+        self._lines = Lines([*start, *addresses, *options, *self._options], self._room)
         self._told, self._started_ns = self._lines.next(deadline_ns())
         self._launch_ms = (self._started_ns - launched_ns) / 1e6
         return self._started_ns
