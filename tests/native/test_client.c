@@ -97,6 +97,25 @@ static void test_whole_private(void)
     whole(REAL_PRIVATE, true);
 }
 
+/* Faults are never held up by a cap, and background is until the cap is another. */
+static void test_a_cap(void)
+{
+    server_start(&server);
+    CHECK(client_prepare(&vm, REAL_MEMFD, SERVER_PAGES, &server, false));
+    vm.options.background = 1;
+    vm.options.bandwidth_bytes_per_s = 1;
+    CHECK_EQ(client_open(&vm), 0);
+    CHECK(client_arm(&vm));
+    read_all(5);
+    CHECK_EQ(client_counter(&vm, STATS_bulk_pages_total), 0);
+    CHECK(client_order(&vm, PAGEFERRY_ORDER_BANDWIDTH, 0, 0));
+    CHECK(client_wait(&vm, PAGEFERRY_EVENT_COMPLETE));
+    CHECK(client_counter(&vm, STATS_bulk_pages_total) > 0);
+    read_all(1);
+    CHECK_EQ(vm.seen[PAGEFERRY_EVENT_PAUSED], 0);
+    end();
+}
+
 static void test_spinning(void)
 {
     server_start(&server);
@@ -302,6 +321,7 @@ int main(void)
     RUN(test_whole_memfd_populated_first);
     RUN(test_whole_tmpfs);
     RUN(test_whole_private);
+    RUN(test_a_cap);
     RUN(test_spinning);
     RUN(test_our_own_server);
     RUN(test_armed_before_it_is_attached);
