@@ -65,12 +65,11 @@ def test_the_answer_to_accepted(pair: Pair, vms: Vms) -> None:
     """The source has heard it and says so to nobody: it hears it again."""
     scene = loading(pair, vms)
     pair.data.hold()
-    pair.control.allow(0)
+    pair.control.deaf = True
     scene.go()
     scene.move.wait_ends(Phase.POSTCOPY, Phase.POSTCOPY)
-    pair.control.wait_dry()
+    pair.control.deaf = False
     pair.control.reset()
-    pair.control.release()
     pair.data.release()
     scene.move.wait_ends(Phase.RELEASED, Phase.RELEASED)
     check_at_target(vms.source, vms.target)

@@ -147,6 +147,7 @@ class Ours:
 
     def _switch_over(self) -> None:
         """A precopy that has converged by then has handed over by itself, and refuses the call."""
+        self._wait_begun()
         time.sleep(max(0.0, self._started_ns / 1e9 + self._precopy_s - time.monotonic()))
         stub = faultclient_pb2_grpc.FaultClientServiceStub(self._channel)
         name = migrations_pb2.SessionName(session=str(self._told.get("session", "")))
@@ -155,6 +156,12 @@ class Ours:
         except grpc.RpcError as error:
             if error.code() is not grpc.StatusCode.FAILED_PRECONDITION:
                 raise MoveError(f"SwitchOver: {error.details()}") from error
+
+    def _wait_begun(self) -> None:
+        """Until the target has told of the session: it takes its time where others take the CPUs."""
+        until_ns = deadline_ns()
+        while self._told.get("side") != "target":
+            self._told, _ = self._lines.next(until_ns)
 
     def finish(self) -> Facts:
         return {"launch_ms": round(self._launch_ms, 1), **self._lines.end()}
