@@ -160,7 +160,6 @@ def inspect(path: Path, as_json: bool) -> None:
 )
 @click.option(
     "--socket",
-    "path",
     type=click.Path(path_type=Path),
     required=True,
     help="The hand-off socket that --vm of the running `pageserver serve` names.",
@@ -173,7 +172,7 @@ def inspect(path: Path, as_json: bool) -> None:
     metavar="SECONDS",
     help="How long the page server may take to accept it.",
 )
-def attach(pid: int, ram: str, path: Path, timeout: float) -> None:
+def attach(pid: int, ram: str, socket: Path, timeout: float) -> None:
     """Make a VM that runs already, and not under the shim, one that can be moved.
 
     It is stopped for less than a millisecond, while its main thread registers its own memory for dirty
@@ -189,7 +188,7 @@ def attach(pid: int, ram: str, path: Path, timeout: float) -> None:
     """
     from pageserver.attach import attach as attach_to
 
-    pages = attach_to(pid, ram, path, timeout)
+    pages = attach_to(pid, ram, socket, timeout)
     click.echo(f"process {pid}: {pages} pages can be moved")
 
 
