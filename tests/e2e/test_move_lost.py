@@ -14,7 +14,7 @@ from pageferry.reasons import Reason
 from tests.support.footprint import unchanged
 from tests.support.move_guests import LIGHT, Guests, check_at_source, check_at_target
 from tests.support.move_pair import SOURCE, TARGET, VM, Move, Pair, Vms
-from tests.support.move_scenes import loading, precopy, saving
+from tests.support.move_scenes import Play, loading, precopy, saving
 from tests.support.qemu_versions import FetchError, fetch
 from tests.support.ramfile import run_folder
 from tests.support.requires import needs_userfaultfd
@@ -143,7 +143,7 @@ def test_the_target_asks_for_the_hand_over_and_never_again(pair: Pair, vms: Vms)
     scene.move.wait(TARGET, Phase.ABORTED)
 
 
-# -------------------------------------------------------------------------------------------- the page server
+# ------------------------------------------------------------------------------------------ a service of ours
 
 
 @pytest.fixture
@@ -153,6 +153,24 @@ def own(guests: Guests) -> "Iterator[tuple[Pair, Vms]]":
         assert not pair.unended()
         with unchanged(pair.client.pid), Vms(pair, guests.saved(LIGHT)) as vms:
             yield pair, vms
+
+
+@pytest.mark.parametrize("play", [precopy, saving, loading])
+def test_the_fault_client_before_it_has_accepted(guests: Guests, play: Play) -> None:
+    """The next one knows that its guest never came. It has no token to say so: whoever has it asks again."""
+    with run_folder() as folder, Pair(folder) as pair:
+        assert not pair.unended()
+        with unchanged(pair.server.pid), Vms(pair, guests.saved(LIGHT)) as vms:
+            scene = play(pair, vms)
+            pair.client.end(signal.SIGKILL)
+            pair.take_again()
+            assert scene.move.phase(TARGET) is Phase.ABORTED
+            if play is loading:  # else the source gives up by itself after some seconds without a target
+                assert scene.move.phase(SOURCE) is Phase.SWITCHOVER
+            scene.move.start()
+            scene.move.wait(SOURCE, Phase.ABORTED)
+            scene.drop()
+            check_at_source(vms.source, vms.target)
 
 
 def kill_server(pair: Pair) -> None:

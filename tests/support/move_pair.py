@@ -63,7 +63,7 @@ class Pair:
         self._numbers = itertools.count(1)
         try:
             self.server = self.serve()
-            self.client = self._start("faultclient", "target", f"--control-listen=unix:{folder}/control.sock")
+            self.client = self.take()
             self.data = self.stack.enter_context(Proxy(self.server.ready["data"]))
             self.control = self.stack.enter_context(ControlProxy(self.server.ready["control"]))
             self._stubs = {
@@ -78,6 +78,14 @@ class Pair:
         """A page server, the first one or the next."""
         ports = ("--data-listen=127.0.0.1:0", "--control-listen=127.0.0.1:0")
         return self._start("pageserver", "source", *ports)
+
+    def take(self) -> Process:
+        """A fault client, the first one or the next."""
+        return self._start("faultclient", "target", f"--control-listen=unix:{self.folder}/control.sock")
+
+    def take_again(self) -> None:
+        self.client = self.take()
+        self._stubs[TARGET] = self._stub(self.client, faultclient_pb2_grpc.FaultClientServiceStub)
 
     def serve_again(self) -> None:
         """The next page server, and the proxies and calls lead to it."""
@@ -236,7 +244,7 @@ class Move:
             hold_source=hold_source,
         )
         pair.ask(SOURCE, "CreateSession", created)
-        started = faultclient_pb2.StartSessionRequest(
+        self._start_request = faultclient_pb2.StartSessionRequest(
             session=self.name,
             image=VM,
             vm=VM,
@@ -245,8 +253,12 @@ class Move:
             postcopy=POSTCOPY_BY_WORD[postcopy],
             **options,
         )
-        bearer = Ticket(self.name, token, 0, 0).authorization
-        pair.ask(TARGET, "StartSession", started, [("authorization", bearer)])
+        self._bearer = Ticket(self.name, token, 0, 0).authorization
+        self.start()
+
+    def start(self) -> None:
+        """At the target. Again: the same session, and its token comes to a fault client that has lost it."""
+        self.pair.ask(TARGET, "StartSession", self._start_request, [("authorization", self._bearer)])
 
     def at(self, side: Side) -> migrations_pb2.Session:
         told: migrations_pb2.Session = self.pair.ask(side, "GetSession", self._session)
