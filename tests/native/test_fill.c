@@ -144,6 +144,50 @@ static void test_gently_behind_a_fault(void)
     end();
 }
 
+/* Where the link's rate is known, several ranges may be under way, as many as the pace allows. */
+static void test_paced_behind_a_fault(void)
+{
+    uint32_t ranges;
+
+    begin();
+    atomic_store(&port.link_rate, 125000000);
+    fill_hint(&fill, 999, now_ns);
+    CHECK_EQ(plan(), 0);
+    now_ns += 10 * MS;
+    ranges = plan();
+    CHECK(ranges > PF_LIMIT_BULK_RANGES_GENTLE_MAX);
+    CHECK(ranges < PF_LIMIT_BULK_RANGES_PACED_MAX);
+    CHECK_EQ(asked[0].first_page, 1000);
+    CHECK_EQ(asked[0].page_count, PF_LIMIT_BULK_RANGE_PAGES);
+    CHECK(atomic_exchange(&port.held_back, false)); /* what comes now says little of the link */
+    CHECK(fill_next_ns(&fill, now_ns) > now_ns);
+    CHECK(fill_next_ns(&fill, now_ns) < now_ns + MS);
+    now_ns += MS;
+    CHECK_EQ(plan(), 1);
+    CHECK(atomic_exchange(&port.held_back, false));
+    now_ns += 100 * MS;
+    CHECK(plan() > 0); /* no fault any more: flat out */
+    CHECK(!atomic_load(&port.held_back));
+    end();
+}
+
+static void test_a_cap(void)
+{
+    begin();
+    pace_cap(&fill.pace, 10000000);
+    CHECK_EQ(plan(), 0);
+    CHECK(!fill_plan(&fill, now_ns)); /* the clock says when to go on */
+    now_ns = fill_next_ns(&fill, now_ns);
+    CHECK_EQ(plan(), 1);
+    CHECK_EQ(plan(), 0);
+    fill.urgent_bytes = 1000000; /* a tenth of a second */
+    CHECK_EQ(plan(), 0);
+    CHECK(fill_next_ns(&fill, now_ns) > now_ns + 100 * MS);
+    pace_cap(&fill.pace, 0);
+    CHECK_EQ(plan(), PF_LIMIT_BULK_RANGES_IN_FLIGHT - 1);
+    end();
+}
+
 /* A turn copies a few pages and no more, whatever a slice holds; runs without bytes are bounded, too. */
 static void test_a_bounded_piece_a_turn(void)
 {
@@ -283,6 +327,8 @@ int main(void)
 {
     RUN(test_ranges);
     RUN(test_gently_behind_a_fault);
+    RUN(test_paced_behind_a_fault);
+    RUN(test_a_cap);
     RUN(test_a_bounded_piece_a_turn);
     RUN(test_longer_with_each_nothing);
     RUN(test_a_range_that_faults_have_emptied);
