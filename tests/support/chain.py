@@ -22,7 +22,7 @@ from pageferry.reasons import REASON_TRAILER, Reason
 from pageferry.v1 import faultclient_pb2_grpc, migrations_pb2_grpc
 from tests.support.move_adapter import Orchestrator
 from tests.support.move_guests import monitor, running, shim, waiting
-from tests.support.move_pair import VM, Move, Pair
+from tests.support.move_pair import VM, ControlProxy, Move, Pair
 from tests.support.processes import PATIENCE_S, POLL_S, Process, command
 from tests.support.proxy import Proxy
 from tests.support.qemu import Qemu
@@ -39,7 +39,7 @@ class Leg(Pair):
         self.stack = stack
         self.server, self.client = server, client
         self.data = stack.enter_context(Proxy(server.ready["data"]))
-        self.control = stack.enter_context(Proxy(server.ready["control"]))
+        self.control = stack.enter_context(ControlProxy(server.ready["control"]))
         self._stubs = {
             Side.SOURCE: self._stub(server, migrations_pb2_grpc.MigrationServiceStub),
             Side.TARGET: self._stub(client, faultclient_pb2_grpc.FaultClientServiceStub),
