@@ -65,14 +65,14 @@ def test_status_and_metrics_while_it_runs(server: Process, folder: Path) -> None
 
         shown = finished("faultclient", "status", f"--address={address}")
         assert shown.status == 0
-        assert re.search(r"web-1 .*vm .*POSTCOPY .*10 of 256 \(4%\)", shown.output)
+        assert re.search(r"web-1 .*vm .*POSTCOPY .* [34]% ", shown.output)
 
         (line,) = finished("faultclient", "status", "--json", f"--address={address}").output.splitlines()
         status = json.loads(line)
-        assert status["phase"] == "PHASE_POSTCOPY"
-        assert (status["pagesTotal"], status["pagesSettled"]) == ("256", "10")
-        assert int(status["faults"]) >= 10
-        assert int(status["blocktimeUs"]) > 0
+        assert status["phase"] == "POSTCOPY"
+        assert (status["pages_total"], status["pages_settled"]) == (256, 10)
+        assert status["faults"] >= 10
+        assert status["blocktime_us"] > 0
 
         metrics = next(event["metrics"] for event in events(run) if event["event"] == "serving")
         host, _, port = metrics.rpartition(":")
