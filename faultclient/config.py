@@ -91,6 +91,31 @@ class Seconds(click.FloatRange):
         return seconds
 
 
+# Those that `serve` has too.
+SPIN_US: Final[Decorator] = click.option(
+    "--spin-us",
+    type=click.IntRange(0, 1_000_000),
+    default=DEFAULT_SPIN_US,
+    show_default=True,
+    help="Microseconds to look again before sleeping: saves about 8 us a fault and costs a core.",
+)
+VMM_UID: Final[Decorator] = click.option(
+    "--vmm-uid",
+    type=click.IntRange(0),
+    default=None,
+    metavar="UID",
+    help="The VMM's user, if it is neither root nor this one. The socket is given to that user, which "
+    "takes root.",
+)
+METRICS_LISTEN: Final[Decorator] = click.option(
+    "--metrics-listen",
+    type=AddressType(),
+    default=None,
+    metavar="ADDRESS",
+    help=f"Prometheus metrics at http://ADDRESS/metrics, usually {DEFAULT_CLIENT_METRICS_ADDRESS}. They "
+    "hold no guest memory, so any address will do.  [default: none]",
+)
+
 OPTIONS: Final[tuple[Decorator, ...]] = (
     click.option(
         "--socket",
@@ -135,21 +160,8 @@ OPTIONS: Final[tuple[Decorator, ...]] = (
         show_default=True,
         help="Also fetch pages nobody waits for. Without it the restore ends when the guest has touched all.",
     ),
-    click.option(
-        "--spin-us",
-        type=click.IntRange(0, 1_000_000),
-        default=DEFAULT_SPIN_US,
-        show_default=True,
-        help="Microseconds to look again before sleeping: saves about 8 us a fault and costs a core.",
-    ),
-    click.option(
-        "--vmm-uid",
-        type=click.IntRange(0),
-        default=None,
-        metavar="UID",
-        help="The VMM's user, if it is neither root nor this one. The socket is given to that user, which "
-        "takes root.",
-    ),
+    SPIN_US,
+    VMM_UID,
     click.option(
         "--handoff-timeout",
         type=Seconds(),
@@ -174,14 +186,7 @@ OPTIONS: Final[tuple[Decorator, ...]] = (
         help="Control port (status, health, reflection), once a VM is served: HOST:PORT (port 0: any) or "
         "unix:/PATH.",
     ),
-    click.option(
-        "--metrics-listen",
-        type=AddressType(),
-        default=None,
-        metavar="ADDRESS",
-        help=f"Prometheus metrics at http://ADDRESS/metrics, usually {DEFAULT_CLIENT_METRICS_ADDRESS}. They "
-        "hold no guest memory, so any address will do.  [default: none]",
-    ),
+    METRICS_LISTEN,
 )
 
 

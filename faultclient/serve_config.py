@@ -9,13 +9,9 @@ from typing import Any, Final
 
 import click
 
-from faultclient.config import Decorator
+from faultclient.config import METRICS_LISTEN, SPIN_US, VMM_UID, Decorator
 from pageferry.host.vmspec import ONWARD_FORM, VmSpec, check_apart, parse_vm
-from pageferry.limits import (
-    DEFAULT_CLIENT_CONTROL_ADDRESS,
-    DEFAULT_CLIENT_METRICS_ADDRESS,
-    DEFAULT_SPIN_US,
-)
+from pageferry.limits import DEFAULT_CLIENT_CONTROL_ADDRESS
 from pageferry.reasons import PageferryError
 from pageferry.service.addresses import Address, AddressType
 from pageferry.service.ready import Ready
@@ -63,14 +59,7 @@ OPTIONS: Final[tuple[Decorator, ...]] = (
         metavar="ADDRESS",
         help="Control port (sessions, health, reflection): HOST:PORT (port 0: any) or unix:/PATH.",
     ),
-    click.option(
-        "--metrics-listen",
-        type=AddressType(),
-        default=None,
-        metavar="ADDRESS",
-        help=f"Prometheus metrics at http://ADDRESS/metrics, usually {DEFAULT_CLIENT_METRICS_ADDRESS}.  "
-        "[default: none]",
-    ),
+    METRICS_LISTEN,
     click.option(
         "--state-dir",
         type=click.Path(path_type=Path, file_okay=False),
@@ -80,21 +69,8 @@ OPTIONS: Final[tuple[Decorator, ...]] = (
         help="Records of sessions, this process's alone. A tmpfs will do: it forgets with its host, as a "
         "guest does.",
     ),
-    click.option(
-        "--spin-us",
-        type=click.IntRange(0, 1_000_000),
-        default=DEFAULT_SPIN_US,
-        show_default=True,
-        help="Microseconds to look again before sleeping: saves about 8 us a fault and costs a core.",
-    ),
-    click.option(
-        "--vmm-uid",
-        type=click.IntRange(0),
-        default=None,
-        metavar="UID",
-        help="The VMMs' user, if it is neither root nor this one. The sockets are given to that user, which "
-        "takes root.",
-    ),
+    SPIN_US,
+    VMM_UID,
 )
 
 
