@@ -13,17 +13,16 @@
 #include <string.h>
 #include <sys/mman.h>
 #include <unistd.h>
-#include <xxhash.h>
 
 #include "check.h"
 #include "kernel/uffd.h"
+#include "map_client.h"
 #include "pager/table.h"
 #include "serve/arriving.h"
 #include "serve/image_memory.h"
 #include "serve/reply.h"
 #include "tracked.h"
 
-#define CASES_MAX 40000
 #define INCARNATION 3
 #define BITS ((uint64_t)INCARNATION << 32)
 
@@ -31,6 +30,7 @@ static struct tracked vmm;
 static struct uffd pager;
 static struct table table;
 static struct image *image;
+static struct map_client client;
 
 static int table_fd_for_reading(void)
 {
@@ -51,20 +51,18 @@ static int open_image(int arriving_fd, char error[256])
     return image_memory_open(&request, &image, error, 256);
 }
 
-static void forget_all(void);
-
 static void begin(uint64_t pages)
 {
     char error[256] = "";
     int fd;
 
-    forget_all();
     CHECK(tracked_start_arriving(&vmm, pages));
     pager = (struct uffd){vmm.uffd, vmm.ram_fd};
     CHECK_EQ(table_create(pages, &table), 0);
     fd = table_fd_for_reading();
     CHECK_EQ(open_image(fd, error), 0);
     CHECK_EQ(error[0], 0);
+    map_client_begin(&client, image);
     close(fd);
 }
 
@@ -112,106 +110,15 @@ static void arrive(uint64_t page, enum way way, bool at_once)
         say(page, PAGE_OWNED);
 }
 
-/* ---------------------------------------------------------------------------------------------------- a client */
-
-static struct {
-    uint64_t held[CASES_MAX]; /* version; 0: it is missing */
-    uint64_t hash[CASES_MAX]; /* of the bytes held */
-    uint64_t as_of;
-} client;
-
-struct fetch {
-    uint64_t version;
-    enum image_standing standing;
-    bool may_hold_data;
-};
-
-static void forget_all(void)
-{
-    memset(&client, 0, sizeof(client));
-}
-
-static void load_version(struct fetch *fetch, uint64_t page)
-{
-    uint64_t past = page + 1;
-
-    fetch->version = image->ops->version(image, page, &past);
-}
-
-static void ask_standing(struct fetch *fetch, uint64_t page)
-{
-    uint64_t past = page + 1;
-
-    fetch->standing = image->ops->standing(image, page, &past);
-}
-
-static void ask_for_holes(struct fetch *fetch, uint64_t page)
-{
-    fetch->may_hold_data = image->ops->may_hold_data(image, page);
-}
-
-static void read_and_keep(const struct fetch *fetch, uint64_t page)
-{
-    uint8_t bytes[TRACKED_PAGE] = {0};
-
-    if (fetch->standing != IMAGE_HERE) /* LATER */
-        return;
-    if (fetch->may_hold_data)
-        CHECK_EQ(image->ops->read(image, page, 1, bytes), 0);
-    if (fetch->version <= client.held[page])
-        return;
-    client.held[page] = fetch->version;
-    client.hash[page] = XXH3_64bits(bytes, sizeof(bytes));
-}
-
-static void fetch_page(uint64_t page)
-{
-    struct fetch fetch;
-
-    load_version(&fetch, page);
-    ask_standing(&fetch, page);
-    ask_for_holes(&fetch, page);
-    read_and_keep(&fetch, page);
-}
-
 static void fetch_missing(void)
 {
-    for (uint64_t page = 0; page < image->page_count; page++)
-        if (client.held[page] == 0)
-            fetch_page(page);
-}
-
-/* What the map names above what is known goes. */
-static void read_map(void)
-{
-    uint64_t as_of = atomic_load(&image->as_of);
-    uint64_t page = image->ops->next_above(image, client.as_of, 0, image->page_count);
-
-    while (page < image->page_count) {
-        uint64_t past = image->page_count, version = image->ops->version(image, page, &past);
-        for (; page < past; page++)
-            client.held[page] = client.held[page] < version ? 0 : client.held[page];
-        page = image->ops->next_above(image, client.as_of, page, image->page_count);
-    }
-    client.as_of = as_of;
+    CHECK(map_fetch_missing(&client));
 }
 
 /* Nobody writes any more, and all has arrived. */
 static void all_is_there(void)
 {
-    uint8_t bytes[TRACKED_PAGE];
-    uint64_t missing = 0, wrong = 0;
-    manifest_sum sum = 0;
-
-    for (uint64_t page = 0; page < image->page_count; page++) {
-        CHECK_EQ(pread(vmm.ram_fd, bytes, sizeof(bytes), (off_t)(page * TRACKED_PAGE)), TRACKED_PAGE);
-        missing += client.held[page] == 0;
-        wrong += client.held[page] != 0 && client.hash[page] != XXH3_64bits(bytes, sizeof(bytes));
-        sum += manifest_of(page, client.held[page]);
-    }
-    CHECK_EQ(missing, 0);
-    CHECK_EQ(wrong, 0);
-    CHECK(sum == image_memory_manifest(image));
+    CHECK_EQ(map_wrong(&client, vmm.ram_fd), 0);
 }
 
 static int do_round(void)
@@ -234,9 +141,9 @@ static struct plan {
     enum way way;
     bool at_once; /* its word says that it is here; else after the freeze */
     int passed;   /* points that it has come through */
-    struct fetch fetch;
-} plans[CASES_MAX];
-static bool planned[CASES_MAX], guest_runs;
+    struct map_fetch fetch;
+} plans[MAP_CLIENT_PAGES_MAX];
+static bool planned[MAP_CLIENT_PAGES_MAX], guest_runs;
 
 static void do_point(uint64_t page, enum point point)
 {
@@ -247,13 +154,13 @@ static void do_point(uint64_t page, enum point point)
     if (plan->write == point && guest_runs)
         CHECK(tracked_do(&vmm, TRACKED_WRITE, page, 200));
     if (plan->version == point)
-        load_version(&plan->fetch, page);
+        map_load_version(&client, &plan->fetch, page);
     if (plan->standing == point)
-        ask_standing(&plan->fetch, page);
+        map_ask_standing(&client, &plan->fetch, page);
     if (plan->holes == point)
-        ask_for_holes(&plan->fetch, page);
+        map_ask_for_holes(&client, &plan->fetch, page);
     if (plan->read == point)
-        read_and_keep(&plan->fetch, page);
+        CHECK(map_read_and_keep(&client, &plan->fetch, page));
 }
 
 /* Up to this point, each of them once: some calls are made for many pages, and again for fewer. */
@@ -336,7 +243,7 @@ static uint64_t make_plans(void)
             continue;
         if (plan.way == BY_CONTINUE && !plan.at_once) /* its word is said before it is mapped */
             continue;
-        CHECK(page < CASES_MAX);
+        CHECK(page < MAP_CLIENT_PAGES_MAX);
         planned[page] = true;
         plans[page++] = plan;
     }
@@ -362,10 +269,10 @@ static void test_every_order(void)
     image->rounds->scan = &scan_calls;
     at_all(0, used, AFTER_SETTLE);
     memset(planned, 0, sizeof(planned));
-    read_map();
+    map_read(&client);
     fetch_missing();
     CHECK_EQ(rounds_freeze(image->rounds), 0);
-    read_map();
+    map_read(&client);
     fetch_missing();
     claim_all(used);
     fetch_missing();
@@ -384,7 +291,7 @@ static void test_every_order_of_a_freeze(void)
     CHECK_EQ(rounds_freeze(image->rounds), 0);
     at_all(0, used, AFTER_SETTLE);
     memset(planned, 0, sizeof(planned));
-    read_map();
+    map_read(&client);
     fetch_missing();
     claim_all(used);
     fetch_missing();
@@ -505,7 +412,7 @@ static void test_a_vm_that_has_arrived_is_tracked_alone(void)
     CHECK_EQ(rounds_settled_pages(image->rounds), 1);
     fetch_missing();
     CHECK_EQ(rounds_freeze(image->rounds), 0);
-    read_map();
+    map_read(&client);
     fetch_missing();
     all_is_there();
     tracked_kill(&vmm);

@@ -11,10 +11,10 @@
 #include <errno.h>
 #include <string.h>
 #include <unistd.h>
-#include <xxhash.h>
 
 #include "check.h"
 #include "serve/image_memory.h"
+#include "map_client.h"
 #include "tracked.h"
 
 #define PAGES 40000 /* more than a step takes */
@@ -24,93 +24,22 @@
 static struct tracked vmm;
 static struct image *image;
 
-/* ---------------------------------------------------------------------------------------------------- a client */
+static struct map_client client;
 
-static struct {
-    uint64_t floor[PAGES];
-    uint64_t held[PAGES]; /* version; 0: it is missing */
-    uint64_t hash[PAGES]; /* of the bytes held */
-    uint64_t as_of;
-} client;
-
-struct fetch {
-    uint64_t version;
-    bool may_hold_data;
-};
-
-static void load_version(struct fetch *fetch, uint64_t page)
-{
-    uint64_t end = page + 1;
-
-    fetch->version = image->ops->version(image, page, &end);
-}
-
-static void ask_for_holes(struct fetch *fetch, uint64_t page)
-{
-    fetch->may_hold_data = image->ops->may_hold_data(image, page);
-}
-
-static void read_and_keep(const struct fetch *fetch, uint64_t page)
-{
-    uint8_t bytes[TRACKED_PAGE] = {0};
-
-    if (fetch->may_hold_data)
-        CHECK_EQ(image->ops->read(image, page, 1, bytes), 0);
-    if (fetch->version < client.floor[page] || fetch->version <= client.held[page])
-        return;
-    client.held[page] = fetch->version;
-    client.hash[page] = XXH3_64bits(bytes, sizeof(bytes));
-}
-
-static void fetch_page(uint64_t page)
-{
-    struct fetch fetch;
-
-    load_version(&fetch, page);
-    ask_for_holes(&fetch, page);
-    read_and_keep(&fetch, page);
-}
-
-/* The version map above what is known; the number of pages that went missing by it. */
 static uint64_t read_map(void)
 {
-    uint64_t as_of = atomic_load(&image->as_of), missing = 0;
-    uint64_t page = image->ops->next_above(image, client.as_of, 0, image->page_count);
-
-    while (page < image->page_count) {
-        uint64_t end = image->page_count, version = image->ops->version(image, page, &end);
-        for (; page < end; page++) {
-            client.floor[page] = version;
-            missing += client.held[page] < version;
-            client.held[page] = client.held[page] < version ? 0 : client.held[page];
-        }
-        page = image->ops->next_above(image, client.as_of, page, image->page_count);
-    }
-    client.as_of = as_of;
-    return missing;
+    return map_read(&client);
 }
 
 static void fetch_missing(void)
 {
-    for (uint64_t page = 0; page < image->page_count; page++)
-        if (client.held[page] == 0)
-            fetch_page(page);
+    CHECK(map_fetch_missing(&client));
 }
 
 /* The process stands still. */
 static void all_is_there(void)
 {
-    uint8_t bytes[TRACKED_PAGE];
-    uint64_t wrong = 0;
-    manifest_sum sum = 0;
-
-    for (uint64_t page = 0; page < image->page_count; page++) {
-        CHECK_EQ(pread(vmm.ram_fd, bytes, sizeof(bytes), (off_t)(page * TRACKED_PAGE)), TRACKED_PAGE);
-        wrong += client.held[page] == 0 || client.hash[page] != XXH3_64bits(bytes, sizeof(bytes));
-        sum += manifest_of(page, client.held[page]);
-    }
-    CHECK_EQ(wrong, 0);
-    CHECK(sum == image_memory_manifest(image));
+    CHECK_EQ(map_wrong(&client, vmm.ram_fd), 0);
 }
 
 /* ------------------------------------------------------------------------------------------------ what it runs on */
@@ -122,7 +51,6 @@ static void begin(uint64_t pages)
     struct pageferry_region regions[2];
     char error[256] = "";
 
-    memset(&client, 0, sizeof(client));
     CHECK(tracked_start(&vmm, pages, pages, false));
     request.uffd = vmm.uffd;
     request.ram_fd = vmm.ram_fd;
@@ -134,6 +62,7 @@ static void begin(uint64_t pages)
     request.region_count = 2;
     CHECK_EQ(image_memory_open(&request, &image, error, sizeof(error)), 0);
     CHECK_EQ(error[0], 0);
+    map_client_begin(&client, image);
 }
 
 static void end(void)
@@ -169,7 +98,7 @@ enum point { BEFORE_LOOK, BEFORE_RESET, BEFORE_HOLES, BEFORE_RAISE, AFTER_RAISE,
 static struct plan {
     enum point version, holes, read, write;
     bool write_first; /* of what happens at the same point */
-    struct fetch fetch;
+    struct map_fetch fetch;
 } plans[PAGES]; /* one without a case does nothing at any point */
 static bool planned[PAGES];
 
@@ -182,11 +111,11 @@ static void at_point(uint64_t page, enum point point)
     if (plan->write == point && plan->write_first)
         write_page(page, 2);
     if (plan->version == point)
-        load_version(&plan->fetch, page);
+        map_load_version(&client, &plan->fetch, page);
     if (plan->holes == point)
-        ask_for_holes(&plan->fetch, page);
+        map_ask_for_holes(&client, &plan->fetch, page);
     if (plan->read == point)
-        read_and_keep(&plan->fetch, page);
+        CHECK(map_read_and_keep(&client, &plan->fetch, page));
     if (plan->write == point && !plan->write_first)
         write_page(page, 2);
 }
@@ -429,7 +358,7 @@ static void test_the_freeze_takes_a_round_over(void)
         write_page(page, 4);
     CHECK_EQ(rounds_begin(image->rounds, &round), 0);
     CHECK_EQ(rounds_step(image->rounds, round), 0); /* some have been reset, and raised */
-    fetch_page(100);
+    CHECK(map_fetch_page(&client, 100));
     write_page(100, 5); /* which this round would not see */
     CHECK_EQ(rounds_freeze(image->rounds), 0);
     CHECK_EQ(rounds_step(image->rounds, round), 1);
