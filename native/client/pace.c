@@ -7,14 +7,14 @@
 #define MS_NS UINT64_C(1000000)
 #define S_NS UINT64_C(1000000000)
 
-/* A token bucket of 256 KiB on a link of 1 Gbit/s is empty after 2 ms; if it fills again, because a server was busy, it
- * does a window 4 % good. */
+/* A token bucket of 256 KiB on a link of 1 Gbit/s is empty after 2 ms; if it has filled again by then, because a server
+ * was busy, it does a window 2 % good. */
 #define WINDOW_SKIP_NS (10 * MS_NS)
-#define WINDOW_NS (50 * MS_NS)
+#define WINDOW_NS (100 * MS_NS)
 #define BEST_NS (5 * S_NS)         /* the best of between one and two such times */
 #define LIFT_FIRST_NS (S_NS / 5)   /* after the first fault, where the rate is not known: the first heartbeat is over */
 #define LIFT_EVERY_NS (5 * S_NS)   /* of faults, where it is; less than what the best is kept */
-#define LIFT_NS (130 * MS_NS)      /* long enough for two windows */
+#define LIFT_NS (250 * MS_NS)      /* long enough for two windows */
 #define WINDOWS_MIN 2
 
 /* What may come at once after nothing was asked for a while. Below the link's rate it is what a queue would hold: a few

@@ -364,10 +364,10 @@ static void test_one_window_says_nothing(void)
     struct pace_link link = {0};
     uint64_t bytes = 0, at;
 
-    for (at = 1; at < 100; at++)
-        pace_link_look(&link, true, bytes += at < 60 ? 1000 : 50000, at * MS);
+    for (at = 1; at < 200; at++)
+        pace_link_look(&link, true, bytes += at < 100 ? 1000 : 50000, at * MS);
     CHECK_EQ(pace_link_rate(&link), 0);
-    for (; at < 200; at++)
+    for (; at < 400; at++)
         pace_link_look(&link, true, bytes += 50000, at * MS);
     CHECK_EQ(pace_link_rate(&link) / 1000, 50000);
 }
