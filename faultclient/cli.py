@@ -2,6 +2,7 @@
 """`faultclient`: names its commands, and loads one only when it is called."""
 
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -179,6 +180,85 @@ def migrate(as_json: bool, **given: Any) -> None:
     error = uvloop.run(run_migrate(MigrateOptions.of(given), view))
     if error is not None:
         raise error
+
+
+def side_option(side: str, who: str, default: str | None, says: str) -> Callable[[Any], Any]:
+    """Where one end of a move is asked."""
+    return click.option(
+        f"--{side}",
+        type=AddressType(),
+        default=default,
+        show_default=default is not None,
+        metavar="ADDRESS",
+        help=f"Control port of the {who}{says}.",
+    )
+
+
+force_option = click.option(
+    "--force-image",
+    default="",
+    metavar="IMAGE",
+    help="The image's name, typed, to vouch for what cannot be seen from there. It is written to the log.",
+)
+
+
+@cli.command("switch-over", short_help="Hand a guest over now, converged or not.")
+@click.argument("session")
+@side_option("target", "fault client", DEFAULT_CLIENT_CONTROL_ADDRESS, " where it is to run")
+def switch_over(session: str, target: Address) -> None:
+    """Hand the guest of SESSION over now, converged or not; what is missing follows.
+
+    Precopy alone can be ended so. A move with --manual-switchover goes round until this is asked.
+
+    \b
+      faultclient switch-over move-7 --target 10.0.0.2:7861
+    """
+    from faultclient.commands import steer
+
+    steer.switch_over(session, str(target))
+
+
+@cli.command(short_help="Cancel a move: the guest runs on at the source.")
+@click.argument("session")
+@side_option("target", "fault client", DEFAULT_CLIENT_CONTROL_ADDRESS, " where it was to run")
+@side_option("source", "page server", None, ", to be asked in place of the target")
+@force_option
+def cancel(session: str, target: Address, source: Address | None, force_image: str) -> None:
+    """Cancel the move of SESSION. The guest runs on at the source, and the target's VM is ended.
+
+    Once the guest is accepted at the target it is too late, and refused. Ask the --source if the target is
+    out of reach: until it has handed over it decides alone. After that, only when the target is dead and
+    stays dead, --force-image lets the guest run at the source: if it ran at both, its disks would be lost.
+
+    \b
+      faultclient cancel move-7 --target 10.0.0.2:7861
+      faultclient cancel move-7 --source 10.0.0.1:7851 --force-image web-1
+    """
+    from faultclient.commands import steer
+
+    if force_image and source is None:
+        raise click.UsageError(
+            "--force-image is for the --source: the target knows by itself whether it lives."
+        )
+    steer.cancel(session, str(target), None if source is None else str(source), force_image)
+
+
+@cli.command(short_help="Let the source of a move go.")
+@click.argument("session")
+@side_option("source", "page server", DEFAULT_SERVER_CONTROL_ADDRESS, " where the guest ran")
+@force_option
+def release(session: str, source: Address, force_image: str) -> None:
+    """Let the source of SESSION go: it was to be held when all was there.
+
+    With --force-image its memory is given up before that: pages that are missing at the target are lost for
+    ever, and a guest that needs one stands still.
+
+    \b
+      faultclient release move-7 --source 10.0.0.1:7851
+    """
+    from faultclient.commands import steer
+
+    steer.release(session, str(source), force_image)
 
 
 @cli.command(short_help="Watch the sessions of page servers and fault clients.")

@@ -37,6 +37,7 @@ class MigrateOptions:
     vm: str
     session: str
     postcopy: str
+    manual_switchover: bool
     max_downtime_ms: int
     bandwidth_bytes_per_s: int  # 0: what the link has
     rounds_max: int
@@ -56,6 +57,7 @@ class MigrateOptions:
             vm=given["vm"],
             session=given["session"],
             postcopy=given["postcopy"],
+            manual_switchover=given["manual_switchover"],
             max_downtime_ms=given["max_downtime_ms"],
             bandwidth_bytes_per_s=given["bandwidth"] or 0,
             rounds_max=given["rounds_max"],
@@ -137,6 +139,11 @@ OPTIONS: Final[tuple[Decorator, ...]] = (
         show_default=True,
         help="allow: round by round, then with pages missing if the guest writes too fast. forbid: only with "
         "every page there. at-once: hand over first, bring the pages then.",
+    ),
+    click.option(
+        "--manual-switchover",
+        is_flag=True,
+        help="Round after round, until `faultclient switch-over` is called.",
     ),
     click.option(
         "--max-downtime-ms",

@@ -145,6 +145,7 @@ class Migration:
             data_address=options.data_address,
             control_address=options.source_for_target,
             postcopy=POSTCOPY_BY_WORD[options.postcopy],
+            manual_switchover=options.manual_switchover,
             max_downtime_ms=options.max_downtime_ms,
             bandwidth_per_migration=options.bandwidth_bytes_per_s,
             completion_timeout_per_gib_s=options.completion_timeout_per_gib_s,

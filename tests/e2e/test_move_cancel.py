@@ -20,6 +20,7 @@ from tests.support.move_scenes import (
     precopy,
     saving,
 )
+from tests.support.processes import finished
 from tests.support.requires import needs_userfaultfd
 
 pytestmark = needs_userfaultfd
@@ -43,6 +44,24 @@ def test_until_it_is_accepted_the_guest_runs_on_at_the_source(
     aborted(scene, vms)
     assert scene.move.failure(TARGET) is (Reason.CANCELLED if side is TARGET else scene.move.failure(TARGET))
     vms.wait_killed(vms.target)
+
+
+@pytest.mark.parametrize("side", Side)
+def test_by_the_command_line(pair: Pair, vms: Vms, side: Side) -> None:
+    scene = precopy(pair, vms)
+    ready = (pair.server if side is SOURCE else pair.client).ready
+    asked = finished("faultclient", "cancel", scene.move.name, f"--{side.value}={ready['control']}")
+    assert asked.status == 0, asked
+    aborted(scene, vms)
+
+
+def test_a_move_that_waits_for_it_is_handed_over_by_the_command_line(pair: Pair, vms: Vms) -> None:
+    scene = precopy(pair, vms)
+    control = pair.client.ready["control"]
+    asked = finished("faultclient", "switch-over", scene.move.name, f"--target={control}")
+    assert asked.status == 0, asked
+    scene.move.wait_ends(Phase.RELEASED, Phase.RELEASED)
+    check_at_target(vms.source, vms.target)
 
 
 def test_at_the_source_before_anybody_has_attached(pair: Pair, vms: Vms) -> None:

@@ -115,7 +115,7 @@ class End:
         return self._named(request.session)
 
     async def CancelSession(self, request: migrations_pb2.EndSessionRequest, context: Context) -> Session:
-        await self._asked("CancelSession")
+        await self._asked("CancelSession", request)
         session = self._named(request.session)
         if Phase(int(session.phase)) not in (Phase.CREATED, Phase.PRECOPY, Phase.SWITCHOVER, Phase.ABORTED):
             raise PageferryError(Reason.WRONG_PHASE, "its guest's memory is in two places")
@@ -154,6 +154,11 @@ class Source(End, migrations_pb2_grpc.MigrationServiceServicer):
         await self._asked("CreateSession", request)
         return self.begin(request.session, request.image, machine="qemu 7.2.22, pc-i440fx-7.2")
 
+    async def ReleaseSession(self, request: migrations_pb2.EndSessionRequest, context: Context) -> Session:
+        await self._asked("ReleaseSession", request)
+        self.change(request.session, phase=int(Phase.RELEASED))
+        return self._named(request.session)
+
 
 class Target(End, faultclient_pb2_grpc.FaultClientServiceServicer):
     """A fault client's."""
@@ -173,6 +178,11 @@ class Target(End, faultclient_pb2_grpc.FaultClientServiceServicer):
         except PageferryError:
             del self.sessions[request.session]
             raise
+        return self._named(request.session)
+
+    async def SwitchOver(self, request: migrations_pb2.SessionName, context: Context) -> Session:
+        await self._asked("SwitchOver", request)
+        self.change(request.session, phase=int(Phase.SWITCHOVER))
         return self._named(request.session)
 
     async def GetArrivals(
@@ -207,6 +217,7 @@ class Ends:
             "vm": "web-1",
             "session": "move-1",
             "postcopy": "allow",
+            "manual_switchover": False,
             "max_downtime_ms": 900,
             "bandwidth": None,
             "rounds_max": 30,

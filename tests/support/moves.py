@@ -25,6 +25,7 @@ def options(**given: Any) -> MigrateOptions:
         "vm": "web-1",
         "session": "move-1",
         "postcopy": "allow",
+        "manual_switchover": False,
         "max_downtime_ms": 900,
         "bandwidth": None,
         "rounds_max": 30,

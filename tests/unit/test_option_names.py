@@ -16,7 +16,7 @@ def options() -> Iterator[tuple[str, click.Option]]:
         for name, command in group.commands.items():
             for param in command.params:
                 if isinstance(param, click.Option):
-                    yield f"{prefix}_{name.upper()}", param
+                    yield f"{prefix}_{name.upper().replace('-', '_')}", param
 
 
 @pytest.mark.parametrize(
