@@ -18,7 +18,7 @@
 #include <stdint.h>
 
 /* Grows with every change of this file; the Python side refuses a library of another number. */
-#define PAGEFERRY_API 2
+#define PAGEFERRY_API 3
 #define PAGEFERRY_TEXT_BYTES 256
 #define PAGEFERRY_PAGE_STATES 6
 
@@ -47,8 +47,8 @@ struct pageferry_client; /* one a process: the bulk thread and what the VMs shar
 struct pageferry_vm;     /* one VM: its pager thread */
 
 enum pageferry_memory {
-    PAGEFERRY_MEMORY_SHARED = 1, /* memfd or tmpfs, registered MISSING|MINOR; backing_fd is given */
-    PAGEFERRY_MEMORY_PRIVATE = 2 /* private anonymous, registered MISSING; no backing_fd */
+    PAGEFERRY_MEMORY_SHARED = 1, /* memfd, tmpfs or hugetlbfs, registered MISSING|MINOR; backing_fd is given */
+    PAGEFERRY_MEMORY_PRIVATE = 2 /* private anonymous, huge pages of a pool too; registered MISSING; no backing_fd */
 };
 
 /* A contiguous piece of guest memory in the VMM's address space. Multiples of 4096; never overlapping. */
@@ -87,6 +87,9 @@ struct pageferry_vm_options {
     const char *token;        /* base64url of its 32 bytes, no padding; never in a text that comes from here */
     uint64_t target;          /* this VM's number, made once for its hand-over; not 0 */
     uint64_t epoch;           /* counted up for each worker; from 1 */
+    uint64_t unit_bytes;            /* what the kernel maps at once in the regions: 4096, 2 MiB, 1 GiB; 0: as the RAM file
+                                       says, 4096 without one */
+    uint32_t without_poison;        /* 1: as on a kernel that has no UFFDIO_POISON */
     uint64_t bandwidth_bytes_per_s; /* of all that comes in, as an interface counts it; 0: paced below the link's
                                        rate. Faults are never held up, background makes room for them */
     char error[PAGEFERRY_TEXT_BYTES];
@@ -102,15 +105,25 @@ enum pageferry_order_kind {
                                        again by itself while the server is busy or not there. Answered by ROUND, or by
                                        FAILED */
     PAGEFERRY_ORDER_BANDWIDTH = 4,  /* value: bytes per second, as bandwidth_bytes_per_s */
-    PAGEFERRY_ORDER_LET_GO = 5      /* of a VM that was handed on, after COMPLETE: no page server has it any more, so the
+    PAGEFERRY_ORDER_LET_GO = 5,     /* of a VM that was handed on, after COMPLETE: no page server has it any more, so the
                                        registration ends as that of any other. Without an answer; before, nothing */
+    /* The three below: page_count pages from page `value` on, within the image. Answered by DONE, or by FAILED. */
+    PAGEFERRY_ORDER_POISON = 6,       /* lost from now on: their bytes leave the memory, an access raises SIGBUS. Also after
+                                         COMPLETE, as long as the registration stands */
+    PAGEFERRY_ORDER_CLEAR_POISON = 7, /* those of them that are poisoned are fresh memory from now on, zeros; old bytes
+                                         never return */
+    PAGEFERRY_ORDER_ZAP = 8           /* their mappings go: the next access faults again. Their data stays, or goes for ever
+                                         with PAGEFERRY_ZAP_DROP. By a VMM that speaks frames, in its own address space */
 };
+
+#define PAGEFERRY_ZAP_DROP 1u /* flags: the data goes too, the pages read zero from now on */
 
 struct pageferry_order {
     uint32_t kind;
-    uint32_t reserved;
+    uint32_t flags; /* ZAP only, else 0 */
     uint64_t value;
-    uint64_t cookie; /* comes back in the event that answers the order */
+    uint64_t page_count; /* of POISON, CLEAR_POISON, ZAP */
+    uint64_t cookie;     /* comes back in the event that answers the order */
 };
 
 enum pageferry_event_kind {
@@ -124,13 +137,21 @@ enum pageferry_event_kind {
     PAGEFERRY_EVENT_FAILED = 7,      /* before arming: this VM cannot be served; reason, text. With page 1: it can, only
                                         the order with this cookie was refused, and everything is as it was */
     PAGEFERRY_EVENT_EARLY_FAULT = 8, /* a thread of the VMM has waited for arming over a second; page */
-    PAGEFERRY_EVENT_POISONED = 9,    /* page; value: 1 if it was mapped before */
+    PAGEFERRY_EVENT_POISONED = 9,    /* once a page: page; cookie: its number in this VM's log, from 1 without a gap;
+                                        value: bits PAGEFERRY_POISONED_* */
     PAGEFERRY_EVENT_ALARM = 10,      /* something that cannot be, was; the page is held back; reason, page, text */
     PAGEFERRY_EVENT_VMM_GONE = 11,   /* the VMM has exited: there is nothing left to serve */
     PAGEFERRY_EVENT_ROUND = 12,      /* the map has been read: cookie of the order, value: as_of, page: pages that were
                                         named newer than what was here, digest: the manifest's, see HandOverResponse */
-    PAGEFERRY_EVENT_PHASE = 13       /* the source has told its phase (value), page 1: it asks to cancel; on change */
+    PAGEFERRY_EVENT_PHASE = 13,      /* the source has told its phase (value), page 1: it asks to cancel; on change */
+    PAGEFERRY_EVENT_DONE = 14,       /* cookie of the order; page: pages it changed; ZAP: value: enum pageferry_zap_method */
+    PAGEFERRY_EVENT_POISON_CLEARED = 15 /* page, value: so many from there are fresh memory; cookie: number in the log, which
+                                           counts POISONED and this together */
 };
+
+#define PAGEFERRY_POISONED_WAS_MAPPED 1u /* the guest had it before, and may have read it */
+#define PAGEFERRY_POISONED_MAPPED 2u     /* and still has it: nobody here can take the mapping away, the VMM must */
+#define PAGEFERRY_POISONED_HELD 4u       /* this kernel cannot poison: who touches it waits, until it is cleared */
 
 struct pageferry_event {
     uint32_t kind;
@@ -192,6 +213,16 @@ size_t pageferry_vm_trace(struct pageferry_vm *vm, char *text, size_t capacity);
  */
 void pageferry_vm_close(struct pageferry_vm *vm);
 
+/* Progress of a long call; read by another thread than the one that waits. */
+struct pageferry_progress {
+    uint64_t done_bytes;
+    uint64_t total_bytes;
+    uint32_t cancel; /* set to 1: give up, minus CANCELLED */
+    uint32_t reserved;
+};
+
+/* ------------------------------------------------------------- memory: the calling process's, and this machine's */
+
 /* ------------------------------------------------------------------------------------------------- server half */
 
 struct pageferry_server;
@@ -208,14 +239,6 @@ struct pageferry_image_facts {
     uint64_t content_id;
     uint64_t page_count;
     uint64_t data_pages; /* in the file's data extents, and not all zero */
-};
-
-/* Progress of a long look at an image; read by another thread than the one that waits. */
-struct pageferry_progress {
-    uint64_t done_bytes;
-    uint64_t total_bytes;
-    uint32_t cancel; /* set to 1: give up, minus CANCELLED */
-    uint32_t reserved;
 };
 
 int pageferry_server_open(struct pageferry_server_options *options, struct pageferry_server **server);

@@ -6,7 +6,19 @@
  *   client -> shim   ACCEPTED   the hand-off has been checked and the pager runs: mmap may return to the VMM
  *   shim -> client   DISCARD    the VMM is about to drop [offset, offset + length) of its RAM; it waits
  *   client -> shim   DISCARDED  those pages will read as zeros for ever; the drop may go on
- *   client -> shim   COMPLETE   every page is here: discards need no report any more, the socket may close
+ *   client -> shim   COMPLETE   every page is here: discards need no report any more. The socket may close, unless pages
+ *                               are poisoned
+ *   client -> VMM    POISONED   [offset, offset + length) is lost from now on. Once a page; sequence counts from 1
+ *   client -> VMM    POISON_HELD  the same where the kernel cannot poison: who touches it waits. The VMM is asked what to
+ *                               do, and may answer CLEAR
+ *   VMM -> client    CLEAR      the poison of these pages is to end: fresh memory, zeros
+ *   client -> VMM    CLEARED    so it is; sequence and place of the CLEAR, length_bytes: what was poisoned of it
+ *   client -> shim   ZAP        drop the mappings of [offset, offset + length), at most 2 MiB, and keep the data
+ *   shim -> client   ZAPPED     sequence of the ZAP; length_bytes: so much is done, offset_bytes: enum zap_method; or length 0
+ *                               and offset_bytes an errno
+ *
+ * POISONED, POISON_HELD and ZAP are sent after ACCEPTED alone, to whoever speaks frames: a VMM of its own that does not
+ * know them ignores them, as it does any kind that it does not know.
  */
 #ifndef PAGEFERRY_FRAMES_H
 #define PAGEFERRY_FRAMES_H
@@ -20,14 +32,20 @@ enum frame_kind {
     FRAME_ACCEPTED = 1,
     FRAME_DISCARD = 2,
     FRAME_DISCARDED = 3,
-    FRAME_COMPLETE = 4
+    FRAME_COMPLETE = 4,
+    FRAME_POISONED = 5,
+    FRAME_POISON_HELD = 6,
+    FRAME_CLEAR = 7,
+    FRAME_CLEARED = 8,
+    FRAME_ZAP = 9,
+    FRAME_ZAPPED = 10
 };
 
 struct frame {
     uint32_t magic;
     uint32_t kind;
-    uint64_t sequence;     /* of a DISCARD, repeated in its DISCARDED; 0 else */
-    uint64_t offset_bytes; /* in the RAM file */
+    uint64_t sequence;     /* of a DISCARD, CLEAR or ZAP, repeated in its answer; of poison, counted; 0 else */
+    uint64_t offset_bytes; /* in the image, and in the RAM file */
     uint64_t length_bytes;
 };
 
