@@ -12,7 +12,7 @@ from typing import Any, Final
 from pageferry._native import ffi, lib
 from pageferry.reasons import PageferryError, Reason
 
-API: Final = 2
+API: Final = 3
 
 if lib.pageferry_api() != API:
     raise ImportError(
