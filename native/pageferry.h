@@ -241,21 +241,32 @@ struct pageferry_image_facts {
     uint64_t data_pages; /* in the file's data extents, and not all zero */
 };
 
+/* What of a file inspect leaves out of the content id: runs, as pairs "first, count", in order, apart. */
+struct pageferry_left_out {
+    const uint64_t *known; /* from before: they are not read */
+    uint32_t known_count;  /* runs */
+    uint64_t *found;       /* pages that are lost: their read says EIO */
+    uint32_t found_capacity; /* runs; with more of them the file cannot be read */
+    uint32_t found_count;
+};
+
 int pageferry_server_open(struct pageferry_server_options *options, struct pageferry_server **server);
 /*
  * Reads a whole image file once, never its holes: content id and counts. The fd stays the caller's. `progress` may
- * be NULL. Blocks for as long as the disk takes. Errors: BAD_REQUEST (not a file, not a multiple of 4096, empty),
+ * be NULL; `left_out` too: then a lost page is an error. Blocks for as long as the disk takes. Errors: BAD_REQUEST (not a file, not a multiple of 4096, empty),
  * CANCELLED, BUG.
  */
-int pageferry_image_inspect(int fd, struct pageferry_progress *progress, struct pageferry_image_facts *facts,
-                            char *error, size_t error_bytes);
+int pageferry_image_inspect(int fd, struct pageferry_progress *progress, struct pageferry_left_out *left_out,
+                            struct pageferry_image_facts *facts, char *error, size_t error_bytes);
 /*
  * Serves a file under a name from now on. The fd is duplicated; `facts` are those that inspect gave. region_pages
- * add up to facts->page_count. Errors: BAD_REQUEST, ALREADY_ATTACHED (the name is taken), BUG.
+ * add up to facts->page_count. `lost`: runs, as pairs "first, count", that are lost from the beginning. Errors:
+ * BAD_REQUEST, OUT_OF_IMAGE (`lost`), ALREADY_ATTACHED (the name is taken), BUG.
  */
 int pageferry_server_add_file(struct pageferry_server *server, const char *name, int fd,
                               const struct pageferry_image_facts *facts, const uint64_t *region_pages,
-                              uint32_t region_count, char *error, size_t error_bytes);
+                              uint32_t region_count, const uint64_t *lost, uint32_t lost_count, char *error,
+                              size_t error_bytes);
 
 /*
  * What follows, up to the events, may be called by any thread at any time.
@@ -317,6 +328,17 @@ int pageferry_server_thaw(struct pageferry_server *server, const char *name);
 int pageferry_server_arrived(struct pageferry_server *server, const char *name);
 int pageferry_server_live_state(struct pageferry_server *server, const char *name,
                                 struct pageferry_live_state *state);
+/*
+ * These pages of an image of any kind are lost: they travel as POISON from now on, and their bytes never again. The next
+ * round of a live image names them, until it is frozen. What a read finds lost (EIO) joins them by itself. Errors:
+ * NO_SUCH_IMAGE, OUT_OF_IMAGE, WRONG_PHASE (frozen), NO_MEMORY.
+ */
+int pageferry_server_poison(struct pageferry_server *server, const char *name, uint64_t first_page, uint64_t page_count,
+                            char *error, size_t error_bytes);
+/* Poisoned runs from page *first on, as pairs "first, count", at most `capacity` pairs; *first moves behind the last. The
+ * number of pairs; 0: no more. Minus NO_SUCH_IMAGE. */
+int pageferry_server_poisoned(struct pageferry_server *server, const char *name, uint64_t *first, uint64_t *runs,
+                              uint32_t capacity);
 /* An image of any kind is not served any more: its calls end with NO_SUCH_IMAGE, and its memory is given up when the
  * last of them has ended. */
 int pageferry_server_remove(struct pageferry_server *server, const char *name);
@@ -369,7 +391,9 @@ enum pageferry_server_event_kind {
     PAGEFERRY_SERVER_EVENT_ATTACHED = 1,
     PAGEFERRY_SERVER_EVENT_SUPERSEDED = 2, /* a worker of a higher epoch has taken over */
     PAGEFERRY_SERVER_EVENT_ROUND = 3,      /* settled by a call; value: as_of, page_count: named by it */
-    PAGEFERRY_SERVER_EVENT_SILENT = 4      /* the last FetchPages of the target has ended */
+    PAGEFERRY_SERVER_EVENT_SILENT = 4,     /* the last FetchPages of the target has ended */
+    PAGEFERRY_SERVER_EVENT_LOST = 5        /* of no session: a read has found pages of an image lost. text: its name,
+                                              page_count: how many are lost by now, whoever has said so */
 };
 
 struct pageferry_server_event {

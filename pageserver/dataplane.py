@@ -5,12 +5,13 @@ import enum
 import socket
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Any, Final, Self
 
 from pageferry._native import ffi, lib
 from pageferry.host.handoff import Region
 from pageferry.phases import Phase
 from pageferry.service import native
+from pageferry.units import PageRun, from_pairs, to_pairs
 from pageserver.images import ImageFile
 
 
@@ -21,6 +22,12 @@ class ImageFacts:
     content_id: int
     page_count: int
     data_pages: int  # not all zero
+    unreadable: tuple[PageRun, ...] = ()  # lost: the disk has nothing for them; none of the content
+
+
+# So many places of a file may be lost; one with more of them is on a disk that is dead.
+UNREADABLE_RUNS_MAX: Final = 4096
+POISONED_RUNS_AT_ONCE: Final = 1024
 
 
 class Progress:
@@ -41,15 +48,22 @@ class Progress:
         self.shared.cancel = 1
 
 
-def inspect(image: ImageFile, progress: Progress) -> ImageFacts:
+def inspect(image: ImageFile, progress: Progress, left_out: Sequence[PageRun] = ()) -> ImageFacts:
     """Reads the file's data extents once. Blocks, with the interpreter's lock released.
 
-    PageferryError: it cannot be read, or CANCELLED.
+    `left_out`, in order: none of the content, by an earlier look. PageferryError: it cannot be read, or
+    CANCELLED.
     """
+    known = ffi.new("uint64_t[]", to_pairs(left_out))
+    found = ffi.new("uint64_t[]", 2 * UNREADABLE_RUNS_MAX)
+    c_left_out = ffi.new("struct pageferry_left_out *", (known, len(left_out), found, UNREADABLE_RUNS_MAX))
     facts = ffi.new("struct pageferry_image_facts *")
     error = ffi.new("char[]", lib.PAGEFERRY_TEXT_BYTES)
-    native.check(lib.pageferry_image_inspect(image.fd, progress.shared, facts, error, len(error)), error)
-    return ImageFacts(facts.content_id, facts.page_count, facts.data_pages)
+    native.check(
+        lib.pageferry_image_inspect(image.fd, progress.shared, c_left_out, facts, error, len(error)), error
+    )
+    unreadable = tuple(from_pairs(ffi.unpack(found, 2 * c_left_out.found_count)))
+    return ImageFacts(facts.content_id, facts.page_count, facts.data_pages, unreadable)
 
 
 # ---------------------------------------------------------------------------------------------------- a move
@@ -118,19 +132,21 @@ class ServerEventKind(enum.IntEnum):
     SUPERSEDED = lib.PAGEFERRY_SERVER_EVENT_SUPERSEDED
     ROUND = lib.PAGEFERRY_SERVER_EVENT_ROUND
     SILENT = lib.PAGEFERRY_SERVER_EVENT_SILENT
+    LOST = lib.PAGEFERRY_SERVER_EVENT_LOST  # of no session: a read has found pages of `image` lost
 
 
 @dataclass(frozen=True, slots=True)
 class ServerEvent:
-    """News of a session, the newest of its kind."""
+    """News of a session, the newest of its kind; LOST: of an image."""
 
     kind: ServerEventKind
     session: str
     target: int
     epoch: int
     value: int  # ATTACHED: 1 for the first ever, 0 for one that is back; ROUND: as_of
-    page_count: int  # ROUND: pages that it has named
+    page_count: int  # ROUND: pages that it has named; LOST: that are lost by now
     peer: str  # the address that the target was last seen at
+    image: str = ""  # LOST
 
 
 def accept_handoff(connection_fd: int) -> None:
@@ -174,8 +190,8 @@ class DataPlane:
         native.check(lib.pageferry_server_open(options, out), options.error)
         self._server = out[0]
 
-    def add(self, image: ImageFile, facts: ImageFacts) -> None:
-        """Serves the image under its name from now on; the file stays the caller's."""
+    def add(self, image: ImageFile, facts: ImageFacts, lost: Sequence[PageRun] = ()) -> None:
+        """Serves the image under its name from now on, these pages as lost; the file stays the caller's."""
         error = ffi.new("char[]", lib.PAGEFERRY_TEXT_BYTES)
         c_facts = ffi.new(
             "struct pageferry_image_facts *", (facts.content_id, facts.page_count, facts.data_pages)
@@ -189,6 +205,8 @@ class DataPlane:
                 c_facts,
                 regions,
                 len(image.region_pages),
+                ffi.new("uint64_t[]", to_pairs(lost)),
+                len(lost),
                 error,
                 len(error),
             ),
@@ -239,6 +257,27 @@ class DataPlane:
             frozen=bool(state.frozen),
         )
 
+    def poison(self, name: str, run: PageRun) -> None:
+        """These pages are lost: they travel as POISON, never as bytes. A live image: until the freeze."""
+        error = ffi.new("char[]", lib.PAGEFERRY_TEXT_BYTES)
+        native.check(
+            lib.pageferry_server_poison(
+                self._server, name.encode(), run.first_page, run.page_count, error, len(error)
+            ),
+            error,
+        )
+
+    def poisoned(self, name: str) -> list[PageRun]:
+        """All that is lost of it now, here or before it came here."""
+        first = ffi.new("uint64_t *")
+        numbers = ffi.new("uint64_t[]", 2 * POISONED_RUNS_AT_ONCE)
+        runs: list[PageRun] = []
+        while count := native.check(
+            lib.pageferry_server_poisoned(self._server, name.encode(), first, numbers, POISONED_RUNS_AT_ONCE)
+        ):
+            runs.extend(from_pairs(ffi.unpack(numbers, 2 * count)))
+        return runs
+
     def remove(self, name: str) -> None:
         """Serves it no more: calls end with NO_SUCH_IMAGE, its memory is given up after the last of them."""
         native.check(lib.pageferry_server_remove(self._server, name.encode()))
@@ -265,6 +304,7 @@ class DataPlane:
         told = ffi.new("struct pageferry_server_event *")
         if lib.pageferry_server_event(self._server, told) == 0:
             return None
+        of_image = told.kind == ServerEventKind.LOST
         return ServerEvent(
             kind=ServerEventKind(told.kind),
             session=native.text(told.session),
@@ -272,7 +312,8 @@ class DataPlane:
             epoch=told.epoch,
             value=told.value,
             page_count=told.page_count,
-            peer=native.text(told.text),
+            peer="" if of_image else native.text(told.text),
+            image=native.text(told.text) if of_image else "",
         )
 
     def event_fd(self) -> int:

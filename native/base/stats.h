@@ -55,7 +55,9 @@
     X(calls_failed_total, "server: calls ended with another status than OK") \
     X(sent_pages_total, "server: pages sent as bytes") \
     X(sent_zero_pages_total, "server: pages sent as zeros") \
+    X(sent_poison_pages_total, "server: pages sent as lost") \
     X(sent_batches_total, "server: batches sent") \
+    X(lost_pages_total, "server: pages that a read has found lost (EIO)") \
     X(asked_pages_total, "server: pages asked by FetchPages and GetPage")
 
 #define STATS_HISTOGRAMS(X) \

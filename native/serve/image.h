@@ -19,6 +19,7 @@
 #include "../gen/contract.h"
 #include "../pageferry.h"
 #include "../rpc/grpc.h"
+#include "lost.h"
 
 #define IMAGE_PAGE_BYTES ((uint64_t)PF_LIMIT_PAGE_BYTES)
 #define IMAGES_MAX 256 /* served by one process */
@@ -29,16 +30,19 @@ struct rounds;
 enum image_standing {
     IMAGE_HERE = 0, /* to be read */
     IMAGE_AWAY,     /* it has not arrived: neither bytes nor zeros, until it has */
-    IMAGE_LOST      /* poisoned, before it came here */
+    IMAGE_LOST      /* poisoned: here, or before it came here */
 };
+
+#define IMAGE_READ_LOST 1 /* a read of one page: it can never be read again */
 
 struct image_ops {
     /*
-     * Reads the bytes of whole pages to `bytes`. 0; -PF_REASON_GOING_AWAY: not now, or not all of them (they
-     * travel as LATER); -PF_REASON_MISMATCH: the image is not what it was (the call ends).
+     * Reads the bytes of whole pages to `bytes`. 0; IMAGE_READ_LOST: only of one page alone; -PF_REASON_GOING_AWAY: not
+     * now, or not all of them (they travel as LATER); -PF_REASON_MISMATCH: the image is not what it was (the call ends).
      */
     int (*read)(const struct image *image, uint64_t first_page, uint64_t page_count, uint8_t *bytes);
-    /* How `page` stands; *end comes down to where the pages end that stand so. NULL: all are here, always. */
+    /* How `page` stands, by what came before this image; *end comes down to where the pages end that stand so. NULL: all
+     * are here, always. For others: image_standing. */
     enum image_standing (*standing)(const struct image *image, uint64_t page, uint64_t *end);
     /* The page may hold data; if not, it is zeros and need not be read. Never touches the page. */
     bool (*may_hold_data)(const struct image *image, uint64_t page);
@@ -63,6 +67,8 @@ struct image {
     bool live;
     _Atomic uint64_t as_of; /* newest settled version; grows with the rounds of a live image */
     struct rounds *rounds;  /* of a live image; NULL: it never changes */
+    struct lost lost;
+    _Atomic bool lost_news; /* a read has found one more, and nobody above has heard of it */
     _Atomic uint32_t users; /* who has taken it, and the table while it is in there */
     _Atomic bool removed;
     /* image_file.c's: */
@@ -74,6 +80,14 @@ struct image {
 int image_file_open(const char *name, int fd, const struct pageferry_image_facts *facts,
                     const uint64_t *region_pages, uint32_t region_count, struct image **image, char *error,
                     size_t error_bytes);
+
+/* How `page` stands in an image of any kind, as the table's `standing` has it. */
+enum image_standing image_standing(const struct image *image, uint64_t page, uint64_t *end);
+/* These pages are lost from now on, for ever. 0, or minus a reason with a sentence: OUT_OF_IMAGE; of a live image that is
+ * frozen WRONG_PHASE. */
+int image_lose(struct image *image, uint64_t first_page, uint64_t page_count, char *error, size_t error_bytes);
+/* What image_ops.read returns, of so many pages, for what sparse_read has. */
+int image_read_said(int rc, uint64_t page_count);
 
 /* Name and regions (page_count is set) of any kind: 0, or minus a reason with a sentence. */
 int image_set_name(struct image *image, const char *name, char *error, size_t error_bytes);
@@ -98,6 +112,8 @@ void images_release(struct image *image);
 /* From now on nobody finds it. False: there is none of this name. */
 bool images_remove(struct images *images, struct grpc_bytes name);
 bool image_is_removed(const struct image *image);
+/* One whose loss has not been told yet, until images_release: it has been now. NULL: there is none. */
+struct image *images_take_lost_news(struct images *images);
 /* All of them; nobody uses them any more. */
 void images_close(struct images *images);
 

@@ -22,9 +22,7 @@ static int file_read(const struct image *image, uint64_t first_page, uint64_t pa
 {
     int rc = sparse_read(image->fd, first_page * IMAGE_PAGE_BYTES, page_count * IMAGE_PAGE_BYTES, bytes);
 
-    if (rc > 0)
-        return -PF_REASON_MISMATCH;
-    return rc < 0 ? -PF_REASON_GOING_AWAY : 0;
+    return image_read_said(rc, page_count);
 }
 
 static bool file_may_hold_data(const struct image *image, uint64_t page)
@@ -64,6 +62,7 @@ static void file_close(struct image *image)
 {
     if (image->fd >= 0)
         close(image->fd);
+    lost_close(&image->lost);
     free(image->data_map);
     free(image);
 }
@@ -112,6 +111,8 @@ static int set_file(struct image *image, int fd, const struct pageferry_image_fa
     image->content_id = facts->content_id;
     image->fd = fcntl(fd, F_DUPFD_CLOEXEC, 0);
     rc = image->fd < 0 ? -errno : map_data(image);
+    if (rc == 0)
+        rc = lost_open(&image->lost, image->page_count, false);
     if (position >= 0)
         lseek(fd, position, SEEK_SET);
     if (rc != 0) {

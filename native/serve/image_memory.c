@@ -35,14 +35,11 @@ static const struct image_memory *memory_of(const struct image *image)
 
 /* ---------------------------------------------------------------------------------------------- the table */
 
-/* One page that cannot be read now (a memory error: EIO) keeps nobody from the others. */
 static int memory_read(const struct image *image, uint64_t first_page, uint64_t page_count, uint8_t *bytes)
 {
     int rc = sparse_read(image->fd, first_page * IMAGE_PAGE_BYTES, page_count * IMAGE_PAGE_BYTES, bytes);
 
-    if (rc > 0)
-        return -PF_REASON_MISMATCH; /* the file got shorter */
-    return rc < 0 ? -PF_REASON_GOING_AWAY : 0;
+    return image_read_said(rc, page_count);
 }
 
 static enum image_standing memory_standing(const struct image *image, uint64_t page, uint64_t *end)
@@ -79,6 +76,7 @@ static void memory_close(struct image *image)
     holes_close(&memory->holes);
     versions_close(&memory->versions);
     arriving_close(&memory->arriving);
+    lost_close(&image->lost);
     if (memory->pagemap_fd >= 0)
         close(memory->pagemap_fd);
     if (memory->uffd >= 0)
@@ -258,12 +256,15 @@ static int set_rounds(struct image_memory *memory, const struct image_memory_req
     int rc = holes_open(&memory->holes, image->fd, image->page_count);
 
     if (rc == 0)
+        rc = lost_open(&image->lost, image->page_count, true);
+    if (rc == 0)
         rc = rounds_open(&memory->rounds, &scan_calls, memory->pagemap_fd, memory->regions, image->region_count,
                          &memory->versions, &memory->holes, &image->as_of);
     if (rc < 0)
         return cannot_look(rc, "the RAM file", error, error_bytes);
     memory->holes.arriving = &memory->arriving;
     memory->rounds.drops_untold = request->drops_untold;
+    memory->rounds.lost = &image->lost;
     memory->rounds_open = true;
     image->rounds = &memory->rounds;
     return 0;

@@ -3,6 +3,7 @@
  * The images that are served, by name, under a lock that is held for a moment when a call names its image. And
  * what all kinds of images have to be: named, and made of regions.
  */
+#include <errno.h>
 #include <inttypes.h>
 #include <string.h>
 
@@ -49,6 +50,24 @@ int image_set_name(struct image *image, const char *name, char *error, size_t er
     }
     memcpy(image->name, name, length + 1);
     return 0;
+}
+
+enum image_standing image_standing(const struct image *image, uint64_t page, uint64_t *end)
+{
+    if (lost_has(&image->lost, page, end))
+        return IMAGE_LOST;
+    return image->ops->standing == NULL ? IMAGE_HERE : image->ops->standing(image, page, end);
+}
+
+/* EIO is the kernel's word that the bytes are gone: a memory error, a bad sector. Which page it was is only known of one
+ * that was read alone. */
+int image_read_said(int rc, uint64_t page_count)
+{
+    if (rc > 0)
+        return -PF_REASON_MISMATCH; /* the file got shorter */
+    if ((rc == -EIO || rc == -EHWPOISON) && page_count == 1)
+        return IMAGE_READ_LOST;
+    return rc < 0 ? -PF_REASON_GOING_AWAY : 0;
 }
 
 /* With the lock held. The place of the image of this name; `count` if there is none. */
@@ -121,6 +140,21 @@ bool images_remove(struct images *images, struct grpc_bytes name)
 bool image_is_removed(const struct image *image)
 {
     return atomic_load_explicit(&image->removed, memory_order_relaxed);
+}
+
+struct image *images_take_lost_news(struct images *images)
+{
+    struct image *image = NULL;
+
+    pthread_mutex_lock(&images->lock);
+    for (uint32_t i = 0; i < images->count && image == NULL; i++) {
+        if (atomic_exchange(&images->image[i]->lost_news, false)) {
+            image = images->image[i];
+            atomic_fetch_add(&image->users, 1);
+        }
+    }
+    pthread_mutex_unlock(&images->lock);
+    return image;
 }
 
 void images_close(struct images *images)

@@ -157,12 +157,3 @@ int pageferry_server_drop_session(struct pageferry_server *server, const char *s
     return rc;
 }
 
-int pageferry_server_event(struct pageferry_server *server, struct pageferry_server_event *event)
-{
-    return sessions_event(&server->service.sessions, event);
-}
-
-int pageferry_server_event_fd(struct pageferry_server *server)
-{
-    return server->service.sessions.event_fd;
-}

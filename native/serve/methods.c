@@ -54,6 +54,13 @@ static int ask(struct call *call, const struct run *runs, uint32_t run_count)
     return 0;
 }
 
+/* Its own pages come from a read by this very call; others may have found more. */
+static void tell_lost(struct call *call)
+{
+    atomic_store(&call->image->lost_news, true);
+    sessions_ring(&service_of(call)->sessions);
+}
+
 /* The next answer, in the call's own memory or in a batch's. NOTHING: no news of what is asked. */
 static enum grpc_pulled answer(struct call *call, struct grpc_bytes *message)
 {
@@ -73,6 +80,8 @@ static enum grpc_pulled answer(struct call *call, struct grpc_bytes *message)
         call_refuse(call, (uint32_t)-rc, changed ? "the image is not what it was: its file got shorter" : "");
         return GRPC_PULLED_LAST;
     }
+    if (reply.lost_pages > 0)
+        tell_lost(call);
     if (reply.run_count == 0 && call->begun)
         return GRPC_PULLED_NOTHING;
     call->begun = true;

@@ -18,6 +18,8 @@ struct making {
     uint32_t read_pages; /* tried, whatever came of it */
     uint64_t named_pages;
     uint64_t zero_pages;
+    uint64_t poison_pages;
+    uint32_t lost_pages;
 };
 
 size_t reply_bytes_max(uint32_t pages_max, uint32_t runs_max)
@@ -39,6 +41,8 @@ static void add_run(struct making *making, uint64_t first_page, uint64_t page_co
     making->named_pages += page_count;
     if (kind == PF_RUN_KIND_ZERO)
         making->zero_pages += page_count;
+    if (kind == PF_RUN_KIND_POISON)
+        making->poison_pages += page_count;
 }
 
 static uint8_t *free_place(struct making *making)
@@ -59,19 +63,23 @@ static void add_page(struct making *making, uint64_t page, const uint8_t *bytes,
     }
 }
 
-/* One that cannot be read does not take its neighbours with it. */
+/* One that cannot be read does not take its neighbours with it, whether for now or for ever. */
 static int read_one_by_one(struct making *making, uint64_t first_page, uint64_t page_count, uint64_t version)
 {
-    const struct image *image = making->order->image;
+    struct image *image = making->order->image;
 
     for (uint64_t page = first_page; page < first_page + page_count; page++) {
         int rc = image->ops->read(image, page, 1, free_place(making));
         if (rc == -PF_REASON_GOING_AWAY)
             add_run(making, page, 1, PF_RUN_KIND_LATER, version);
-        else if (rc != 0)
+        else if (rc < 0)
             return rc;
-        else
+        else if (rc == 0)
             add_page(making, page, free_place(making), version);
+        if (rc == IMAGE_READ_LOST) {
+            making->lost_pages += (uint32_t)lost_note(&image->lost, page, 1);
+            add_run(making, page, 1, PF_RUN_KIND_POISON, version);
+        }
     }
     return 0;
 }
@@ -83,7 +91,7 @@ static int read_pages(struct making *making, uint64_t first_page, uint64_t page_
     int rc = image->ops->read(image, first_page, page_count, bytes);
 
     making->read_pages += (uint32_t)page_count;
-    if (rc == -PF_REASON_GOING_AWAY)
+    if (rc == -PF_REASON_GOING_AWAY || rc == IMAGE_READ_LOST)
         return read_one_by_one(making, first_page, page_count, version);
     for (uint64_t i = 0; rc == 0 && i < page_count; i++)
         add_page(making, first_page + i, bytes + i * IMAGE_PAGE_BYTES, version);
@@ -105,10 +113,8 @@ static int add_pages(struct making *making, uint64_t page, uint64_t *end, uint64
     const struct reply_order *order = making->order;
     const struct image *image = order->image;
     uint64_t room = order->pages_max - making->read_pages;
-    enum image_standing standing = IMAGE_HERE;
+    enum image_standing standing = image_standing(image, page, end);
 
-    if (image->ops->standing != NULL)
-        standing = image->ops->standing(image, page, end);
     if (standing != IMAGE_HERE) {
         add_unread(making, page, *end, standing, version);
         return 0;
@@ -202,6 +208,7 @@ static int write_message(const struct making *making, const struct reply_space *
     reply->message.data = making->data - head_bytes;
     reply->message.length = head_bytes + batch.data.length;
     reply->run_count = batch.run_count;
+    reply->lost_pages = making->lost_pages;
     return 0;
 }
 
@@ -221,6 +228,8 @@ int reply_make(const struct reply_order *order, struct asks *asks, const struct 
         stats_add(stats, STATS_sent_batches_total, 1);
         stats_add(stats, STATS_sent_pages_total, making.data_pages);
         stats_add(stats, STATS_sent_zero_pages_total, making.zero_pages);
+        stats_add(stats, STATS_sent_poison_pages_total, making.poison_pages);
+        stats_add(stats, STATS_lost_pages_total, making.lost_pages);
     }
     return rc;
 }

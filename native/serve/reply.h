@@ -16,7 +16,7 @@
 #include "image.h"
 
 struct reply_order {
-    const struct image *image;
+    struct image *image;
     uint64_t as_of;
     uint64_t since_version; /* pages not above it are passed over, at little cost */
     bool versions_only;
@@ -36,12 +36,14 @@ struct reply_space {
 struct reply {
     struct grpc_bytes message; /* in the space */
     uint32_t run_count;
+    uint32_t lost_pages; /* that a read has found, and nobody knew of */
 };
 
 size_t reply_bytes_max(uint32_t pages_max, uint32_t runs_max);
 
 /*
- * Answers as many of the oldest asks as fit. Pages that cannot be read now travel as LATER. 0, or minus a
+ * Answers as many of the oldest asks as fit. Pages that cannot be read now travel as LATER, those that are lost as POISON;
+ * a read may find one lost. 0, or minus a
  * reason: the call cannot go on. run_count 0: none of the pages asked has a version above since_version.
  */
 int reply_make(const struct reply_order *order, struct asks *asks, const struct reply_space *space,

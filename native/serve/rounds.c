@@ -126,6 +126,18 @@ static void raise_dropped(struct rounds *rounds, uint64_t first_page, uint64_t e
     }
 }
 
+/* Lost pages that no round has named yet; one that was raised just now has been. */
+static void raise_lost(struct rounds *rounds, uint64_t first_page, uint64_t end)
+{
+    uint64_t page = first_page, alike;
+
+    while (rounds->lost != NULL && (page = lost_take_unnamed(rounds->lost, page, end)) < end) {
+        alike = page + 1;
+        if ((uint32_t)versions_of(rounds->versions, page, &alike) != rounds->round)
+            raise_pages(rounds, page, page + 1);
+    }
+}
+
 /* Looks at the next pages and deals with them. The number of pages, or -errno. */
 static int64_t do_piece(struct rounds *rounds, uint64_t pages_max, bool final)
 {
@@ -142,6 +154,7 @@ static int64_t do_piece(struct rounds *rounds, uint64_t pages_max, bool final)
         return rc;
     if (final && rounds->drops_untold)
         raise_dropped(rounds, piece.first_page, page_at(&piece, piece.end));
+    raise_lost(rounds, piece.first_page, page_at(&piece, piece.end));
     rounds->page = page_at(&piece, piece.end);
     if (rounds->page == rounds->regions[rounds->region].first_page + rounds->regions[rounds->region].page_count)
         rounds->region++;
@@ -276,6 +289,19 @@ int rounds_thaw(struct rounds *rounds)
         rc = versions_renew(rounds->versions) < 0 ? -PF_REASON_BUG : 0;
         atomic_store(rounds->as_of, versions_as_of(rounds->versions));
     }
+    pthread_mutex_unlock(&rounds->lock);
+    return rc;
+}
+
+int rounds_lose(struct rounds *rounds, uint64_t first_page, uint64_t page_count)
+{
+    int rc = 0;
+
+    pthread_mutex_lock(&rounds->lock);
+    if (versions_frozen(rounds->versions))
+        rc = -PF_REASON_WRONG_PHASE;
+    else
+        lost_note(rounds->lost, first_page, page_count);
     pthread_mutex_unlock(&rounds->lock);
     return rc;
 }

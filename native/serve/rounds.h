@@ -32,6 +32,10 @@
  * The final round, with the writers stopped, resets nothing: there is no round after it. Thawing opens the
  * next incarnation, in which every page is named again.
  *
+ * A page that is lost is named by the next round, written or not: whoever holds bytes of it from before drops them. After
+ * the freeze there is no such round, and an operator's word comes too late; what a read finds lost then is POISON under
+ * the version that it has.
+ *
  * Any thread may call any of this; a lock is held for a step at most.
  */
 #ifndef PAGEFERRY_ROUNDS_H
@@ -45,6 +49,7 @@
 #include "../gen/contract.h"
 #include "../kernel/scan.h"
 #include "holes.h"
+#include "lost.h"
 #include "versions.h"
 
 /* What one step may take; more only if a single look brings it. */
@@ -66,6 +71,7 @@ struct rounds {
     uint64_t page_count;
     bool drops_untold; /* set by the owner: the VMM may drop pages and say nothing, so the final round looks for new
                           holes everywhere. Before it nobody relies on the bytes of such a page */
+    struct lost *lost; /* set by the owner; NULL: no page ever is */
     const struct rounds_region *regions; /* in the order of the image, without a gap */
     uint32_t region_count;
     uint32_t round;          /* under way; 0: none */
@@ -111,6 +117,9 @@ int rounds_freeze(struct rounds *rounds);
 /* After a freeze whose target will never run: the guest may run on here. No call of that target may be open
  * any more. 0, also if it is not frozen. */
 int rounds_thaw(struct rounds *rounds);
+
+/* These pages are lost from now on: the next round names those that were not before. 0 or WRONG_PHASE. */
+int rounds_lose(struct rounds *rounds, uint64_t first_page, uint64_t page_count);
 
 /* The memory is registered for write protection alone from now on (kernel/scan.h), between two looks. `uffd`: it is
  * registered with. 0, NO_VMM or BUG. */

@@ -13,6 +13,7 @@
  *   images.c, inspect.c, sparse.c           what is served: image_file.c, image_memory.c
  *   rounds.c, versions.c, holes.c           what is new in live memory                accept.c   the shim's leave
  *   arriving.c                              which of its pages are here yet
+ *   lost.c        which pages never are     poison.c     pageferry.h's words on them, and the news
  */
 #ifndef PAGEFERRY_SERVE_H
 #define PAGEFERRY_SERVE_H

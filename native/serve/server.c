@@ -121,11 +121,16 @@ int server_add(struct pageferry_server *server, struct image *image, char *error
 
 int pageferry_server_add_file(struct pageferry_server *server, const char *name, int fd,
                               const struct pageferry_image_facts *facts, const uint64_t *region_pages,
-                              uint32_t region_count, char *error, size_t error_bytes)
+                              uint32_t region_count, const uint64_t *lost, uint32_t lost_count, char *error,
+                              size_t error_bytes)
 {
     struct image *image = NULL;
     int rc = image_file_open(name, fd, facts, region_pages, region_count, &image, error, error_bytes);
 
+    for (uint32_t i = 0; rc == 0 && i < lost_count; i++)
+        rc = image_lose(image, lost[2 * i], lost[2 * i + 1], error, error_bytes);
+    if (rc != 0 && image != NULL)
+        image->ops->close(image);
     return rc == 0 ? server_add(server, image, error, error_bytes) : rc;
 }
 

@@ -142,12 +142,19 @@ static struct session_news *news_of(struct session *session, uint32_t kind)
     return &session->news[kind - 1];
 }
 
+void sessions_ring(struct sessions *sessions)
+{
+    const uint64_t one = 1;
+
+    if (write(sessions->event_fd, &one, sizeof(one)) != (ssize_t)sizeof(one))
+        return; /* it is readable already */
+}
+
 /* A target that is back takes the news back that it was silent; that it is the first stays true until it is told. */
 void sessions_note(struct sessions *sessions, struct session *session, uint32_t kind, uint64_t value,
                    uint64_t page_count)
 {
     struct session_news *news = news_of(session, kind);
-    const uint64_t one = 1;
 
     if (kind == PAGEFERRY_SERVER_EVENT_ATTACHED) {
         news_of(session, PAGEFERRY_SERVER_EVENT_SILENT)->number = 0;
@@ -158,8 +165,7 @@ void sessions_note(struct sessions *sessions, struct session *session, uint32_t 
     news->epoch = session->epoch;
     news->value = value;
     news->page_count = page_count;
-    if (write(sessions->event_fd, &one, sizeof(one)) != (ssize_t)sizeof(one))
-        return; /* it is readable already */
+    sessions_ring(sessions);
 }
 
 static struct session *oldest_news(struct sessions *sessions, uint32_t *kind)

@@ -20,7 +20,7 @@
 #include "token.h"
 
 #define SESSIONS_PEER_BYTES 80
-#define SESSIONS_NEWS_KINDS PAGEFERRY_SERVER_EVENT_SILENT
+#define SESSIONS_NEWS_KINDS PAGEFERRY_SERVER_EVENT_SILENT /* the kinds after it are of no session */
 
 /* What a target is told. */
 struct session_state {
@@ -70,6 +70,9 @@ void sessions_close(struct sessions *sessions);
 int sessions_set(struct sessions *sessions, const struct pageferry_session *told, char *error, size_t error_bytes);
 int sessions_drop(struct sessions *sessions, const char *name);
 int sessions_event(struct sessions *sessions, struct pageferry_server_event *event);
+
+/* There is news that is of no session. By any thread. */
+void sessions_ring(struct sessions *sessions);
 
 /* With the lock held by the caller: */
 

@@ -70,6 +70,21 @@ class FaultClientServiceStub(object):
                 request_serializer=pageferry_dot_v1_dot_migrations__pb2.SessionName.SerializeToString,
                 response_deserializer=pageferry_dot_v1_dot_faultclient__pb2.Arrivals.FromString,
                 _registered_method=True)
+        self.PoisonPages = channel.unary_unary(
+                '/pageferry.v1.FaultClientService/PoisonPages',
+                request_serializer=pageferry_dot_v1_dot_migrations__pb2.PoisonRequest.SerializeToString,
+                response_deserializer=pageferry_dot_v1_dot_migrations__pb2.PoisonLog.FromString,
+                _registered_method=True)
+        self.ClearPoison = channel.unary_unary(
+                '/pageferry.v1.FaultClientService/ClearPoison',
+                request_serializer=pageferry_dot_v1_dot_migrations__pb2.PoisonRequest.SerializeToString,
+                response_deserializer=pageferry_dot_v1_dot_migrations__pb2.PoisonLog.FromString,
+                _registered_method=True)
+        self.ListPoison = channel.unary_unary(
+                '/pageferry.v1.FaultClientService/ListPoison',
+                request_serializer=pageferry_dot_v1_dot_migrations__pb2.PoisonRequest.SerializeToString,
+                response_deserializer=pageferry_dot_v1_dot_migrations__pb2.PoisonLog.FromString,
+                _registered_method=True)
 
 
 class FaultClientServiceServicer(object):
@@ -123,6 +138,30 @@ class FaultClientServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def PoisonPages(self, request, context):
+        """These pages are lost from now on: their bytes leave the memory, an access raises SIGBUS or a machine check, and the VMM is told,
+        once a page. For ever, or until ClearPoison; asked again: the same answer. From attaching on, also when the session has committed.
+        OUT_OF_IMAGE; WRONG_PHASE before attaching, and when the registration has ended; UNSUPPORTED: a guest address, and the VM's
+        layout is not known.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ClearPoison(self, request, context):
+        """Those that are poisoned are fresh memory from now on and read as zeros; old bytes never return.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListPoison(self, request, context):
+        """Touches nothing. Without pages: of all.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_FaultClientServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -155,6 +194,21 @@ def add_FaultClientServiceServicer_to_server(servicer, server):
                     servicer.GetArrivals,
                     request_deserializer=pageferry_dot_v1_dot_migrations__pb2.SessionName.FromString,
                     response_serializer=pageferry_dot_v1_dot_faultclient__pb2.Arrivals.SerializeToString,
+            ),
+            'PoisonPages': grpc.unary_unary_rpc_method_handler(
+                    servicer.PoisonPages,
+                    request_deserializer=pageferry_dot_v1_dot_migrations__pb2.PoisonRequest.FromString,
+                    response_serializer=pageferry_dot_v1_dot_migrations__pb2.PoisonLog.SerializeToString,
+            ),
+            'ClearPoison': grpc.unary_unary_rpc_method_handler(
+                    servicer.ClearPoison,
+                    request_deserializer=pageferry_dot_v1_dot_migrations__pb2.PoisonRequest.FromString,
+                    response_serializer=pageferry_dot_v1_dot_migrations__pb2.PoisonLog.SerializeToString,
+            ),
+            'ListPoison': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListPoison,
+                    request_deserializer=pageferry_dot_v1_dot_migrations__pb2.PoisonRequest.FromString,
+                    response_serializer=pageferry_dot_v1_dot_migrations__pb2.PoisonLog.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -323,6 +377,87 @@ class FaultClientService(object):
             '/pageferry.v1.FaultClientService/GetArrivals',
             pageferry_dot_v1_dot_migrations__pb2.SessionName.SerializeToString,
             pageferry_dot_v1_dot_faultclient__pb2.Arrivals.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def PoisonPages(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/pageferry.v1.FaultClientService/PoisonPages',
+            pageferry_dot_v1_dot_migrations__pb2.PoisonRequest.SerializeToString,
+            pageferry_dot_v1_dot_migrations__pb2.PoisonLog.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ClearPoison(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/pageferry.v1.FaultClientService/ClearPoison',
+            pageferry_dot_v1_dot_migrations__pb2.PoisonRequest.SerializeToString,
+            pageferry_dot_v1_dot_migrations__pb2.PoisonLog.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListPoison(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/pageferry.v1.FaultClientService/ListPoison',
+            pageferry_dot_v1_dot_migrations__pb2.PoisonRequest.SerializeToString,
+            pageferry_dot_v1_dot_migrations__pb2.PoisonLog.FromString,
             options,
             channel_credentials,
             insecure,

@@ -15,6 +15,9 @@ class FaultClientServiceStub:
     WatchSessions: grpc.UnaryStreamMultiCallable[migrations_pb2.WatchSessionsRequest, migrations_pb2.Session]
     CancelSession: grpc.UnaryUnaryMultiCallable[migrations_pb2.EndSessionRequest, migrations_pb2.Session]
     GetArrivals: grpc.UnaryUnaryMultiCallable[migrations_pb2.SessionName, faultclient_pb2.Arrivals]
+    PoisonPages: grpc.UnaryUnaryMultiCallable[migrations_pb2.PoisonRequest, migrations_pb2.PoisonLog]
+    ClearPoison: grpc.UnaryUnaryMultiCallable[migrations_pb2.PoisonRequest, migrations_pb2.PoisonLog]
+    ListPoison: grpc.UnaryUnaryMultiCallable[migrations_pb2.PoisonRequest, migrations_pb2.PoisonLog]
 
 # For type checkers alone: what FaultClientServiceStub is over a channel of grpc.aio; cast to it.
 class FaultClientServiceAsyncStub:
@@ -24,6 +27,9 @@ class FaultClientServiceAsyncStub:
     WatchSessions: grpc.aio.UnaryStreamMultiCallable[migrations_pb2.WatchSessionsRequest, migrations_pb2.Session]
     CancelSession: grpc.aio.UnaryUnaryMultiCallable[migrations_pb2.EndSessionRequest, migrations_pb2.Session]
     GetArrivals: grpc.aio.UnaryUnaryMultiCallable[migrations_pb2.SessionName, faultclient_pb2.Arrivals]
+    PoisonPages: grpc.aio.UnaryUnaryMultiCallable[migrations_pb2.PoisonRequest, migrations_pb2.PoisonLog]
+    ClearPoison: grpc.aio.UnaryUnaryMultiCallable[migrations_pb2.PoisonRequest, migrations_pb2.PoisonLog]
+    ListPoison: grpc.aio.UnaryUnaryMultiCallable[migrations_pb2.PoisonRequest, migrations_pb2.PoisonLog]
 
 # Each call may be plain or async.
 class FaultClientServiceServicer:
@@ -45,6 +51,15 @@ class FaultClientServiceServicer:
     def GetArrivals(
         self, request: migrations_pb2.SessionName, context: Any
     ) -> faultclient_pb2.Arrivals | Awaitable[faultclient_pb2.Arrivals]: ...
+    def PoisonPages(
+        self, request: migrations_pb2.PoisonRequest, context: Any
+    ) -> migrations_pb2.PoisonLog | Awaitable[migrations_pb2.PoisonLog]: ...
+    def ClearPoison(
+        self, request: migrations_pb2.PoisonRequest, context: Any
+    ) -> migrations_pb2.PoisonLog | Awaitable[migrations_pb2.PoisonLog]: ...
+    def ListPoison(
+        self, request: migrations_pb2.PoisonRequest, context: Any
+    ) -> migrations_pb2.PoisonLog | Awaitable[migrations_pb2.PoisonLog]: ...
 
 def add_FaultClientServiceServicer_to_server(
     servicer: FaultClientServiceServicer, server: grpc.Server | grpc.aio.Server

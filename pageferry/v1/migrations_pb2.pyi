@@ -3,9 +3,10 @@ import datetime
 
 from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from pageferry.v1 import pages_pb2 as _pages_pb2
+from google.protobuf.internal import containers as _containers
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
-from collections.abc import Mapping as _Mapping
+from collections.abc import Iterable as _Iterable, Mapping as _Mapping
 from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 
 DESCRIPTOR: _descriptor.FileDescriptor
@@ -99,6 +100,48 @@ class EndSessionRequest(_message.Message):
     session: str
     force_image: str
     def __init__(self, session: _Optional[str] = ..., force_image: _Optional[str] = ...) -> None: ...
+
+class PoisonRequest(_message.Message):
+    __slots__ = ("session", "runs", "guest_addresses", "after_seq", "image")
+    SESSION_FIELD_NUMBER: _ClassVar[int]
+    RUNS_FIELD_NUMBER: _ClassVar[int]
+    GUEST_ADDRESSES_FIELD_NUMBER: _ClassVar[int]
+    AFTER_SEQ_FIELD_NUMBER: _ClassVar[int]
+    IMAGE_FIELD_NUMBER: _ClassVar[int]
+    session: str
+    runs: _containers.RepeatedScalarFieldContainer[int]
+    guest_addresses: _containers.RepeatedScalarFieldContainer[int]
+    after_seq: int
+    image: str
+    def __init__(self, session: _Optional[str] = ..., runs: _Optional[_Iterable[int]] = ..., guest_addresses: _Optional[_Iterable[int]] = ..., after_seq: _Optional[int] = ..., image: _Optional[str] = ...) -> None: ...
+
+class PoisonLog(_message.Message):
+    __slots__ = ("seq", "runs", "entries")
+    SEQ_FIELD_NUMBER: _ClassVar[int]
+    RUNS_FIELD_NUMBER: _ClassVar[int]
+    ENTRIES_FIELD_NUMBER: _ClassVar[int]
+    seq: int
+    runs: _containers.RepeatedScalarFieldContainer[int]
+    entries: _containers.RepeatedCompositeFieldContainer[PoisonEntry]
+    def __init__(self, seq: _Optional[int] = ..., runs: _Optional[_Iterable[int]] = ..., entries: _Optional[_Iterable[_Union[PoisonEntry, _Mapping[str, object]]]] = ...) -> None: ...
+
+class PoisonEntry(_message.Message):
+    __slots__ = ("seq", "page", "page_count", "cleared", "was_mapped", "mapped", "held")
+    SEQ_FIELD_NUMBER: _ClassVar[int]
+    PAGE_FIELD_NUMBER: _ClassVar[int]
+    PAGE_COUNT_FIELD_NUMBER: _ClassVar[int]
+    CLEARED_FIELD_NUMBER: _ClassVar[int]
+    WAS_MAPPED_FIELD_NUMBER: _ClassVar[int]
+    MAPPED_FIELD_NUMBER: _ClassVar[int]
+    HELD_FIELD_NUMBER: _ClassVar[int]
+    seq: int
+    page: int
+    page_count: int
+    cleared: bool
+    was_mapped: bool
+    mapped: bool
+    held: bool
+    def __init__(self, seq: _Optional[int] = ..., page: _Optional[int] = ..., page_count: _Optional[int] = ..., cleared: bool = ..., was_mapped: bool = ..., mapped: bool = ..., held: bool = ...) -> None: ...
 
 class HandOverResponse(_message.Message):
     __slots__ = ("as_of", "manifest_digest", "stopped_us", "device_state", "device_state_digest", "last")

@@ -74,6 +74,16 @@ class MigrationServiceStub(object):
                 request_serializer=pageferry_dot_v1_dot_migrations__pb2.RecordPhaseRequest.SerializeToString,
                 response_deserializer=pageferry_dot_v1_dot_migrations__pb2.Session.FromString,
                 _registered_method=True)
+        self.PoisonPages = channel.unary_unary(
+                '/pageferry.v1.MigrationService/PoisonPages',
+                request_serializer=pageferry_dot_v1_dot_migrations__pb2.PoisonRequest.SerializeToString,
+                response_deserializer=pageferry_dot_v1_dot_migrations__pb2.PoisonLog.FromString,
+                _registered_method=True)
+        self.ListPoison = channel.unary_unary(
+                '/pageferry.v1.MigrationService/ListPoison',
+                request_serializer=pageferry_dot_v1_dot_migrations__pb2.PoisonRequest.SerializeToString,
+                response_deserializer=pageferry_dot_v1_dot_migrations__pb2.PoisonLog.FromString,
+                _registered_method=True)
 
 
 class MigrationServiceServicer(object):
@@ -144,6 +154,22 @@ class MigrationServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def PoisonPages(self, request, context):
+        """Operator. These pages of the image are lost: from now on they travel as POISON, never as bytes, to whoever asks, also after a
+        restart; a live image's next round names them. Until the freeze (WRONG_PHASE; poison at the target then). OUT_OF_IMAGE;
+        UNSUPPORTED: a guest address, and the VM's layout is not known.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListPoison(self, request, context):
+        """Operator. Those that were poisoned by a read error and by PoisonPages alike. Touches nothing.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_MigrationServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -181,6 +207,16 @@ def add_MigrationServiceServicer_to_server(servicer, server):
                     servicer.RecordPhase,
                     request_deserializer=pageferry_dot_v1_dot_migrations__pb2.RecordPhaseRequest.FromString,
                     response_serializer=pageferry_dot_v1_dot_migrations__pb2.Session.SerializeToString,
+            ),
+            'PoisonPages': grpc.unary_unary_rpc_method_handler(
+                    servicer.PoisonPages,
+                    request_deserializer=pageferry_dot_v1_dot_migrations__pb2.PoisonRequest.FromString,
+                    response_serializer=pageferry_dot_v1_dot_migrations__pb2.PoisonLog.SerializeToString,
+            ),
+            'ListPoison': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListPoison,
+                    request_deserializer=pageferry_dot_v1_dot_migrations__pb2.PoisonRequest.FromString,
+                    response_serializer=pageferry_dot_v1_dot_migrations__pb2.PoisonLog.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -376,6 +412,60 @@ class MigrationService(object):
             '/pageferry.v1.MigrationService/RecordPhase',
             pageferry_dot_v1_dot_migrations__pb2.RecordPhaseRequest.SerializeToString,
             pageferry_dot_v1_dot_migrations__pb2.Session.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def PoisonPages(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/pageferry.v1.MigrationService/PoisonPages',
+            pageferry_dot_v1_dot_migrations__pb2.PoisonRequest.SerializeToString,
+            pageferry_dot_v1_dot_migrations__pb2.PoisonLog.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListPoison(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/pageferry.v1.MigrationService/ListPoison',
+            pageferry_dot_v1_dot_migrations__pb2.PoisonRequest.SerializeToString,
+            pageferry_dot_v1_dot_migrations__pb2.PoisonLog.FromString,
             options,
             channel_credentials,
             insecure,

@@ -15,6 +15,8 @@ class MigrationServiceStub:
     ReleaseSession: grpc.UnaryUnaryMultiCallable[migrations_pb2.EndSessionRequest, migrations_pb2.Session]
     HandOver: grpc.UnaryStreamMultiCallable[migrations_pb2.SessionName, migrations_pb2.HandOverResponse]
     RecordPhase: grpc.UnaryUnaryMultiCallable[migrations_pb2.RecordPhaseRequest, migrations_pb2.Session]
+    PoisonPages: grpc.UnaryUnaryMultiCallable[migrations_pb2.PoisonRequest, migrations_pb2.PoisonLog]
+    ListPoison: grpc.UnaryUnaryMultiCallable[migrations_pb2.PoisonRequest, migrations_pb2.PoisonLog]
 
 # For type checkers alone: what MigrationServiceStub is over a channel of grpc.aio; cast to it.
 class MigrationServiceAsyncStub:
@@ -25,6 +27,8 @@ class MigrationServiceAsyncStub:
     ReleaseSession: grpc.aio.UnaryUnaryMultiCallable[migrations_pb2.EndSessionRequest, migrations_pb2.Session]
     HandOver: grpc.aio.UnaryStreamMultiCallable[migrations_pb2.SessionName, migrations_pb2.HandOverResponse]
     RecordPhase: grpc.aio.UnaryUnaryMultiCallable[migrations_pb2.RecordPhaseRequest, migrations_pb2.Session]
+    PoisonPages: grpc.aio.UnaryUnaryMultiCallable[migrations_pb2.PoisonRequest, migrations_pb2.PoisonLog]
+    ListPoison: grpc.aio.UnaryUnaryMultiCallable[migrations_pb2.PoisonRequest, migrations_pb2.PoisonLog]
 
 # Each call may be plain or async.
 class MigrationServiceServicer:
@@ -49,6 +53,12 @@ class MigrationServiceServicer:
     def RecordPhase(
         self, request: migrations_pb2.RecordPhaseRequest, context: Any
     ) -> migrations_pb2.Session | Awaitable[migrations_pb2.Session]: ...
+    def PoisonPages(
+        self, request: migrations_pb2.PoisonRequest, context: Any
+    ) -> migrations_pb2.PoisonLog | Awaitable[migrations_pb2.PoisonLog]: ...
+    def ListPoison(
+        self, request: migrations_pb2.PoisonRequest, context: Any
+    ) -> migrations_pb2.PoisonLog | Awaitable[migrations_pb2.PoisonLog]: ...
 
 def add_MigrationServiceServicer_to_server(
     servicer: MigrationServiceServicer, server: grpc.Server | grpc.aio.Server

@@ -150,8 +150,9 @@ static void test_our_own_server(void)
     CHECK(client_prepare(&vm, REAL_MEMFD, SERVER_PAGES, &server, false));
     vm.options.background = 1;
     CHECK_EQ(pageferry_server_open(&options, &own), 0);
-    CHECK_EQ(pageferry_image_inspect(image, NULL, &facts, error, sizeof(error)), 0);
-    CHECK_EQ(pageferry_server_add_file(own, CLIENT_IMAGE, image, &facts, &facts.page_count, 1, error, sizeof(error)),
+    CHECK_EQ(pageferry_image_inspect(image, NULL, NULL, &facts, error, sizeof(error)), 0);
+    CHECK_EQ(pageferry_server_add_file(own, CLIENT_IMAGE, image, &facts, &facts.page_count, 1, NULL, 0, error,
+                                       sizeof(error)),
              0);
     CHECK_EQ(client_open(&vm), 0);
     CHECK(client_arm(&vm));

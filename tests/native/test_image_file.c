@@ -67,7 +67,7 @@ static struct pageferry_image_facts inspect(int fd)
 {
     struct pageferry_image_facts facts;
 
-    CHECK_EQ(pageferry_image_inspect(fd, NULL, &facts, error, sizeof(error)), 0);
+    CHECK_EQ(pageferry_image_inspect(fd, NULL, NULL, &facts, error, sizeof(error)), 0);
     return facts;
 }
 
@@ -111,7 +111,7 @@ static void test_inspect_counts_and_names(void)
     blkcnt_t before = blocks_of(fd);
 
     CHECK_EQ(lseek(fd, 5, SEEK_SET), 5);
-    CHECK_EQ(pageferry_image_inspect(fd, &progress, &facts, error, sizeof(error)), 0);
+    CHECK_EQ(pageferry_image_inspect(fd, &progress, NULL, &facts, error, sizeof(error)), 0);
     CHECK_EQ(facts.page_count, PAGES);
     CHECK_EQ(facts.data_pages, 72);
     CHECK_EQ(progress.done_bytes, PAGES * IMAGE_PAGE_BYTES);
@@ -145,7 +145,7 @@ static void test_inspect_gives_up_when_told(void)
     struct pageferry_progress progress = {.cancel = 1};
     struct pageferry_image_facts facts;
 
-    CHECK_EQ(pageferry_image_inspect(fd, &progress, &facts, error, sizeof(error)), -PF_REASON_CANCELLED);
+    CHECK_EQ(pageferry_image_inspect(fd, &progress, NULL, &facts, error, sizeof(error)), -PF_REASON_CANCELLED);
     CHECK(strstr(error, "cancelled") != NULL);
     close(fd);
 }
@@ -155,11 +155,11 @@ static void refused(int fd, const char *words)
     struct pageferry_image_facts facts;
 
     error[0] = 0;
-    CHECK_EQ(pageferry_image_inspect(fd, NULL, &facts, error, sizeof(error)), -PF_REASON_BAD_REQUEST);
+    CHECK_EQ(pageferry_image_inspect(fd, NULL, NULL, &facts, error, sizeof(error)), -PF_REASON_BAD_REQUEST);
     if (strstr(error, words) == NULL)
         printf("said: %s\n", error);
     CHECK(strstr(error, words) != NULL);
-    CHECK_EQ(pageferry_image_inspect(fd, NULL, &facts, NULL, 0), -PF_REASON_BAD_REQUEST);
+    CHECK_EQ(pageferry_image_inspect(fd, NULL, NULL, &facts, NULL, 0), -PF_REASON_BAD_REQUEST);
     close(fd);
 }
 

@@ -364,8 +364,9 @@ static void test_what_is_no_live_image(void)
 
     begin();
     image_fd = serve_image(10);
-    CHECK_EQ(pageferry_image_inspect(image_fd, NULL, &facts, error, sizeof(error)), 0);
-    CHECK_EQ(pageferry_server_add_file(server, "file", image_fd, &facts, &facts.page_count, 1, error, sizeof(error)), 0);
+    CHECK_EQ(pageferry_image_inspect(image_fd, NULL, NULL, &facts, error, sizeof(error)), 0);
+    CHECK_EQ(pageferry_server_add_file(server, "file", image_fd, &facts, &facts.page_count, 1, NULL, 0, error,
+                                       sizeof(error)), 0);
     close(image_fd);
     CHECK_EQ(pageferry_server_freeze(server, "file", &frozen, error, sizeof(error)), -PF_REASON_BAD_REQUEST);
     CHECK(strstr(error, "file") != NULL);

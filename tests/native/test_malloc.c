@@ -241,9 +241,9 @@ static bool start(void)
         good = good && client_prepare(&vms[i], REAL_MEMFD, PAGES, &listening, false);
     list_threads(&before);
     good = good && pageferry_server_open(&options, &page_server) == 0;
-    good = good && pageferry_image_inspect(image, NULL, &facts, error, sizeof(error)) == 0;
-    good = good && pageferry_server_add_file(page_server, CLIENT_IMAGE, image, &facts, &facts.page_count, 1, error,
-                                             sizeof(error)) == 0;
+    good = good && pageferry_image_inspect(image, NULL, NULL, &facts, error, sizeof(error)) == 0;
+    good = good && pageferry_server_add_file(page_server, CLIENT_IMAGE, image, &facts, &facts.page_count, 1, NULL, 0,
+                                             error, sizeof(error)) == 0;
     of[ROLE_SERVER] = good ? the_new_one(&before) : NULL;
     if (image >= 0)
         close(image);

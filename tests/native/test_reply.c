@@ -87,7 +87,7 @@ static const struct image_ops table_ops = {
     .version = table_version,
     .next_above = table_next_above,
 };
-static const struct image image = {.ops = &table_ops, .content_id = 77, .page_count = PAGES,
+static struct image image = {.ops = &table_ops, .content_id = 77, .page_count = PAGES,
                                    .as_of = NEW_VERSION};
 
 /* ------------------------------------------------------------------------------- asking, and reading back */

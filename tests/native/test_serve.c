@@ -34,8 +34,8 @@ static void start_server(uint32_t threads)
 
     options.listen_fds = &listen_fd;
     CHECK_EQ(pageferry_server_open(&options, &server), 0);
-    CHECK_EQ(pageferry_image_inspect(image_fd, NULL, &facts, error, sizeof(error)), 0);
-    CHECK_EQ(pageferry_server_add_file(server, "vm", image_fd, &facts, &facts.page_count, 1, error,
+    CHECK_EQ(pageferry_image_inspect(image_fd, NULL, NULL, &facts, error, sizeof(error)), 0);
+    CHECK_EQ(pageferry_server_add_file(server, "vm", image_fd, &facts, &facts.page_count, 1, NULL, 0, error,
                                        sizeof(error)), 0);
     serve_content_id = facts.content_id;
     pageferry_server_health(server, 1);

@@ -44,8 +44,8 @@ static bool serve(void)
             good = good && pwrite(image, bytes, sizeof(bytes), (off_t)(page * 4096)) == sizeof(bytes);
     }
     return good && pageferry_server_open(&options, &server) == 0 &&
-           pageferry_image_inspect(image, NULL, &facts, error, sizeof(error)) == 0 &&
-           pageferry_server_add_file(server, CLIENT_IMAGE, image, &facts, &facts.page_count, 1, error,
+           pageferry_image_inspect(image, NULL, NULL, &facts, error, sizeof(error)) == 0 &&
+           pageferry_server_add_file(server, CLIENT_IMAGE, image, &facts, &facts.page_count, 1, NULL, 0, error,
                                      sizeof(error)) == 0;
 }
 

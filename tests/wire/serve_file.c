@@ -65,7 +65,7 @@ static int inspect(const char *path, struct pageferry_image_facts *facts, int *f
         snprintf(error, PAGEFERRY_TEXT_BYTES, "%s: %s", path, strerror(errno));
         return -1;
     }
-    rc = pageferry_image_inspect(*fd, NULL, facts, error, PAGEFERRY_TEXT_BYTES);
+    rc = pageferry_image_inspect(*fd, NULL, NULL, facts, error, PAGEFERRY_TEXT_BYTES);
     if (rc != 0)
         close(*fd);
     return rc;
@@ -77,7 +77,7 @@ static int add(struct pageferry_server *server, const char *name, const char *pa
     int fd, rc = inspect(path, &facts, &fd, error);
 
     if (rc == 0) {
-        rc = pageferry_server_add_file(server, name, fd, &facts, &facts.page_count, 1, error,
+        rc = pageferry_server_add_file(server, name, fd, &facts, &facts.page_count, 1, NULL, 0, error,
                                        PAGEFERRY_TEXT_BYTES);
         close(fd);
     }
