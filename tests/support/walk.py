@@ -110,7 +110,8 @@ class Walk:
     def arguments(self, name: str, more: str = "") -> list[str]:
         """A terminal of its own, in which both blocks are pasted."""
         script = f"{self._blocks['every terminal']}\n{self._blocks[name].rstrip()}{more}"
-        inside = ["nsenter", f"--target={self._pid}", "--net", "--mount", f"--wdns={self.folder}", "--"]
+        here = f"--wdns={self.folder}"
+        inside = ["nsenter", f"--target={self._pid}", "--net", "--mount", "--root", here, "--"]
         return [*inside, "bash", "-c", script]
 
     def start(self, name: str) -> Program:
