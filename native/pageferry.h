@@ -223,6 +223,37 @@ struct pageferry_progress {
 
 /* ------------------------------------------------------------- memory: the calling process's, and this machine's */
 
+/*
+ * Zap: mappings go, so that the next access faults again. Only the process whose memory it is can do that: a VMM calls
+ * this about itself, and the shim does, told by frame. Not on a thread that reads the userfaultfd: where removals are
+ * reported, the call waits until that one has been read. docs/zap-table.md: what each way leaves behind.
+ *
+ * With DROP the data of memory whose pages have not all arrived comes back from the image: to drop pages of a VM that is
+ * open here, give it ORDER_ZAP.
+ */
+enum pageferry_zap_method {
+    PAGEFERRY_ZAPPED_BY_DONTNEED = 1,        /* MADV_DONTNEED */
+    PAGEFERRY_ZAPPED_BY_DONTNEED_LOCKED = 2, /* MADV_DONTNEED_LOCKED: the memory is locked */
+    PAGEFERRY_ZAPPED_BY_REMAP = 3,           /* mapped and registered anew: the VMM's threads stood still, by its word */
+    PAGEFERRY_ZAPPED_BY_PUNCH = 4            /* FALLOC_FL_PUNCH_HOLE: the data too, in every mapping */
+};
+
+struct pageferry_zap {
+    uint64_t address;      /* multiples of what the kernel maps at once there */
+    uint64_t length_bytes;
+    int backing_fd;        /* the file behind it; -1: private anonymous memory, which loses its data with its mapping, so
+                              that only DROP can be asked */
+    uint64_t offset_bytes; /* of `address` in the file */
+    uint32_t flags;        /* PAGEFERRY_ZAP_DROP */
+    int uffd;              /* -1, or: nobody touches the memory meanwhile, and REMAP may be used, registering with this */
+    uint64_t done_bytes;   /* out: in steps of 2 MiB at most */
+    uint32_t method;       /* out: enum pageferry_zap_method */
+    char why[PAGEFERRY_TEXT_BYTES]; /* out: of the method; or what was refused, with the remedy */
+};
+
+/* Errors: BAD_REQUEST, UNSUPPORTED, NO_MEMORY, BUG. */
+int pageferry_zap(struct pageferry_zap *zap);
+
 /* ------------------------------------------------------------------------------------------------- server half */
 
 struct pageferry_server;

@@ -35,13 +35,15 @@ int real_tmpfs_file(const char *size, const char *option, const char *value)
     return file;
 }
 
-bool real_deny_ioctl(unsigned request, int error)
+/* The system call of this number, where its argument of that index has this value. */
+static bool deny(unsigned number, unsigned index, unsigned value, int error)
 {
     struct sock_filter code[] = {
         BPF_STMT(BPF_LD | BPF_W | BPF_ABS, offsetof(struct seccomp_data, nr)),
-        BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, SYS_ioctl, 0, 3),
-        BPF_STMT(BPF_LD | BPF_W | BPF_ABS, offsetof(struct seccomp_data, args[1])), /* its low half: little endian */
-        BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, request, 0, 1),
+        BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, number, 0, 3),
+        BPF_STMT(BPF_LD | BPF_W | BPF_ABS, /* its low half: little endian */
+                 (unsigned)(offsetof(struct seccomp_data, args) + index * sizeof(uint64_t))),
+        BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, value, 0, 1),
         BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ERRNO | (unsigned)error),
         BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ALLOW),
     };
@@ -49,6 +51,16 @@ bool real_deny_ioctl(unsigned request, int error)
 
     return prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) == 0 &&
            prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, &program) == 0;
+}
+
+bool real_deny_ioctl(unsigned request, int error)
+{
+    return deny(SYS_ioctl, 1, request, error);
+}
+
+bool real_deny_advice(int advice, int error)
+{
+    return deny(SYS_madvise, 2, (unsigned)advice, error);
 }
 
 bool real_apart(int (*check)(void))

@@ -103,6 +103,8 @@ int real_tmpfs_file(const char *size, const char *option, const char *value);
 /* From now on, and for ever in this process, ioctl(fd, request) fails with `error`: a kernel that lacks it, or one
  * whose memory is broken. */
 bool real_deny_ioctl(unsigned request, int error);
+/* The same of madvise(..., advice). */
+bool real_deny_advice(int advice, int error);
 /* Runs `check` in a process of its own; it returns 0 when all is well. */
 bool real_apart(int (*check)(void));
 
