@@ -67,7 +67,7 @@ static void test_what_is_no_frame(void)
 
     wrong[0].magic ^= 1;
     wrong[1].kind = 0;
-    wrong[2].kind = FRAME_COMPLETE + 1;
+    wrong[2].kind = FRAME_ZAPPED + 1;
     pair(ends);
     for (int i = 0; i < 3; i++) {
         CHECK_EQ(frame_send(ends[0], &wrong[i]), 0);
