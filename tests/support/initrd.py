@@ -2,9 +2,10 @@
 """The real guest's kernel and initrd, made once and kept under build/guest/.
 
 The kernel is Debian's own: the image package that linux-image-cloud-amd64 depends on, fetched by apt and
-unpacked without installing it. The initrd is made here: busybox, an /init of a few lines, and the workload.
-Its name carries a hash of all that went into it, so a change of any part makes a new one. `python -m
-tests.support.initrd` makes both and prints where they are.
+unpacked without installing it. The initrd is made here: busybox, an /init of a few lines, and the workload;
+one for guests with a balloon or pluggable memory has that kernel's drivers of them as well. Its name carries
+a hash of all that went into it, so a change of any part makes a new one. `python -m tests.support.initrd`
+makes both and prints where they are.
 """
 
 import fcntl
@@ -14,7 +15,7 @@ import re
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,6 +31,22 @@ INIT = b"""#!/bin/busybox sh
 /bin/busybox mount -t devtmpfs devtmpfs /dev
 exec /workload
 """
+# Each after those that it needs. What is plugged in at the start is there when the workload begins: wl.kib is
+# what the kernel must have by then.
+DRIVERS = (
+    *("virtio_ring", "virtio", "virtio_pci_modern_dev", "virtio_pci_legacy_dev", "virtio_pci"),
+    *("virtio_balloon", "virtio_mem"),
+)
+INIT_WITH_DRIVERS = f"""#!/bin/busybox sh
+/bin/busybox mount -t proc proc /proc
+/bin/busybox mount -t devtmpfs devtmpfs /dev
+for driver in {" ".join(DRIVERS)}; do /bin/busybox insmod /$driver.ko; done
+wanted=$(/bin/busybox sed -n 's/.*wl.kib=\\([0-9]*\\).*/\\1/p' /proc/cmdline)
+until [ $(/bin/busybox sed -n 's/MemTotal: *\\([0-9]*\\) kB/\\1/p' /proc/meminfo) -ge ${{wanted:-0}} ]; do
+    /bin/busybox usleep 20000
+done
+exec /workload
+""".encode()
 
 
 class GuestImageError(Exception):
@@ -42,11 +59,11 @@ class GuestImage:
     initrd: Path
 
 
-def guest_image() -> GuestImage:
-    """The kernel and the initrd; makes what is not there yet."""
+def guest_image(*, drivers: bool = False) -> GuestImage:
+    """The kernel and the initrd, one with virtio's drivers or without; makes what is not there yet."""
     FOLDER.mkdir(parents=True, exist_ok=True)
     with _alone(FOLDER):
-        return GuestImage(kernel=_kernel(), initrd=_initrd())
+        return GuestImage(kernel=_kernel(drivers), initrd=_initrd(drivers))
 
 
 @contextmanager
@@ -67,9 +84,13 @@ def _replace(path: Path, content: bytes) -> Path:
 # -- the kernel ----------------------------------------------------------------------------------------------
 
 
-def _kernel() -> Path:
+def _driver(name: str) -> Path:
+    return FOLDER / f"{name}.ko"
+
+
+def _kernel(drivers: bool) -> Path:
     kernel = FOLDER / "vmlinuz"
-    if kernel.exists():
+    if kernel.exists() and not (drivers and any(not _driver(name).exists() for name in DRIVERS)):
         return kernel
     missing = [tool for tool in ("apt-get", "apt-cache", "dpkg-deb") if shutil.which(tool) is None]
     if missing:
@@ -83,6 +104,8 @@ def _kernel() -> Path:
         except GuestImageError:
             _refresh_package_lists()
             found = _fetch_kernel(Path(folder))
+        for name in DRIVERS:  # of this kernel and no other
+            _replace(_driver(name), _one(Path(folder), f"lib/modules/*/kernel/drivers/virtio/{name}.ko"))
         return _replace(kernel, found.read_bytes())
 
 
@@ -101,6 +124,13 @@ def _fetch_kernel(folder: Path) -> Path:
     return found[-1]
 
 
+def _one(folder: Path, pattern: str) -> bytes:
+    found = sorted(folder.glob(pattern))
+    if not found:
+        raise GuestImageError(f"the kernel's package holds no {pattern}")
+    return found[-1].read_bytes()
+
+
 def _refresh_package_lists() -> None:
     if os.geteuid() != 0:
         raise GuestImageError(f"package {KERNEL_PACKAGE} cannot be fetched: run `apt-get update` as root")
@@ -117,12 +147,14 @@ def _run(argv: list[str], folder: Path) -> str:
 # -- the initrd ----------------------------------------------------------------------------------------------
 
 
-def _initrd() -> Path:
+def _initrd(drivers: bool) -> Path:
     busybox = _busybox()
+    modules = {name: _driver(name).read_bytes() for name in DRIVERS} if drivers else {}
+    kind = "drivers" if drivers else "initrd"
     key = hashlib.sha256()
-    for part in (busybox, WORKLOAD.read_bytes(), Path(__file__).read_bytes()):
+    for part in (busybox, WORKLOAD.read_bytes(), Path(__file__).read_bytes(), *modules.values()):
         key.update(len(part).to_bytes(8, "little") + part)
-    initrd = FOLDER / f"initrd-{key.hexdigest()[:16]}.cpio"
+    initrd = FOLDER / f"{kind}-{key.hexdigest()[:16]}.cpio"
     if initrd.exists():
         return initrd
     with tempfile.TemporaryDirectory(dir=FOLDER) as folder:
@@ -130,9 +162,9 @@ def _initrd() -> Path:
         if shutil.which(COMPILE[0]) is None:
             raise GuestImageError("the guest's workload needs a compiler: install packages gcc and libc6-dev")
         _run([*COMPILE, "-o", str(workload), str(WORKLOAD)], Path(folder))
-        for old in FOLDER.glob("initrd-*.cpio"):
+        for old in FOLDER.glob(f"{kind}-*.cpio"):
             old.unlink()
-        return _replace(initrd, _archive(busybox, workload.read_bytes()))
+        return _replace(initrd, _archive(busybox, workload.read_bytes(), modules))
 
 
 def _busybox() -> bytes:
@@ -143,7 +175,7 @@ def _busybox() -> bytes:
     return content
 
 
-def _archive(busybox: bytes, workload: bytes) -> bytes:
+def _archive(busybox: bytes, workload: bytes, modules: Mapping[str, bytes]) -> bytes:
     """A cpio archive in the kernel's format "newc", not compressed: unpacking is slow in an emulated
     guest.
     """
@@ -153,8 +185,9 @@ def _archive(busybox: bytes, workload: bytes) -> bytes:
         ("bin", 0o040755, b"", (0, 0)),
         ("dev/console", 0o020600, b"", (5, 1)),
         ("bin/busybox", 0o100755, busybox, (0, 0)),
-        ("init", 0o100755, INIT, (0, 0)),
+        ("init", 0o100755, INIT_WITH_DRIVERS if modules else INIT, (0, 0)),
         ("workload", 0o100755, workload, (0, 0)),
+        *((f"{name}.ko", 0o100644, content, (0, 0)) for name, content in modules.items()),
         ("TRAILER!!!", 0, b"", (0, 0)),
     ]
     archive = bytearray()

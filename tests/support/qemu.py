@@ -33,7 +33,7 @@ from typing import Any, Self
 from tests.support.console import Console
 from tests.support.qmp import Qmp, QmpError
 from tests.support.ramfile import COPY_BYTES, copy_sparse
-from tests.support.shape import GuestShape, SavedGuest, qemu_options
+from tests.support.shape import GuestShape, SavedGuest, plugged_file, qemu_options
 
 STATE_BYTES_MAX = 2 << 20  # a device state is 0.3 MB at most; more means that RAM went into it
 DEFAULT_BINARY = "qemu-system-x86_64"
@@ -146,6 +146,9 @@ class Qemu:
         self.stop()
         state = self._take_state(time.monotonic() + timeout_s)
         copy_sparse(self.ram_file, image)
+        plugged = plugged_file(image) if self.shape.plugged_mib else None
+        if plugged is not None:
+            copy_sparse(plugged_file(self.ram_file), plugged)
         self.kill()
         if not self.console.beats:
             raise QemuError("the guest was saved before its workload had begun")
@@ -153,6 +156,7 @@ class Qemu:
             shape=self.shape,
             state=state,
             image=image,
+            plugged_image=plugged,
             last_beat=self.console.beats[-1].number,
             tail=self.console.tail,
             qemu_version=f"{version['major']}.{version['minor']}.{version['micro']}",

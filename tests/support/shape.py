@@ -13,6 +13,9 @@ MACHINES = {"pc": "pc-i440fx-7.2", "microvm": "microvm"}
 MICROVM_DEVICES = "pit=on,pic=on,rtc=on,isa-serial=on,acpi=off"
 
 
+PLUGGED_STEP_MIB = 128  # what Linux makes one piece of on x86
+
+
 @dataclass(frozen=True)
 class GuestShape:
     """What source and destination must agree on."""
@@ -22,6 +25,8 @@ class GuestShape:
     smp: int = 1
     workload_mib: int = 256  # of the guest's RAM, filled and verified by its workload
     hot_mib: int = 0  # of these, written flat out and in order; 0: looked at more than written, and at random
+    balloon: bool = False  # a virtio-balloon; see devices.py
+    plugged_mib: int = 0  # plugged in beside memory_mib by virtio-mem, from a RAM file of its own; 0: no such device
 
     def __post_init__(self) -> None:
         if self.qemu_machine != "microvm" and not re.search(r"-\d+\.\d+$", self.qemu_machine):
@@ -29,10 +34,18 @@ class GuestShape:
             raise ValueError(f"machine {self.machine} is an alias: say {names}, or a versioned name")
         if self.machine == "microvm" and self.smp > 1:
             raise ValueError("microvm brings up one CPU only: use pc for more")
-        if not 0 < self.workload_mib <= self.memory_mib - 96:
+        if self.qemu_machine == "microvm" and (self.balloon or self.plugged_mib):
+            raise ValueError("microvm has no PCI for a balloon or virtio-mem: use pc")
+        if self.plugged_mib % PLUGGED_STEP_MIB:
+            raise ValueError(f"memory is plugged in by {PLUGGED_STEP_MIB} MiB")
+        if not 0 < self.workload_mib <= self.memory_mib + self.plugged_mib - 96:
             raise ValueError("the guest's kernel needs about 96 MiB beside the workload")
         if not 0 <= self.hot_mib <= self.workload_mib:
             raise ValueError("the writer writes what the workload has filled")
+
+    @property
+    def drivers(self) -> bool:
+        return self.balloon or self.plugged_mib > 0
 
     @property
     def qemu_machine(self) -> str:
@@ -46,21 +59,48 @@ class SavedGuest:
     shape: GuestShape
     state: bytes  # of the devices and CPUs; no page of RAM
     image: Path  # the RAM, sparse
+    plugged_image: Path | None  # that of virtio-mem, sparse
     last_beat: int  # number of the last whole heartbeat
     tail: str  # of the console: a line that was cut by the stop
     qemu_version: str
 
 
+def plugged_file(ram_file: Path) -> Path:
+    """The RAM file of virtio-mem beside that of the machine."""
+    return ram_file.with_name(ram_file.name + ".plugged")
+
+
 def qemu_options(shape: GuestShape, ram_file: Path, qmp_path: Path) -> list[str]:
-    image = guest_image()
-    ram = f"memory-backend-file,id=ram0,mem-path={ram_file},size={shape.memory_mib}M,share=on"
+    image = guest_image(drivers=shape.drivers)
     devices = f",{MICROVM_DEVICES}" if shape.qemu_machine == "microvm" else ""
     append = f"console=ttyS0 quiet panic=-1 reboot=t wl.mb={shape.workload_mib}"
     append += f" wl.hot={shape.hot_mib}" if shape.hot_mib else ""
+    memory = f"{shape.memory_mib}M"
+    options: list[str] = []
+    if shape.balloon:
+        options += ["-device", "virtio-balloon-pci,id=balloon0,deflate-on-oom=off"]
+    if shape.plugged_mib:
+        memory = f"{memory},maxmem={shape.memory_mib + shape.plugged_mib}M"
+        options += _plugged_options(shape, ram_file)
+        # More than the machine has by itself, and, as the kernel keeps less than a piece for itself, less than
+        # there is with all pieces.
+        append += f" wl.kib={shape.memory_mib << 10} memhp_default_state=online_movable swiotlb=noforce"
     return [
         *("-nodefaults", "-no-user-config", "-no-reboot", "-display", "none", "-serial", "stdio"),
-        *("-accel", "tcg", "-cpu", "qemu64", "-smp", str(shape.smp), "-m", str(shape.memory_mib)),
-        *("-object", ram, "-machine", f"{shape.qemu_machine}{devices},memory-backend=ram0"),
+        *("-accel", "tcg", "-cpu", "qemu64", "-smp", str(shape.smp), "-m", memory),
+        *("-object", _ram("ram0", ram_file, shape.memory_mib)),
+        *("-machine", f"{shape.qemu_machine}{devices},memory-backend=ram0"),
         *("-kernel", str(image.kernel), "-initrd", str(image.initrd), "-append", append),
+        *options,
         *("-qmp", f"unix:{qmp_path},server=on,wait=off"),
     ]
+
+
+def _ram(name: str, path: Path, mib: int) -> str:
+    return f"memory-backend-file,id={name},mem-path={path},size={mib}M,share=on"
+
+
+def _plugged_options(shape: GuestShape, ram_file: Path) -> list[str]:
+    mib = shape.plugged_mib
+    device = f"virtio-mem-pci,id=plugged0,memdev=ram1,requested-size={mib}M"
+    return ["-object", _ram("ram1", plugged_file(ram_file), mib), "-device", device]
