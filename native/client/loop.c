@@ -147,23 +147,43 @@ const struct urgent_events loop_urgent_events = {
 
 /* ---------------------------------------------------------------------------------------------- what the VMM says */
 
+/* The VMM cleans up, and it is not the guest that gives memory away: before arming no guest runs at all; and a device of
+ * QEMU's (virtio-mem, before 8.1) empties its whole RAM file when it is made, before the state is loaded that would say
+ * what is plugged in. That is the first that is heard of the file, and nobody has touched it yet. */
+static bool is_kept(const struct loop *loop, uint64_t first, uint64_t end)
+{
+    bool whole = first == 0 && end == loop->regions.page_count;
+
+    return loop->stage < LOOP_ARMED ||
+           (whole && !loop->vmm.discarded && stats_get(&loop->stats, STATS_faults_total) == 0);
+}
+
+static void take_discard(struct loop *loop, const struct vmm_discard *discard)
+{
+    /* Only whole pages are dropped; a report that goes beyond the image ends there. */
+    uint64_t first = discard->offset_bytes / PAGE_BYTES + (discard->offset_bytes % PAGE_BYTES != 0);
+    uint64_t end = discard->offset_bytes > UINT64_MAX - discard->length_bytes
+                       ? loop->regions.page_count
+                       : (discard->offset_bytes + discard->length_bytes) / PAGE_BYTES;
+    bool kept;
+
+    if (end > loop->regions.page_count)
+        end = loop->regions.page_count;
+    kept = first < end && is_kept(loop, first, end);
+    stats_add(&loop->stats, STATS_discards_total, 1);
+    stats_add(&loop->stats, STATS_discards_kept_total, kept);
+    if (first < end && !kept)
+        engine_removed(&loop->engine, first, end - first);
+    vmm_discarded(&loop->vmm, discard, kept);
+}
+
 static void take_vmm(struct loop *loop)
 {
     struct vmm_discard discard;
     enum vmm_said said = vmm_ready(&loop->vmm, &discard, loop->now_ns);
-    uint64_t first, end;
 
     if (said == VMM_DISCARD) {
-        /* Only whole pages are dropped; a report that goes beyond the image ends there. */
-        first = discard.offset_bytes / PAGE_BYTES + (discard.offset_bytes % PAGE_BYTES != 0);
-        end = discard.offset_bytes > UINT64_MAX - discard.length_bytes
-                  ? loop->regions.page_count
-                  : (discard.offset_bytes + discard.length_bytes) / PAGE_BYTES;
-        if (end > loop->regions.page_count)
-            end = loop->regions.page_count;
-        if (first < end)
-            engine_removed(&loop->engine, first, end - first);
-        vmm_discarded(&loop->vmm, discard.sequence);
+        take_discard(loop, &discard);
     } else if (said == VMM_GONE) {
         vmm_is_gone(loop);
     }

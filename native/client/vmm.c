@@ -18,17 +18,23 @@ static void end_socket(struct vmm *vmm)
     vmm->fd = -1;
 }
 
-static void say(struct vmm *vmm, enum frame_kind kind, uint64_t sequence)
+static void say_frame(struct vmm *vmm, const struct frame *frame)
 {
-    struct frame frame = {.magic = FRAME_MAGIC, .kind = kind, .sequence = sequence};
     struct pollfd room = {.fd = vmm->fd, .events = POLLOUT};
 
     if (!vmm->frames || vmm->fd < 0)
         return;
     /* A frame is one buffer of the socket: where there is room at all it goes in whole, and frame_send does not wait.
      * Otherwise the other end is gone, or mad: its pidfd, or the kernel, tells the rest. */
-    if (poll(&room, 1, 0) != 1 || (room.revents & POLLOUT) == 0 || frame_send(vmm->fd, &frame) < 0)
+    if (poll(&room, 1, 0) != 1 || (room.revents & POLLOUT) == 0 || frame_send(vmm->fd, frame) < 0)
         end_socket(vmm);
+}
+
+static void say(struct vmm *vmm, enum frame_kind kind)
+{
+    struct frame frame = {.magic = FRAME_MAGIC, .kind = kind};
+
+    say_frame(vmm, &frame);
 }
 
 void vmm_start(struct vmm *vmm, int fd, int pidfd, bool frames, uint64_t now_ns)
@@ -43,7 +49,7 @@ void vmm_start(struct vmm *vmm, int fd, int pidfd, bool frames, uint64_t now_ns)
 void vmm_accept(struct vmm *vmm)
 {
     if (!vmm->accepted)
-        say(vmm, FRAME_ACCEPTED, 0);
+        say(vmm, FRAME_ACCEPTED);
     vmm->accepted = true;
 }
 
@@ -84,15 +90,22 @@ enum vmm_said vmm_ready(struct vmm *vmm, struct vmm_discard *discard, uint64_t n
     return said;
 }
 
-void vmm_discarded(struct vmm *vmm, uint64_t sequence)
+void vmm_discarded(struct vmm *vmm, const struct vmm_discard *discard, bool kept)
 {
-    say(vmm, FRAME_DISCARDED, sequence);
+    struct frame frame = {.magic = FRAME_MAGIC, .kind = FRAME_DISCARDED, .sequence = discard->sequence};
+
+    if (kept) {
+        frame.offset_bytes = discard->offset_bytes;
+        frame.length_bytes = discard->length_bytes;
+    }
+    vmm->discarded |= !kept;
+    say_frame(vmm, &frame);
 }
 
 void vmm_complete(struct vmm *vmm)
 {
     vmm->completed = true;
-    say(vmm, FRAME_COMPLETE, 0);
+    say(vmm, FRAME_COMPLETE);
 }
 
 void vmm_close(struct vmm *vmm)

@@ -17,6 +17,7 @@ struct vmm {
     bool frames;
     bool accepted;
     bool completed; /* COMPLETE was said: the other end may close */
+    bool discarded; /* one was answered, and not kept */
     uint64_t opened_ns;
     struct frame_reader reader;
 };
@@ -39,7 +40,8 @@ void vmm_accept(struct vmm *vmm);
  * closed.
  */
 enum vmm_said vmm_ready(struct vmm *vmm, struct vmm_discard *discard, uint64_t now_ns);
-void vmm_discarded(struct vmm *vmm, uint64_t sequence);
+/* The answer to a discard. `kept`: nothing is to be dropped. */
+void vmm_discarded(struct vmm *vmm, const struct vmm_discard *discard, bool kept);
 /* Every page is there: nothing has to be reported any more. */
 void vmm_complete(struct vmm *vmm);
 void vmm_close(struct vmm *vmm);

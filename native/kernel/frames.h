@@ -5,7 +5,9 @@
  *
  *   client -> shim   ACCEPTED   the hand-off has been checked and the pager runs: mmap may return to the VMM
  *   shim -> client   DISCARD    the VMM is about to drop [offset, offset + length) of its RAM; it waits
- *   client -> shim   DISCARDED  those pages will read as zeros for ever; the drop may go on
+ *   client -> shim   DISCARDED  length_bytes 0: those pages will read as zeros for ever; the drop may go on. Else the
+ *                               length of the DISCARD: they stay what they are, and nothing must be dropped: the VMM
+ *                               empties a RAM file before it starts
  *   client -> shim   COMPLETE   every page is here: discards need no report any more. The socket may close, unless pages
  *                               are poisoned
  *   client -> VMM    POISONED   [offset, offset + length) is lost from now on. Once a page; sequence counts from 1

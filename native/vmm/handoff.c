@@ -263,8 +263,8 @@ static void went_lost(struct handoff *handoff)
 }
 
 /* Takes in what has come. True: nothing more is waited for (the DISCARDED of this sequence, COMPLETE, or the end).
- * Sequences begin at 1; with 0 no answer is waited for, whatever the other end says. */
-static bool take_in(struct handoff *handoff, uint64_t sequence)
+ * Sequences begin at 1; with 0 no answer is waited for, whatever the other end says. `keep`: what the answer says. */
+static bool take_in(struct handoff *handoff, uint64_t sequence, bool *keep)
 {
     struct frame frame;
     bool answered = false;
@@ -276,15 +276,17 @@ static bool take_in(struct handoff *handoff, uint64_t sequence)
             went_lost(handoff);
         else if (rc == 1 && frame.kind == FRAME_COMPLETE)
             handoff->complete = true;
-        else if (rc == 1 && frame.kind == FRAME_DISCARDED && sequence != 0 && frame.sequence == sequence)
+        else if (rc == 1 && frame.kind == FRAME_DISCARDED && sequence != 0 && frame.sequence == sequence) {
             answered = true;
+            *keep = frame.length_bytes != 0;
+        }
     }
     return answered || handoff->complete || handoff->lost;
 }
 
 bool handoff_arriving(struct handoff *handoff)
 {
-    take_in(handoff, 0);
+    take_in(handoff, 0, NULL);
     return (handoff->role & HANDOFF_RESTORE) != 0 && !handoff->complete;
 }
 
@@ -295,15 +297,18 @@ int handoff_discard(struct handoff *handoff, uint64_t offset_bytes, uint64_t len
     struct frame frame = {.magic = FRAME_MAGIC, .kind = FRAME_DISCARD, .offset_bytes = offset_bytes,
                           .length_bytes = length_bytes};
     struct pollfd readable = {.fd = handoff->socket, .events = POLLIN};
+    bool keep = false;
 
     if (!handoff_arriving(handoff))
         return 0;
     frame.sequence = ++handoff->sequence;
     if (!handoff->lost && frame_send(handoff->socket, &frame) < 0 && handoff_arriving(handoff))
         went_lost(handoff); /* and COMPLETE has not come just before the end */
-    while (!take_in(handoff, frame.sequence))
+    while (!take_in(handoff, frame.sequence, &keep))
         poll(&readable, 1, -1);
-    return handoff->lost ? -EIO : 0;
+    if (handoff->lost)
+        return -EIO;
+    return keep ? HANDOFF_KEEP : 0;
 }
 
 void handoff_dropped(const struct handoff *handoff, uint64_t address, uint64_t length_bytes)

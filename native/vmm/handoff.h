@@ -52,8 +52,10 @@ enum handoff_role handoff_role_named(const char *name);
 /* Registers the mapping, hands it over, and returns when it has been accepted. Does not return otherwise. */
 void handoff_make(struct handoff *handoff, const struct handoff_request *request);
 
-/* Reports that [offset, offset + length) of the RAM is about to be dropped. 0: it may be. -EIO: the client cannot be
- * asked, and the pages must stay. */
+/* Reports that [offset, offset + length) of the RAM is about to be dropped. 0: it may be. HANDOFF_KEEP: the client keeps
+ * all of it, for the VMM only cleans up before it starts; nothing is dropped. -EIO: the client cannot be asked, and the
+ * pages must stay. */
+#define HANDOFF_KEEP 1
 int handoff_discard(struct handoff *handoff, uint64_t offset_bytes, uint64_t length_bytes);
 
 /* Takes in what the other end has said meanwhile, without waiting. True: pages may be absent still. */

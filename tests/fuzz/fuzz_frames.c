@@ -103,7 +103,7 @@ static void turn_client(struct vmm *vmm, struct expected *expected)
         if (frame && must_be.kind == FRAME_DISCARD) {
             fuzz_check(said == VMM_DISCARD && discard.sequence == must_be.sequence &&
                        discard.offset_bytes == must_be.offset_bytes && discard.length_bytes == must_be.length_bytes);
-            vmm_discarded(vmm, discard.sequence);
+            vmm_discarded(vmm, &discard, discard.sequence % 2 == 0);
         } else {
             fuzz_check(said == (was_open && expected->broken ? VMM_CLOSED : VMM_NOTHING));
             fuzz_check(!expected->broken || vmm->fd < 0);
@@ -139,7 +139,7 @@ static void at_client(int ends[2], struct expected *expected, size_t size, size_
         said = vmm_ready(&vmm, &discard, 2 * SECOND_NS);
         fuzz_check(said == VMM_NOTHING || said == (pidfd || vmm.completed ? VMM_CLOSED : VMM_GONE));
     }
-    vmm_discarded(&vmm, 1); /* into the void */
+    vmm_discarded(&vmm, &discard, false); /* into the void */
     fuzz_check(vmm_ready(&vmm, &discard, 0) == VMM_NOTHING);
     vmm_close(&vmm);
 }

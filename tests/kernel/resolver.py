@@ -63,8 +63,8 @@ class Resolver:
     def uffd(self) -> int:
         return self.fds[0]
 
-    def say(self, kind: int, sequence: int = 0) -> None:
-        self.socket.sendall(FRAME.pack(MAGIC, kind, sequence, 0, 0))
+    def say(self, kind: int, sequence: int = 0, offset_bytes: int = 0, length_bytes: int = 0) -> None:
+        self.socket.sendall(FRAME.pack(MAGIC, kind, sequence, offset_bytes, length_bytes))
 
     def hear(self) -> Frame:
         data = self.socket.recv(FRAME.size, socket.MSG_WAITALL)

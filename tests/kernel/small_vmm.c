@@ -5,7 +5,7 @@
  *   small_vmm file PATH STEP...      small_vmm memfd NAME PAGES STEP...
  *
  * A step is NAME or NAME:PAGE. Each prints "NAME RESULT ERRNO"; `read` prints the page's first byte as RESULT.
- * `pause` waits for a line on stdin.
+ * `pause` waits for a line on stdin. `other:PATH` goes on with another RAM file, `back` with the first one.
  */
 #include <errno.h>
 #include <fcntl.h>
@@ -20,11 +20,11 @@
 
 #define PAGE 4096L
 
-static struct {
+static struct ram {
     int fd;
     size_t bytes;
     uint8_t *start;
-} ram;
+} ram, first_ram;
 
 static long map(int flags, size_t bytes)
 {
@@ -91,10 +91,26 @@ static long step(const char *name, long page)
         return mlockall(MCL_CURRENT);
     if (strcmp(name, "fork") == 0)
         return absent_in_a_child();
+    if (strcmp(name, "back") == 0) {
+        ram = first_ram;
+        return 0;
+    }
     if (strcmp(name, "pause") == 0)
         return getchar() == EOF ? -1 : 0;
     fprintf(stderr, "small_vmm: no step %s\n", name);
     exit(64);
+}
+
+static long go_on_with(const char *path)
+{
+    struct stat file;
+
+    first_ram = ram;
+    ram = (struct ram){.fd = open(path, O_RDWR | O_CLOEXEC)};
+    if (ram.fd < 0 || fstat(ram.fd, &file) < 0)
+        return -1;
+    ram.bytes = (size_t)file.st_size;
+    return 0;
 }
 
 int main(int argc, char **argv)
@@ -125,7 +141,7 @@ int main(int argc, char **argv)
         if (colon != NULL)
             *colon = '\0';
         errno = 0;
-        result = step(argv[i], page);
+        result = strcmp(argv[i], "other") == 0 && colon != NULL ? go_on_with(colon + 1) : step(argv[i], page);
         printf("%s %ld %s\n", argv[i], result, result < 0 ? strerrorname_np(errno) : "0");
     }
     return 0;

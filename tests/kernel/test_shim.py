@@ -120,6 +120,48 @@ def test_client_that_dies_leaves_the_vmm_waiting(start: Starter, tmp_path: Path)
             vmm.process.wait(timeout=0.3)
 
 
+def test_each_of_two_ram_files_is_handed_over_by_itself(start: Starter, tmp_path: Path, ram: Path) -> None:
+    """Faults, discards and the end of the one mean nothing to the other."""
+    other = ram.with_name(ram.name + ".other")
+    other.touch()
+    os.truncate(other, 2 * PAGES * PAGE_BYTES)
+    settings = {
+        "PAGEFERRY_SHIM_RAM_2": str(other),
+        "PAGEFERRY_SHIM_SOCKET_2": str(tmp_path / "other.sock"),
+    }
+    steps = ("map", f"other:{other}", "map", "read:20", "punch:21", "pause", "back", "read:3", "punch:3")
+    try:
+        with (
+            listen(tmp_path / "uffd.sock") as listener,
+            listen(tmp_path / "other.sock") as other_listener,
+            start(*steps, settings=settings) as vmm,
+            Resolver(listener) as resolver,
+        ):
+            resolver.say(ACCEPTED)
+            with Resolver(other_listener) as second:
+                assert second.layout[0]["size"] == 2 * resolver.layout[0]["size"]
+                assert os.path.samestat(os.fstat(second.fds[1]), other.stat())
+                second.say(ACCEPTED)
+                assert second.fault_page() == 20
+                second.fill(20, 9)
+                assert second.hear() == Frame(DISCARD, 1, 21 * PAGE_BYTES, PAGE_BYTES)
+                second.say(DISCARDED, 1)
+                for line in ("map 0 0", "other 0 0", "map 0 0", "read 9 0", "punch 0 0"):
+                    vmm.expect(line)
+                assert resolver.silent() and resolver.no_fault()
+                second.say(COMPLETE)
+            vmm.go_on()
+            assert resolver.fault_page() == 3
+            resolver.fill(3, 4)
+            assert resolver.hear() == Frame(DISCARD, 1, 3 * PAGE_BYTES, PAGE_BYTES)
+            resolver.say(DISCARDED, 1)
+            for line in ("pause 0 0", "back 0 0", "read 4 0", "punch 0 0"):
+                vmm.expect(line)
+            assert vmm.end() == (0, "")
+    finally:
+        other.unlink()
+
+
 # ---------------------------------------------------------------------------------------- no hand-off, no VMM
 
 
@@ -199,6 +241,12 @@ def test_refused_after_it(start: Starter, tmp_path: Path, ram: Path, step: str, 
         ({"PAGEFERRY_SHIM_RAM": ""}, "set PAGEFERRY_SHIM_RAM too"),
         ({"PAGEFERRY_SHIM_TIMEOUT_MS": "soon"}, 'PAGEFERRY_SHIM_TIMEOUT_MS is "soon"'),
         ({"PAGEFERRY_SHIM_SOCKET": "/" + "x" * 120}, "name a shorter one"),
+        ({"PAGEFERRY_SHIM_RAM_2": "/ram"}, "set PAGEFERRY_SHIM_SOCKET_2 too"),
+        ({"PAGEFERRY_SHIM_RAM_3": "/ram", "PAGEFERRY_SHIM_SOCKET_3": "/s"}, "without a gap"),
+        (
+            {"PAGEFERRY_SHIM_RAM": "/r", "PAGEFERRY_SHIM_RAM_2": "/r", "PAGEFERRY_SHIM_SOCKET_2": "/s"},
+            "by itself",
+        ),
     ],
 )
 def test_settings_that_cannot_be(start: Starter, settings: dict[str, str], fragment: str) -> None:
@@ -300,6 +348,20 @@ def test_discard_is_reported_before_the_drop(start: Starter, tmp_path: Path, ram
         vmm.expect("read 1 0")
         vmm.expect(f"{step} 0 0")
         assert stored_pages(ram) == 0
+        assert vmm.end() == (0, "")
+
+
+@pytest.mark.parametrize("step", ["punch", "remove"])
+def test_discard_that_is_answered_with_keep(start: Starter, tmp_path: Path, ram: Path, step: str) -> None:
+    """A VMM that empties its RAM file before it starts: it is content, and the pages stay."""
+    with accepted(start, tmp_path, "read:5", f"{step}:5", "read:5") as (vmm, resolver):
+        assert resolver.fault_page() == 5
+        resolver.fill(5, 1)
+        frame = resolver.hear()
+        resolver.say(DISCARDED, frame.sequence, frame.offset_bytes, frame.length_bytes)
+        for line in ("read 1 0", f"{step} 0 0", "read 1 0"):
+            vmm.expect(line)
+        assert stored_pages(ram) == 1
         assert vmm.end() == (0, "")
 
 

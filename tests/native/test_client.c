@@ -217,22 +217,36 @@ static void test_background_by_order(void)
 
 /* ----------------------------------------------------------------------------------------------------------- frames */
 
-static bool hears(int fd, enum frame_kind kind, uint64_t sequence)
+static bool hears_frame(int fd, struct frame *frame)
 {
     struct timeval patience = {.tv_sec = 20};
-    struct frame frame = {0};
 
     setsockopt(fd, SOL_SOCKET, SO_RCVTIMEO, &patience, sizeof(patience));
-    return recv(fd, &frame, sizeof(frame), MSG_WAITALL) == sizeof(frame) && frame.magic == FRAME_MAGIC &&
-           frame.kind == kind && frame.sequence == sequence;
+    return recv(fd, frame, sizeof(*frame), MSG_WAITALL) == sizeof(*frame) && frame->magic == FRAME_MAGIC;
 }
 
-static bool discard(uint64_t page, uint64_t count, uint64_t sequence)
+static bool hears(int fd, enum frame_kind kind, uint64_t sequence)
+{
+    struct frame frame = {0};
+
+    return hears_frame(fd, &frame) && frame.kind == kind && frame.sequence == sequence;
+}
+
+/* How many pages are to be kept, of those that the VMM is about to drop; -1: no answer. */
+static int64_t kept_of(uint64_t page, uint64_t count, uint64_t sequence)
 {
     struct frame frame = {.magic = FRAME_MAGIC, .kind = FRAME_DISCARD, .sequence = sequence,
                           .offset_bytes = page * 4096, .length_bytes = count * 4096};
 
-    return frame_send(vm.frames_end, &frame) == 0 && hears(vm.frames_end, FRAME_DISCARDED, sequence);
+    if (frame_send(vm.frames_end, &frame) < 0 || !hears_frame(vm.frames_end, &frame) ||
+        frame.kind != FRAME_DISCARDED || frame.sequence != sequence)
+        return -1;
+    return (int64_t)(frame.length_bytes / 4096);
+}
+
+static bool discard(uint64_t page, uint64_t count, uint64_t sequence)
+{
+    return kept_of(page, count, sequence) == 0;
 }
 
 static void test_discards(void)
@@ -242,7 +256,7 @@ static void test_discards(void)
 
     CHECK(begin(REAL_MEMFD, true, false));
     CHECK(client_wait(&vm, PAGEFERRY_EVENT_ATTACHED));
-    CHECK(discard(1, 1, 1)); /* before arming the guest has nothing to drop: answered, and that is all */
+    CHECK_EQ(kept_of(1, 1, 1), 1); /* before arming the guest has nothing to drop */
     CHECK(client_arm(&vm));
     CHECK(hears(vm.frames_end, FRAME_ACCEPTED, 0));
     CHECK_EQ(real_do(&vm.real, REAL_READ, 1, 1, 0), client_word(1));
@@ -292,6 +306,42 @@ static void test_discards_of_cached_pages_and_complete(void)
     end();
 }
 
+/* What a device of the VMM does to its RAM file when it is made, before any guest runs, is no discard: nothing is dropped,
+ * and every page comes. What is dropped later is. */
+static void test_a_vmm_that_empties_its_ram_file_first(void)
+{
+    CHECK(begin(REAL_MEMFD, true, false));
+    CHECK(client_arm(&vm));
+    CHECK(hears(vm.frames_end, FRAME_ACCEPTED, 0));
+    CHECK_EQ(kept_of(0, SERVER_PAGES, 1), SERVER_PAGES);
+    CHECK_EQ(kept_of(0, SERVER_PAGES, 2), SERVER_PAGES); /* twice, why not */
+    CHECK_EQ(real_do(&vm.real, REAL_READ, 5, 1, 0), client_word(5));
+    CHECK_EQ(kept_of(0, SERVER_PAGES, 3), 0); /* a guest has come that far */
+    CHECK_EQ(client_counter(&vm, STATS_discards_total), 3);
+    CHECK_EQ(client_counter(&vm, STATS_discards_kept_total), 2);
+    CHECK_EQ(real_do(&vm.real, REAL_READ, 6, 1, 0), 0);
+    end();
+    CHECK(begin(REAL_MEMFD, true, false));
+    CHECK(client_arm(&vm));
+    CHECK(hears(vm.frames_end, FRAME_ACCEPTED, 0));
+    CHECK_EQ(kept_of(4, 1, 1), 0); /* a part of it: a guest's, or of what is not plugged in, which is zeros anyway */
+    CHECK_EQ(kept_of(0, SERVER_PAGES, 2), 0);
+    end();
+}
+
+/* The answer before arming is worth its name: what the cache holds by then is there afterwards. */
+static void test_a_discard_before_arming_keeps_what_is_cached(void)
+{
+    CHECK(begin(REAL_MEMFD, true, true));
+    CHECK(client_wait(&vm, PAGEFERRY_EVENT_POPULATED));
+    CHECK_EQ(client_state(&vm, 3), PAGE_CACHED);
+    if (kept_of(3, 1, 1) == 0) /* what the shim does then */
+        CHECK_EQ(real_do(&vm.real, REAL_ADVISE, 3, 1, MADV_REMOVE), 0);
+    CHECK(client_arm(&vm));
+    CHECK_EQ(real_do(&vm.real, REAL_READ, 3, 1, 0), client_word(3));
+    end();
+}
+
 /* One that does not read its answers: its socket fills, and the pager goes on. */
 static void test_vmm_that_does_not_read(void)
 {
@@ -330,6 +380,8 @@ int main(void)
     RUN(test_background_by_order);
     RUN(test_discards);
     RUN(test_discards_of_cached_pages_and_complete);
+    RUN(test_a_vmm_that_empties_its_ram_file_first);
+    RUN(test_a_discard_before_arming_keeps_what_is_cached);
     RUN(test_vmm_that_does_not_read);
     return check_done();
 }

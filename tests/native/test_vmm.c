@@ -46,13 +46,15 @@ static void says(enum frame_kind kind, uint64_t sequence)
     CHECK_EQ(frame_send(other, &frame), 0);
 }
 
-static void hears(enum frame_kind kind, uint64_t sequence)
+/* Its length. */
+static uint64_t hears(enum frame_kind kind, uint64_t sequence)
 {
     struct frame frame = {0};
 
     CHECK_EQ(recv(other, &frame, sizeof(frame), MSG_DONTWAIT), sizeof(frame));
     CHECK_EQ(frame.kind, kind);
     CHECK_EQ(frame.sequence, sequence);
+    return frame.length_bytes;
 }
 
 static void test_frames(void)
@@ -68,8 +70,13 @@ static void test_frames(void)
     CHECK_EQ(discard.sequence, 3);
     CHECK_EQ(discard.offset_bytes, 4096);
     CHECK_EQ(discard.length_bytes, 8192);
-    vmm_discarded(&vmm, 3);
-    hears(FRAME_DISCARDED, 3);
+    CHECK(!vmm.discarded);
+    vmm_discarded(&vmm, &discard, true);
+    CHECK_EQ(hears(FRAME_DISCARDED, 3), 8192); /* what is kept */
+    CHECK(!vmm.discarded);
+    vmm_discarded(&vmm, &discard, false);
+    CHECK_EQ(hears(FRAME_DISCARDED, 3), 0);
+    CHECK(vmm.discarded);
     CHECK_EQ(vmm_ready(&vmm, &discard, 11 * S_NS), VMM_DISCARD);
     CHECK_EQ(discard.sequence, 4);
     says(FRAME_ACCEPTED, 0); /* not for us to hear */
@@ -105,7 +112,7 @@ static void test_no_frame(void)
         CHECK_EQ(vmm_ready(&vmm, &discard, 100 * S_NS), VMM_CLOSED);
         CHECK_EQ(vmm.fd, -1);
         CHECK_EQ(vmm_ready(&vmm, &discard, 100 * S_NS), VMM_NOTHING);
-        vmm_discarded(&vmm, 1); /* to nobody */
+        vmm_discarded(&vmm, &discard, false); /* to nobody */
         end();
     }
 }
@@ -164,7 +171,7 @@ static void test_one_that_does_not_read(void)
 
     begin(true, true);
     while (vmm.fd >= 0 && said++ < 100000) /* comes back each time, and gives up at last */
-        vmm_discarded(&vmm, 1);
+        vmm_discarded(&vmm, &discard, false);
     CHECK_EQ(vmm.fd, -1);
     CHECK(said > 10);
     end();
@@ -175,7 +182,7 @@ static void test_no_socket(void)
     vmm_start(&vmm, -1, -1, false, 0);
     other = -1;
     vmm_accept(&vmm);
-    vmm_discarded(&vmm, 1);
+    vmm_discarded(&vmm, &discard, true);
     vmm_complete(&vmm);
     CHECK_EQ(vmm_ready(&vmm, &discard, 1), VMM_NOTHING);
     end();
