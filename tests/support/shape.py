@@ -25,8 +25,8 @@ class GuestShape:
     smp: int = 1
     workload_mib: int = 256  # of the guest's RAM, filled and verified by its workload
     hot_mib: int = 0  # of these, written flat out and in order; 0: looked at more than written, and at random
-    balloon: bool = False  # a virtio-balloon; see devices.py
-    plugged_mib: int = 0  # plugged in beside memory_mib by virtio-mem, from a RAM file of its own; 0: no such device
+    balloon: bool = False
+    plugged_mib: int = 0  # beside memory_mib, by virtio-mem, from a RAM file of its own; 0: no such device
 
     def __post_init__(self) -> None:
         if self.qemu_machine != "microvm" and not re.search(r"-\d+\.\d+$", self.qemu_machine):
@@ -59,10 +59,10 @@ class SavedGuest:
     shape: GuestShape
     state: bytes  # of the devices and CPUs; no page of RAM
     image: Path  # the RAM, sparse
-    plugged_image: Path | None  # that of virtio-mem, sparse
     last_beat: int  # number of the last whole heartbeat
     tail: str  # of the console: a line that was cut by the stop
     qemu_version: str
+    plugged_image: Path | None = None  # that of virtio-mem, sparse
 
 
 def plugged_file(ram_file: Path) -> Path:
@@ -82,8 +82,8 @@ def qemu_options(shape: GuestShape, ram_file: Path, qmp_path: Path) -> list[str]
     if shape.plugged_mib:
         memory = f"{memory},maxmem={shape.memory_mib + shape.plugged_mib}M"
         options += _plugged_options(shape, ram_file)
-        # More than the machine has by itself, and, as the kernel keeps less than a piece for itself, less than
-        # there is with all pieces.
+        # More than the machine has by itself, and less than there is with all pieces: the kernel keeps less
+        # than a piece for itself.
         append += f" wl.kib={shape.memory_mib << 10} memhp_default_state=online_movable swiotlb=noforce"
     return [
         *("-nodefaults", "-no-user-config", "-no-reboot", "-display", "none", "-serial", "stdio"),
