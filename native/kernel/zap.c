@@ -240,3 +240,10 @@ int zap_here(const struct zap_request *request, struct zap_done *done)
     done->why = why_of(method, in_file);
     return 0;
 }
+
+int zap_count_written(int uffd, uint64_t address, uint64_t length_bytes)
+{
+    struct uffdio_writeprotect arg = {.range = {.start = address, .len = length_bytes}};
+
+    return ioctl(uffd, UFFDIO_WRITEPROTECT, &arg) < 0 ? -errno : 0;
+}

@@ -43,4 +43,9 @@ struct zap_done {
  * the thread that reads them. What else this process maps, unmaps or moves there meanwhile is its own to keep in order. */
 int zap_here(const struct zap_request *request, struct zap_done *done);
 
+/* Memory whose writes are tracked has lost data, by a punch: those pages count as written from now on. A clean page that
+ * becomes a hole would stay clean, and whoever has its old bytes keep them. From any process that has the userfaultfd.
+ * 0 or -errno; -EAGAIN: events wait unread. */
+int zap_count_written(int uffd, uint64_t address, uint64_t length_bytes);
+
 #endif

@@ -242,81 +242,18 @@ static void wait_for_accepted(struct handoff *handoff, const struct handoff_requ
 void handoff_make(struct handoff *handoff, const struct handoff_request *request)
 {
     memset(handoff, 0, sizeof(*handoff));
+    pthread_mutex_init(&handoff->lock, NULL);
+    pthread_cond_init(&handoff->changed, NULL);
     handoff->role = request->role;
+    handoff->address = request->address;
+    handoff->length_bytes = request->length_bytes;
+    handoff->pid = getpid();
+    handoff->ram_fd = fcntl(request->ram_fd, F_DUPFD_CLOEXEC, FD_HIGH);
+    if (handoff->ram_fd < 0)
+        shim_die("the RAM file cannot be held open: %s", strerror(errno));
     prepare(request);
     handoff->uffd = moved_high(registered_uffd(request));
     handoff->socket = moved_high(connected(request));
     send_layout(handoff->socket, handoff->uffd, request);
     wait_for_accepted(handoff, request);
-}
-
-/* -------------------------------------------------------------------------------------------------------- discards */
-
-static void went_lost(struct handoff *handoff)
-{
-    if (!handoff->lost && handoff->role == HANDOFF_TRACK)
-        shim_say("the page server has gone: the VM runs on, and cannot be moved any more; to move it, start it again");
-    else if (!handoff->lost)
-        shim_say("the fault client has gone before all pages were here: memory can no longer be given back (balloon, "
-                 "discard), reads of absent pages wait; start it again");
-    handoff->lost = true;
-}
-
-/* Takes in what has come. True: nothing more is waited for (the DISCARDED of this sequence, COMPLETE, or the end).
- * Sequences begin at 1; with 0 no answer is waited for, whatever the other end says. `keep`: what the answer says. */
-static bool take_in(struct handoff *handoff, uint64_t sequence, bool *keep)
-{
-    struct frame frame;
-    bool answered = false;
-    int rc = 1;
-
-    while (rc > 0 && !answered && !handoff->complete && !handoff->lost) {
-        rc = frame_receive(handoff->socket, &handoff->reader, &frame);
-        if (rc < 0)
-            went_lost(handoff);
-        else if (rc == 1 && frame.kind == FRAME_COMPLETE)
-            handoff->complete = true;
-        else if (rc == 1 && frame.kind == FRAME_DISCARDED && sequence != 0 && frame.sequence == sequence) {
-            answered = true;
-            *keep = frame.length_bytes != 0;
-        }
-    }
-    return answered || handoff->complete || handoff->lost;
-}
-
-bool handoff_arriving(struct handoff *handoff)
-{
-    take_in(handoff, 0, NULL);
-    return (handoff->role & HANDOFF_RESTORE) != 0 && !handoff->complete;
-}
-
-/* Waits for as long as it takes, as an access to an absent page would. A client that has said COMPLETE may close
- * without an answer; then it needs none. */
-int handoff_discard(struct handoff *handoff, uint64_t offset_bytes, uint64_t length_bytes)
-{
-    struct frame frame = {.magic = FRAME_MAGIC, .kind = FRAME_DISCARD, .offset_bytes = offset_bytes,
-                          .length_bytes = length_bytes};
-    struct pollfd readable = {.fd = handoff->socket, .events = POLLIN};
-    bool keep = false;
-
-    if (!handoff_arriving(handoff))
-        return 0;
-    frame.sequence = ++handoff->sequence;
-    if (!handoff->lost && frame_send(handoff->socket, &frame) < 0 && handoff_arriving(handoff))
-        went_lost(handoff); /* and COMPLETE has not come just before the end */
-    while (!take_in(handoff, frame.sequence, &keep))
-        poll(&readable, 1, -1);
-    if (handoff->lost)
-        return -EIO;
-    return keep ? HANDOFF_KEEP : 0;
-}
-
-void handoff_dropped(const struct handoff *handoff, uint64_t address, uint64_t length_bytes)
-{
-    struct uffdio_writeprotect arg = {.range = {.start = address, .len = length_bytes}};
-    int before = errno;
-
-    if ((handoff->role & HANDOFF_TRACK) != 0 && ioctl(handoff->uffd, UFFDIO_WRITEPROTECT, &arg) < 0)
-        shim_say("cannot see to it that dropped memory counts as written (%s): do not move this VM", strerror(errno));
-    errno = before;
 }

@@ -55,12 +55,7 @@ bool ram_touched(const struct ram *ram, const void *address, size_t length_bytes
 
 bool ram_arriving(struct ram *ram)
 {
-    bool absent;
-
-    pthread_mutex_lock(&ram->lock);
-    absent = handoff_arriving(&ram->handoff);
-    pthread_mutex_unlock(&ram->lock);
-    return absent;
+    return handoff_arriving(&ram->handoff);
 }
 
 bool ram_tracked(const struct ram *ram)
@@ -131,6 +126,7 @@ static void *hand_over(struct ram *ram, const struct ram_mapping *mapping, const
         return MAP_FAILED;
     request.address = (uint64_t)(uintptr_t)start;
     handoff_make(&ram->handoff, &request);
+    handoff_listen(&ram->handoff);
     ram->device = file->st_dev;
     ram->inode = file->st_ino;
     ram->start = request.address;

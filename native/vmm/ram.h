@@ -2,7 +2,8 @@
 /*
  * One RAM file of the VMM under the shim: how it is known, its hand-off when it is mapped, and what is reported before
  * a part of it is dropped. A VMM may have several (QEMU: the machine's, and one of each virtio-mem): each has a hand-off
- * of its own, to a fault client that serves it by itself, and nothing is shared between them but the settings.
+ * of its own, to a fault client that serves it by itself, and nothing is shared between them but the settings. Our own
+ * zaps do not pass here: they are no drops (kernel/zap.h).
  */
 #ifndef PAGEFERRY_RAM_H
 #define PAGEFERRY_RAM_H
@@ -28,7 +29,7 @@ struct ram {
     const char *name; /* of the file, or memfd:NAME; NULL: there is none */
     const char *socket_path;
     const struct ram_settings *settings;
-    pthread_mutex_t lock; /* the hand-off, and the conversation after it */
+    pthread_mutex_t lock; /* over the hand-off, and a report after it: one at a time */
     atomic_bool taken;    /* the hand-off has been made; all below is set before */
     dev_t device;
     ino_t inode;

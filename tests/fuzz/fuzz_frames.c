@@ -158,24 +158,46 @@ ssize_t __wrap_write(int fd, const void *bytes, size_t length)
     return from_shim ? (ssize_t)length : __real_write(fd, bytes, length);
 }
 
-/* The other end has closed: nothing here may wait, and only COMPLETE, before the end, makes a discard lawful. */
+/* Until nothing has come that was not heard; the ZAPs among it, in their order. */
+static enum handoff_heard hear(struct handoff *handoff, struct expected *expected, bool *complete)
+{
+    enum handoff_heard heard = HANDOFF_HEARD_ZAP;
+    struct frame zap, frame;
+
+    while (heard == HANDOFF_HEARD_ZAP) {
+        bool zaps = false;
+        heard = handoff_hear(handoff, &zap);
+        while (!zaps && next_frame(expected, &frame)) {
+            *complete |= frame.kind == FRAME_COMPLETE;
+            zaps = frame.kind == FRAME_ZAP;
+        }
+        fuzz_check((heard == HANDOFF_HEARD_ZAP) == zaps && (!zaps || memcmp(&zap, &frame, FRAME_BYTES) == 0));
+    }
+    return heard;
+}
+
+/* There is no listener: its steps are made here, and nothing may wait. Only COMPLETE, before the end, makes a discard
+ * lawful. */
 static void at_shim(int ends[2], struct expected *expected, size_t size, size_t piece)
 {
-    struct handoff handoff = {.role = HANDOFF_RESTORE, .uffd = -1, .socket = ends[0]};
+    struct handoff handoff = {.role = HANDOFF_RESTORE, .uffd = -1, .socket = ends[0], .pid = getpid(),
+                              .lock = PTHREAD_MUTEX_INITIALIZER, .changed = PTHREAD_COND_INITIALIZER};
+    enum handoff_heard heard = HANDOFF_HEARD_ALL;
     bool complete = false;
-    struct frame frame;
 
-    while (expected->size < size && !complete && !expected->broken) { /* then nobody reads it any more */
+    while (expected->size < size && heard != HANDOFF_HEARD_END) {
         size_t length = size - expected->size < piece ? size - expected->size : piece;
         fuzz_check(send(ends[1], expected->data + expected->size, length, 0) == (ssize_t)length);
         expected->size += length;
-        handoff_arriving(&handoff);
-        while (!complete && next_frame(expected, &frame))
-            complete = frame.kind == FRAME_COMPLETE;
+        heard = hear(&handoff, expected, &complete);
+        fuzz_check((heard == HANDOFF_HEARD_END) == expected->broken);
         fuzz_check(handoff.complete == complete && handoff.lost == (!complete && expected->broken));
+        fuzz_check(handoff_arriving(&handoff) == !complete);
     }
     close(ends[1]);
     ends[1] = -1;
+    if (heard != HANDOFF_HEARD_END)
+        fuzz_check(hear(&handoff, expected, &complete) == HANDOFF_HEARD_END);
     fuzz_check(handoff_discard(&handoff, 4096, 4096) == (complete ? 0 : -EIO));
     fuzz_check(handoff_discard(&handoff, 0, 4096) == (complete ? 0 : -EIO));
 }

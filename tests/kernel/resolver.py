@@ -22,8 +22,10 @@ from tests.kernel.vmm import PAGE_BYTES, PATIENCE_S
 MAGIC = 0x50664D31
 FRAME = struct.Struct("=IIQQQ")
 ACCEPTED, DISCARD, DISCARDED, COMPLETE = 1, 2, 3, 4
+ZAP, ZAPPED = 9, 10
 
 UFFDIO_COPY = 0xC028AA03
+UFFDIO_CONTINUE = 0xC020AA07
 UFFD_EVENT_PAGEFAULT = 0x12
 
 
@@ -94,6 +96,11 @@ class Resolver:
         address = self.layout[0]["base_host_virt_addr"] + page * PAGE_BYTES
         call = bytearray(struct.pack("=QQQQq", address, ctypes.addressof(source), PAGE_BYTES, 0, 0))
         fcntl.ioctl(self.uffd, UFFDIO_COPY, call)
+
+    def map(self, page: int) -> None:
+        """Maps a page that the file holds, and wakes who waits for it."""
+        address = self.layout[0]["base_host_virt_addr"] + page * PAGE_BYTES
+        fcntl.ioctl(self.uffd, UFFDIO_CONTINUE, bytearray(struct.pack("=QQQq", address, PAGE_BYTES, 0, 0)))
 
 
 def listen(path: Path) -> socket.socket:
