@@ -29,6 +29,8 @@
     X(bulk_pages_total, "pages of bytes taken from bulk") \
     X(zero_pages_total, "pages learnt to be all zeros") \
     X(poisoned_pages_total, "pages poisoned") \
+    X(poison_cleared_pages_total, "pages whose poison was cleared: fresh memory") \
+    X(poison_marks_total, "UFFDIO_POISON calls: a page that is touched again, after a zap, is marked again") \
     X(swept_pages_total, "pages mapped ahead of faults") \
     X(dropped_pages_total, "pages whose news was not wanted any more") \
     X(stale_dropped_pages_total, "pages refused for their version") \

@@ -72,10 +72,6 @@ static void on_report(void *owner, enum engine_report report, uint64_t page, uin
         event.reason = PF_REASON_BUG;
         tell(&loop->tell, &event, text);
         break;
-    case ENGINE_REPORT_POISONED:
-        event.kind = PAGEFERRY_EVENT_POISONED;
-        tell(&loop->tell, &event, text);
-        break;
     case ENGINE_REPORT_FULL:
         tell_pause_began(&loop->memory_pause, PF_REASON_NO_MEMORY,
                          "no memory for a page: make room in the tmpfs that holds the RAM file, or raise the memory "

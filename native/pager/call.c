@@ -6,7 +6,7 @@
 
 static const int call_counter[] = {
     [CALL_POPULATE] = STATS_populates_total, [CALL_MAP] = STATS_continues_total, [CALL_COPY] = STATS_copies_total,
-    [CALL_ZERO] = STATS_zeropages_total,     [CALL_PUNCH] = -1,                  [CALL_POISON] = -1,
+    [CALL_ZERO] = STATS_zeropages_total,     [CALL_PUNCH] = -1,                  [CALL_POISON] = STATS_poison_marks_total,
     [CALL_WAKE] = STATS_wakes_total,
 };
 
@@ -115,7 +115,7 @@ struct kernel_outcome place_call(struct engine *engine, enum call call, uint64_t
         went_gone(engine, page);
         break;
     case KERNEL_REFUSED:
-        if (call != CALL_WAKE)
+        if (call != CALL_WAKE && call != CALL_POISON)
             place_hold(engine, page + outcome.done_bytes / PAGE_BYTES, "the kernel refuses it: the page is held back");
         break;
     }

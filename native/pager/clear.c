@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * The actions of place.h for pages without bytes: zeros, removed, poisoned. Their claim comes first, it needs nothing
- * in memory; the stale bit stays until the cache is clean, and is cleared before ZEROPAGE: from then on the guest may
- * write to the page, and it is never punched again.
+ * The actions of place.h for pages without bytes: zeros, removed. Their claim comes first, it needs nothing in memory;
+ * the stale bit stays until the cache is clean, and is cleared before ZEROPAGE: from then on the guest may write to the
+ * page, and it is never punched again. Poisoned pages are in poison.c.
  */
 #include "place.h"
 
@@ -11,7 +11,7 @@
 #define ZERO_TRIES 3
 
 /* Shared memory only. What fails without being refused is tried again like a page without memory. */
-static enum placing punch(struct engine *engine, uint64_t page, uint64_t count)
+enum placing place_punch(struct engine *engine, uint64_t page, uint64_t count)
 {
     enum placing status = place_status(place_call(engine, CALL_PUNCH, page, count, NULL).result);
 
@@ -33,7 +33,7 @@ struct placed place_zeros(struct engine *engine, uint64_t page, uint64_t count, 
         for (uint64_t i = 0; i < count; i++)
             if (page_state(table_word(engine->table, page + i)) == PAGE_CACHED)
                 place_word(engine, page + i, PAGE_MISSING, true, version);
-        placed.status = punch(engine, page, count);
+        placed.status = place_punch(engine, page, count);
         if (placed.status != PLACING_DONE)
             placed.pages = 0;
     }
@@ -50,7 +50,7 @@ void place_removed(struct engine *engine, uint64_t page, uint64_t count)
         held |= page_held(table_word(engine->table, page + i));
         place_word(engine, page + i, PAGE_ZERO, doubt, place_version(engine, page + i));
     }
-    if (doubt && punch(engine, page, count) == PLACING_DONE)
+    if (doubt && place_punch(engine, page, count) == PLACING_DONE)
         for (uint64_t i = 0; i < count; i++)
             place_word(engine, page + i, PAGE_ZERO, false, place_version(engine, page + i));
     if (held) /* whose threads were left asleep */
@@ -63,7 +63,7 @@ static enum placing clean_zero(struct engine *engine, uint64_t page)
     enum placing status = PLACING_DONE;
 
     if (page_stale(table_word(engine->table, page))) {
-        status = punch(engine, page, 1);
+        status = place_punch(engine, page, 1);
         if (status == PLACING_DONE)
             place_word(engine, page, PAGE_ZERO, false, place_version(engine, page));
     }
@@ -118,47 +118,21 @@ enum placing place_zero(struct engine *engine, uint64_t page)
 
     if (!engine->private_memory)
         return zero_shared(engine, page);
+    if (page_owed(table_word(engine->table, page))) /* a marker may be there, and only COPY replaces it */
+        return place_fresh(engine, page);
     placed = place_mapped(engine, page, 1);
     if (placed.status == PLACING_DONE && !page_held(table_word(engine->table, page)))
         place_owned(engine, page, 1, version);
     return placed.status;
 }
 
-/* -------------------------------------------------------------------------------------------------------- poison */
-
-void place_lost(struct engine *engine, uint64_t page, uint64_t version)
-{
-    uint64_t word = table_word(engine->table, page);
-    bool mapped = page_state(word) == PAGE_OWNED;
-    bool successor = atomic_load(&engine->table->header->takeovers) > 0; /* of one that placed it perhaps, unclaimed */
-    bool doubt = !engine->private_memory && (place_in_doubt(word) || mapped || successor);
-
-    place_word(engine, page, PAGE_POISONED, doubt, version);
-    if (doubt && punch(engine, page, 1) == PLACING_DONE)
-        place_word(engine, page, PAGE_POISONED, false, version);
-    stats_add(engine->stats, STATS_poisoned_pages_total, 1);
-    engine->out.report(engine->out.owner, ENGINE_REPORT_POISONED, page, mapped, "the page is lost");
-}
-
-enum placing place_poison(struct engine *engine, uint64_t page)
-{
-    struct kernel_outcome outcome = place_call(engine, CALL_POISON, page, 1, NULL);
-    enum placing status = PLACING_DONE;
-
-    if (outcome.result == KERNEL_ALREADY || outcome.result == KERNEL_ABSENT)
-        place_wake(engine, page, 1); /* marked before; or mapped on private memory, which the report has said */
-    else if (outcome.result != KERNEL_MAPPED)
-        status = place_status(outcome.result);
-    return status;
-}
-
 void place_clean(struct engine *engine)
 {
     for (uint64_t page = 0; page < engine->table->page_count && engine->unclean_count > 0; page++) {
         uint64_t word = table_word(engine->table, page);
-        if (!place_unclean(word))
+        if (!place_unclean(engine, word))
             continue;
-        if (punch(engine, page, 1) != PLACING_DONE)
+        if (place_punch(engine, page, 1) != PLACING_DONE)
             break;
         place_word(engine, page, page_state(word), false, page_version(word));
     }

@@ -23,7 +23,7 @@ static bool take_fault(struct engine *engine, uint64_t page)
     struct page_step step = page_step(page_state(word), PAGE_EVENT_FAULT, wait_armed(engine));
     bool resolved = false;
 
-    if (page_held(word))
+    if (page_held(word) && step.action != PAGE_ACTION_PARK)
         step.action = PAGE_ACTION_NOTHING;
     switch (step.action) {
     case PAGE_ACTION_PARK:
@@ -212,6 +212,7 @@ static void take_over(struct engine *engine)
 {
     uint32_t count = atomic_load(&engine->table->header->batch_count);
 
+    place_recall(engine);
     engine_asks_lost(engine);
     work_on_batch(engine, count < TABLE_BATCH_EVENTS ? count : TABLE_BATCH_EVENTS);
     empty_batch(engine->table->header, TABLE_BATCH_EVENTS);
@@ -229,6 +230,7 @@ void engine_start(struct engine *engine, const struct engine_options *options, u
     engine->stats = options->stats;
     engine->trace = options->trace;
     engine->private_memory = options->private_memory;
+    engine->without_poison = options->without_poison;
     engine->now_ns = now_ns;
     engine->read_ns = now_ns;
     place_count(engine);
@@ -304,5 +306,7 @@ bool engine_settled(const struct engine *engine)
 {
     uint64_t lacking = engine->counts[PAGE_MISSING] + engine->counts[PAGE_WANTED] + engine->held_count;
 
-    return wait_armed(engine) ? lacking + engine->counts[PAGE_CACHED] + engine->unclean_count == 0 : lacking == 0;
+    return wait_armed(engine)
+               ? lacking + engine->counts[PAGE_CACHED] + engine->unclean_count + engine->clearing_count == 0
+               : lacking == 0;
 }

@@ -32,11 +32,10 @@
 
 enum engine_report {
     ENGINE_REPORT_ALARM = 1,   /* page, text: what cannot be, was; the page is held back */
-    ENGINE_REPORT_POISONED,    /* page; value 1: it was mapped before */
     ENGINE_REPORT_FULL,        /* no memory for a page: no progress until there is */
     ENGINE_REPORT_FULL_OVER,   /* there is again */
     ENGINE_REPORT_GONE         /* the VMM's address space is gone */
-};
+}; /* what becomes of poison is told by its log: log.h */
 
 /* What the engine tells its owner, on the owner's thread, from inside the calls below. */
 struct engine_out {
@@ -81,6 +80,7 @@ struct engine {
     struct stats *stats;
     struct trace *trace;
     bool private_memory;
+    bool without_poison;     /* the kernel has no marker for lost pages: who touches one waits until it is cleared */
     bool gone;               /* the VMM is gone: every call returns at once */
     bool full;               /* the last populate, copy or zero found no memory */
     bool in_turn;            /* a batch is being worked on: no other may be read before it is done */
@@ -97,7 +97,11 @@ struct engine {
     uint64_t full_until_ns;  /* full: nothing parked is tried before */
     uint64_t unclean_count;  /* words that say ZERO or POISONED and stale: a punch failed, and is tried again */
     uint64_t unclean_due_ns;
-    uint64_t held_count;     /* words that are held back */
+    uint64_t held_count;     /* words that are held back, and not poisoned */
+    uint64_t owed_count;     /* words of which the poison log owes an entry */
+    uint64_t clearing_count; /* of them, those whose poison was cleared: room is kept for these */
+    uint64_t owed_due_ns;
+    uint64_t owed_page;      /* where the next look for them begins */
     uint32_t last_result;    /* of the newest kernel call, for the trace */
     uint32_t parked_count;
     uint64_t counts[PAGE_STATE_COUNT];
@@ -114,6 +118,7 @@ struct engine_options {
     struct stats *stats;
     struct trace *trace;
     bool private_memory;
+    bool without_poison;
 };
 
 /* Counts the table's words. On a table that was taken over: replays the last batch, asks every WANTED page again and
@@ -143,6 +148,19 @@ void engine_arm(struct engine *engine);
 
 /* The VMM drops these pages, by the shim's word: armed, they read as zeros for ever. Returns when that is so. */
 void engine_removed(struct engine *engine, uint64_t first_page, uint64_t page_count);
+
+/*
+ * These pages are lost from now on, whatever their version: no guest reads their bytes any more. Returns how many were
+ * not. The cost of a call is that of a few kernel calls a page.
+ */
+uint64_t engine_lost(struct engine *engine, uint64_t first_page, uint64_t page_count);
+/* Those of them that are lost are fresh memory from now on; counts them in `changed`. Returns how many pages it has
+ * looked at: less than all when the log is full or bytes cannot be dropped now. Those that cling are passed over. */
+uint64_t engine_cleared(struct engine *engine, uint64_t first_page, uint64_t page_count, uint64_t *changed);
+/* Lost, and the guest may have its bytes mapped still: private memory, where only the VMM can end that. */
+bool engine_clings(const struct engine *engine, uint64_t page);
+/* Something was not done yet of what engine_lost or engine_cleared have claimed, or it has not been told to the log. */
+bool engine_owes(const struct engine *engine, uint64_t first_page, uint64_t page_count);
 
 /* Armed: map what is cached, from `first_page` on, at most `page_count` pages looked at. Returns pages mapped. */
 uint64_t engine_sweep(struct engine *engine, uint64_t first_page, uint64_t page_count);

@@ -3,7 +3,7 @@
  * News of the server: which of it is accepted, and what is done with it. Before arming a version is taken when it is
  * no older than the floor and newer than what is held; afterwards only the version of the frozen map, which the floor
  * of a page names: a lower one is stale, a higher one cannot be. A page without a floor is one of an image that never
- * changes. What is refused and waited for is asked again; bytes that cannot be placed now are not kept.
+ * changes. A page whose poison was cleared here takes no news at all: only its version goes on being counted. What is refused and waited for is asked again; bytes that cannot be placed now are not kept.
  */
 #include "engine.h"
 #include "place.h"
@@ -70,7 +70,8 @@ static struct judgement judge(const struct engine *engine, const struct engine_n
         judgement.verdict = VERDICT_ILLEGAL;
     else if (step.action == PAGE_ACTION_NOTHING)
         judgement.verdict = VERDICT_NOTHING;
-    else if (step.action == PAGE_ACTION_DROP || (page_held(word) && news->kind != ENGINE_POISON) ||
+    else if (step.action == PAGE_ACTION_DROP || (page_fresh(word) && news->kind != ENGINE_FLOOR) ||
+             (page_held(word) && page_state(word) != PAGE_POISONED && news->kind != ENGINE_POISON) ||
              (engine->private_memory && step.action == PAGE_ACTION_POPULATE))
         judgement.verdict = VERDICT_DROP;
     else
@@ -127,8 +128,6 @@ static void act_on_page(struct engine *engine, uint64_t page, uint64_t version, 
         break;
     case PAGE_ACTION_POISON:
         place_lost(engine, page, version);
-        if (wait_armed(engine)) /* before, no marker either: its fault comes again after arming */
-            wait_settle(engine, page);
         break;
     default:
         wait_alarm(engine, page, action, "news met an action that is none of its");
@@ -141,7 +140,9 @@ static void raise_floor(struct engine *engine, uint64_t page, uint64_t count, ui
 {
     for (uint64_t i = page; i < page + count; i++) {
         uint64_t word = table_word(engine->table, i);
-        enum page_state state = page_state(word) == PAGE_POISONED ? PAGE_POISONED : PAGE_MISSING;
+        enum page_state state = page_state(word);
+        if (state != PAGE_POISONED && !page_fresh(word))
+            state = PAGE_MISSING;
         place_word(engine, i, state, forget || page_stale(word), version);
     }
 }

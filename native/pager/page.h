@@ -23,7 +23,8 @@
     X(FLOOR, "the source has newer bytes than what is held") \
     X(SWEEP, "armed: map what is cached, ahead of faults") \
     X(REMOVED, "the VMM has dropped the page: a REMOVE on private memory, or the shim's word") \
-    X(LOST, "the page is poisoned from now on")
+    X(LOST, "the page is poisoned from now on") \
+    X(CLEARED, "the poison of the page ends, by order or by the VMM's word")
 
 #define PAGE_ACTIONS(X) \
     X(NOTHING, "no step") \
@@ -37,7 +38,8 @@
     X(MAP, "claim, CONTINUE; a hole means discarded: ZEROPAGE; already mapped: WAKE") \
     X(MAP_ZERO, "ZEROPAGE, claim; something in the cache: punch it, once more") \
     X(DROP, "not wanted any more: count it") \
-    X(POISON, "claim, punch the bytes, UFFDIO_POISON, WAKE") \
+    X(POISON, "claim, punch the bytes, UFFDIO_POISON, WAKE; a kernel without: hold back") \
+    X(FRESH, "claim as zeros that the source has no word in; armed: replace the marker by a page of zeros") \
     X(ILLEGAL, "cannot happen: alarm")
 
 /* state, event, armed?, action, next state. A cell that is not named is NOTHING. ANY names both columns. */
@@ -89,7 +91,9 @@
     X(POISONED, DATA, ANY, DROP, POISONED) \
     X(POISONED, ZEROS, ANY, DROP, POISONED) \
     X(POISONED, FLOOR, UNARMED, RAISE, POISONED) \
-    X(POISONED, REMOVED, ARMED, POISON, POISONED)
+    X(POISONED, REMOVED, ARMED, POISON, POISONED) \
+    X(POISONED, CLEARED, UNARMED, FRESH, ZERO) \
+    X(POISONED, CLEARED, ARMED, FRESH, OWNED)
 
 #define PAGE_NAME(name, help) PAGE_EVENT_##name,
 enum page_event { PAGE_EVENTS(PAGE_NAME) PAGE_EVENT_COUNT };

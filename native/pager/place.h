@@ -30,13 +30,16 @@ struct placed {
 
 /* Counts all words, once, at the start. */
 void place_count(struct engine *engine);
-/* Writes a word, and keeps the counts. Ends the holding back of the page. */
+/* Writes a word, and keeps the counts. */
+void place_store(struct engine *engine, uint64_t page, uint64_t word);
+/* The same, of these parts; what else the word says stays, unless it is of the state that is left. Ends the holding back
+ * of the page; of a poisoned one, that was and is, it does not. */
 void place_word(struct engine *engine, uint64_t page, enum page_state state, bool stale, uint64_t version);
 void place_owned(struct engine *engine, uint64_t page, uint64_t count, uint64_t version);
 /* What cannot be, was: says so, and nothing is done to the page any more. */
 void place_hold(struct engine *engine, uint64_t page, const char *text);
 /* Claimed as zeros or poison, but the cache has not been emptied yet. */
-bool place_unclean(uint64_t word);
+bool place_unclean(const struct engine *engine, uint64_t word);
 
 static inline uint64_t place_version(const struct engine *engine, uint64_t page)
 {
@@ -56,7 +59,7 @@ void place_wake(struct engine *engine, uint64_t page, uint64_t count);
 /* The part of a run that lies in one region and is not too long for one call. */
 uint64_t place_cut(const struct engine *engine, uint64_t page, uint64_t count);
 
-/* place.c and clear.c: the actions. */
+/* place.c, clear.c and poison.c: the actions. */
 
 /* Something lies, or may lie, in the page cache that has to go before the page is zeros or poison. */
 bool place_in_doubt(uint64_t word);
@@ -75,10 +78,21 @@ uint64_t place_map_or_wake(struct engine *engine, uint64_t page, uint64_t count)
 
 /* MAP_ZERO: a ZERO page becomes OWNED. */
 enum placing place_zero(struct engine *engine, uint64_t page);
-/* Claims a page as poisoned and drops its bytes; the marker is place_poison. */
-void place_lost(struct engine *engine, uint64_t page, uint64_t version);
-enum placing place_poison(struct engine *engine, uint64_t page);
 /* Drops what the cache still holds of pages that are claimed as ZERO or POISONED; stops where that fails. */
 void place_clean(struct engine *engine);
+/* Shared memory: what the cache holds goes. */
+enum placing place_punch(struct engine *engine, uint64_t page, uint64_t count);
+
+/* POISON, of a page that is not: claims it, drops its bytes, marks it, and has it told. What cannot be done now is
+ * owed. */
+void place_lost(struct engine *engine, uint64_t page, uint64_t version);
+/* Sets the marker of a page that is claimed so; who waits there wakes into it. */
+enum placing place_poison(struct engine *engine, uint64_t page);
+/* FRESH where nothing is mapped: the page of zeros takes the place of the marker. */
+enum placing place_fresh(struct engine *engine, uint64_t page);
+/* Does what is owed of pages that were lost or cleared, as far as it can be done now. */
+void place_owed(struct engine *engine);
+/* After a takeover: the newest entry of the log was put, and its word does not know. */
+void place_recall(struct engine *engine);
 
 #endif

@@ -13,7 +13,8 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
-#define WORDS_OFFSET_BYTES ((sizeof(struct table_header) + PAGE_BYTES - 1) / PAGE_BYTES * PAGE_BYTES)
+#define LOG_OFFSET_BYTES ((sizeof(struct table_header) + PAGE_BYTES - 1) / PAGE_BYTES * PAGE_BYTES)
+#define WORDS_OFFSET_BYTES (LOG_OFFSET_BYTES + TABLE_LOG_ENTRIES * sizeof(struct table_log_entry))
 #define SEALS (F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_SEAL) /* whoever maps it needs not fear for the next word */
 #define TABLE_PAGES_MAX (UINT64_C(1) << 40) /* 4 PiB of guest memory */
 
@@ -32,6 +33,7 @@ static int map_table(int fd, uint64_t page_count, struct table *table)
     table->fd = fd;
     table->mapped_bytes = bytes;
     table->header = at;
+    table->log = (struct table_log_entry *)((char *)at + LOG_OFFSET_BYTES);
     table->words = (_Atomic uint64_t *)((char *)at + WORDS_OFFSET_BYTES);
     table->page_count = page_count;
     return 0;
@@ -56,6 +58,7 @@ int table_create(uint64_t page_count, struct table *table)
         goto out;
     table->header->page_count = page_count;
     table->header->words_offset_bytes = WORDS_OFFSET_BYTES;
+    table->header->log_capacity = TABLE_LOG_ENTRIES;
     atomic_thread_fence(memory_order_release);
     table->header->magic = WORDS_MAGIC; /* last: with it, the rest of the header is there */
 out:
@@ -64,9 +67,19 @@ out:
     return rc;
 }
 
+static bool log_agrees(const struct table_header *header)
+{
+    uint64_t capacity = header->log_capacity, count = atomic_load(&header->log_count);
+    bool agrees = capacity != 0 && capacity <= TABLE_LOG_ENTRIES && (capacity & (capacity - 1)) == 0;
+
+    for (int reader = 0; reader < TABLE_LOG_READERS; reader++)
+        agrees = agrees && count - atomic_load(&header->log_taken[reader]) <= capacity;
+    return agrees;
+}
+
 static bool header_agrees(const struct table_header *header, uint64_t page_count)
 {
-    return header->magic == WORDS_MAGIC && header->page_count == page_count &&
+    return log_agrees(header) && header->magic == WORDS_MAGIC && header->page_count == page_count &&
            header->words_offset_bytes == WORDS_OFFSET_BYTES && atomic_load(&header->batch_count) <= TABLE_BATCH_EVENTS;
 }
 

@@ -2,7 +2,8 @@
 /*
  * The page table of one VM: the truth about content (DESIGN 3.3), 8 bytes a page, in one shared memfd behind a
  * versioned header, so that a successor goes on from it after its worker was killed at any instruction. The last
- * batch of kernel events lies in it too: what was read from the kernel is not given twice.
+ * batch of kernel events lies in it too: what was read from the kernel is not given twice. And so does the log of
+ * poison (log.h), with how far each of its readers has come.
  *
  * One thread writes; others may read words (torn counts are harmless to them).
  */
@@ -18,8 +19,20 @@
 #include "page.h"
 
 #define TABLE_BATCH_EVENTS 64
+#define TABLE_LOG_ENTRIES 16384 /* a power of two */
 
-/* At offset 0 of the memfd; the words follow at words_offset_bytes. The first three are those of struct words_header,
+/* log.h. */
+enum table_log_reader { TABLE_LOG_OWNER = 0, TABLE_LOG_VMM, TABLE_LOG_READERS };
+
+struct table_log_entry {
+    uint64_t page;
+    uint32_t sequence; /* of the entries up to this one, so many say POISONED */
+    uint8_t kind;      /* enum log_kind */
+    uint8_t flags;
+    uint8_t reserved[2];
+};
+
+/* At offset 0 of the memfd; the log follows, and the words at words_offset_bytes. The first three are those of struct words_header,
  * which others read (base/words.h). */
 struct table_header {
     uint64_t magic;
@@ -33,6 +46,9 @@ struct table_header {
     _Atomic uint32_t placed;          /* some worker has made a call that fills the page cache: what lies there may be
                                          ours; before, nothing is, also after a takeover */
     struct kernel_event batch[TABLE_BATCH_EVENTS];
+    uint64_t log_capacity;            /* a power of two, at most TABLE_LOG_ENTRIES */
+    _Atomic uint64_t log_count;       /* entries ever */
+    _Atomic uint64_t log_taken[TABLE_LOG_READERS]; /* of them, by each reader */
 };
 
 _Static_assert(offsetof(struct table_header, magic) == offsetof(struct words_header, magic) &&
@@ -44,6 +60,7 @@ struct table {
     int fd;
     size_t mapped_bytes;
     struct table_header *header;
+    struct table_log_entry *log; /* entry n, from 0 on, is at n % log_capacity */
     _Atomic uint64_t *words;
     uint64_t page_count;
 };

@@ -219,6 +219,11 @@ void engine_tick(struct engine *engine, uint64_t now_ns)
         place_clean(engine);
         engine->unclean_due_ns = now_ns + ENGINE_FULL_WAIT_MIN_NS;
     }
+    if (engine->owed_count > 0 && engine->owed_due_ns <= now_ns && !engine->gone) {
+        uint64_t owed_count = engine->owed_count;
+        place_owed(engine);
+        engine->owed_due_ns = now_ns + (engine->owed_count < owed_count ? ENGINE_LATER_NS : ENGINE_FULL_WAIT_MIN_NS);
+    }
 }
 
 uint64_t engine_next_ns(const struct engine *engine)
@@ -232,5 +237,7 @@ uint64_t engine_next_ns(const struct engine *engine)
         next_ns = engine->rescan_due_ns;
     if (engine->unclean_count > 0 && engine->unclean_due_ns < next_ns)
         next_ns = engine->unclean_due_ns;
+    if (engine->owed_count > 0 && engine->owed_due_ns < next_ns)
+        next_ns = engine->owed_due_ns;
     return engine->gone ? UINT64_MAX : next_ns;
 }

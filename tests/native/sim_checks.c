@@ -13,18 +13,19 @@ static void check_movement(struct world *world, uint64_t page, uint64_t before, 
     enum page_state was = page_state(before), is = page_state(after);
     struct world_page *facts = &world->pages[page];
 
-    if ((was == PAGE_OWNED && is != PAGE_OWNED && is != PAGE_POISONED) || (was == PAGE_POISONED && is != was))
+    if ((was == PAGE_OWNED && is != PAGE_OWNED && is != PAGE_POISONED) ||
+        (was == PAGE_POISONED && is != was && !page_fresh(after)))
         world_failed(world, page, "a page leaves what is for good");
     if (was == PAGE_OWNED && is == PAGE_OWNED && page_version(before) != page_version(after))
         world_failed(world, page, "an owned page changes its version");
     if (!world_armed(world) && (is == PAGE_WANTED || is == PAGE_OWNED))
         world_failed(world, page, "WANTED or OWNED before arming");
-    if (is == PAGE_POISONED && !facts->server_lost)
+    if (is == PAGE_POISONED && !facts->server_lost && !facts->by_order)
         world_failed(world, page, "poisoned, and the server has it");
     told_note_lost(world, page);
-    if (page_held(after) && !facts->held)
+    if (page_held(after) && !facts->held && !(is == PAGE_POISONED && world->sim.without_poison))
         world_failed(world, page, "held back");
-    if (page_held(before) && after != before && is != PAGE_POISONED && facts->drops == 0)
+    if (page_held(before) && ((after ^ before) & ~PAGE_OWED) != 0 && is != PAGE_POISONED && was != PAGE_POISONED && facts->drops == 0)
         world_failed(world, page, "a page that is held back is touched");
     facts->held = page_held(after);
     if (facts->asked && is != PAGE_WANTED) {
@@ -66,7 +67,7 @@ static void check_content(struct world *world, uint64_t page)
             break;
         if (world_armed(world) && facts->expected != 0 && facts->drops == 0)
             world_failed(world, page, "ZERO, and the guest must read something else");
-        if (!world_armed(world) && told_content(page, page_version(word)) != 0)
+        if (!world_armed(world) && !page_fresh(word) && told_content(page, page_version(word)) != 0)
             world_failed(world, page, "ZERO, and it is none");
         break;
     case PAGE_OWNED:
@@ -98,8 +99,7 @@ static void check_all(struct world *world)
         world_failed(world, WORLD_PAGES, "asks_outstanding is not the number of WANTED pages");
     if (!world->crashes && stats_get(&world->stats, STATS_asks_total) != world->answered + wanted)
         world_failed(world, WORLD_PAGES, "asked is not answered + outstanding");
-    if (stats_get(&world->stats, STATS_faults_early_total) != world->sim.faults_unarmed && !world->crashes &&
-        !world->refusals)
+    if (stats_get(&world->stats, STATS_faults_early_total) != world->sim.faults_unarmed && !world->crashes)
         world_failed(world, WORLD_PAGES, "early faults are not counted right");
     for (uint64_t page = 0; page < WORLD_PAGES; page++)
         check_content(world, page);
@@ -124,6 +124,12 @@ static bool held(const struct world *world, uint64_t page)
     return page_held(table_word(&world->table, page));
 }
 
+/* A lost page that cannot be marked is held back, and settled. */
+static bool never_settles(const struct world *world, uint64_t page)
+{
+    return held(world, page) && page_state(table_word(&world->table, page)) != PAGE_POISONED;
+}
+
 /* Whoever waits for a page that is held back waits for ever, and that is safe. */
 static bool waits_in_vain(const struct world *world, uint32_t thread)
 {
@@ -137,7 +143,7 @@ static bool settled(const struct world *world)
 
     for (uint64_t page = 0; page < WORLD_PAGES; page++) {
         enum page_state state = page_state(table_word(&world->table, page));
-        held_count += held(world, page);
+        held_count += never_settles(world, page);
         lacking += !held(world, page) && (state == PAGE_MISSING || state == PAGE_WANTED || state == PAGE_CACHED);
     }
     return held_count > 0 ? lacking == 0 && world->engine.unclean_count == 0 : engine_settled(&world->engine);
@@ -145,6 +151,7 @@ static bool settled(const struct world *world)
 
 bool checks_quiet(const struct world *world)
 {
+    const struct table_header *header = world->table.header;
     bool is = settled(world) && sim_unread(&world->sim) == 0;
 
     for (uint32_t i = 0; i < SIM_THREADS; i++)
@@ -153,6 +160,8 @@ bool checks_quiet(const struct world *world)
         is = is && world->sim.removals[i].stage == SIM_REMOVAL_FREE;
     for (uint32_t i = 0; i < WORLD_DROPS; i++)
         is = is && !world->drops[i].used;
+    for (int reader = 0; reader < TABLE_LOG_READERS; reader++)
+        is = is && atomic_load(&header->log_taken[reader]) == atomic_load(&header->log_count);
     return is && engine_next_ns(&world->engine) == UINT64_MAX;
 }
 
@@ -164,9 +173,9 @@ static void check_final(struct world *world)
     for (uint64_t page = 0; page < WORLD_PAGES; page++) {
         const struct sim_page *memory = &world->sim.pages[page];
         uint64_t found = memory->present ? memory->token : 0;
-        held_count += held(world, page);
+        held_count += never_settles(world, page);
         waiting += page_state(table_word(&world->table, page)) == PAGE_WANTED;
-        if (held(world, page))
+        if (never_settles(world, page))
             continue;
         if (page_state(table_word(&world->table, page)) == PAGE_POISONED) {
             if (!world->pages[page].lost)
@@ -183,6 +192,18 @@ static void check_final(struct world *world)
         world_failed(world, WORLD_PAGES, "something is still outstanding");
 }
 
+/* Everyone has been told of everything, once. */
+static void check_told(struct world *world)
+{
+    for (int reader = 0; reader < TABLE_LOG_READERS; reader++)
+        for (uint64_t page = 0; page < WORLD_PAGES; page++) {
+            const struct world_page *facts = &world->pages[page];
+            const struct world_reader *knows = &world->readers[reader];
+            if (knows->losses[page] != facts->losses || knows->clears[page] != facts->clears)
+                world_failed(world, page, "poisoned or cleared, and not told so");
+        }
+}
+
 void checks_end(struct world *world)
 {
     for (uint32_t i = 0; i < SIM_THREADS; i++)
@@ -197,5 +218,6 @@ void checks_end(struct world *world)
     if (!checks_quiet(world))
         world_failed(world, WORLD_PAGES, "does not settle");
     check_all(world);
+    check_told(world);
     check_final(world);
 }

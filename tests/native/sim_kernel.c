@@ -309,11 +309,18 @@ static bool is_stale(const struct sim_kernel *sim, uint64_t page)
     return page_stale(table_word(sim->table, page));
 }
 
+/* Its poison was cleared: what fills the page takes the place of the marker. */
+static bool is_cleared(const struct sim_kernel *sim, uint64_t page)
+{
+    return sim->table != NULL && page_owed(table_word(sim->table, page)) && page_fresh(table_word(sim->table, page)) &&
+           is_state(sim, page, PAGE_ZERO);
+}
+
 static void map_page(struct sim_kernel *sim, uint64_t page)
 {
     if (!armed(sim))
         failed(sim, page, "mapped before arming");
-    if (sim->pages[page].pte == SIM_PTE_POISON)
+    if (sim->pages[page].pte == SIM_PTE_POISON && !is_cleared(sim, page))
         failed(sim, page, "a poison marker is overwritten");
     sim->pages[page].pte = SIM_PTE_MAPPED;
     sim->pages[page].ever_mapped = true;
@@ -365,7 +372,8 @@ static enum kernel_result copy_page(struct sim_kernel *sim, uint64_t page, const
 {
     struct sim_page *facts = &sim->pages[page];
 
-    if (sim->table != NULL && !is_state(sim, page, PAGE_MISSING) && !is_state(sim, page, PAGE_WANTED))
+    if (sim->table != NULL && !is_state(sim, page, PAGE_MISSING) && !is_state(sim, page, PAGE_WANTED) &&
+        !(sim->private_memory && is_cleared(sim, page)))
         failed(sim, page, "COPY to a page that is claimed");
     if (sim->table != NULL && is_stale(sim, page))
         failed(sim, page, "COPY to a page whose cache is in doubt");
@@ -452,6 +460,8 @@ static enum kernel_result stopped(struct sim_kernel *sim, enum sim_call call, ui
         force->times--;
         return (enum kernel_result)force->result;
     }
+    if (call == SIM_POISON && sim->without_poison)
+        return KERNEL_REFUSED;
     if (maps(call) && changing(sim))
         return KERNEL_LATER;
     if (maps(call) && sim->later_permille > 0 && sim_below(&sim->random, 1000) < sim->later_permille)

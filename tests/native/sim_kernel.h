@@ -80,6 +80,7 @@ struct sim_kernel {
     bool private_memory;
     bool gone;
     bool full;
+    bool without_poison; /* as a kernel before 6.6 */
     uint32_t later_permille; /* how often a call stops with LATER, or FULL, somewhere in its span */
     uint32_t full_permille;
     uint64_t random;

@@ -79,9 +79,14 @@ static struct model_outcome zeros(const struct model_world *world, uint64_t word
     return told;
 }
 
+static uint64_t poisoned(const struct model_world *world, uint64_t version)
+{
+    return page_word(PAGE_POISONED, false, version) | (world->without_poison ? PAGE_HELD : 0);
+}
+
 static struct model_outcome lost(const struct model_world *world, uint64_t word, uint64_t version)
 {
-    struct model_outcome told = outcome(MODEL_TAKEN, page_word(PAGE_POISONED, false, version), true);
+    struct model_outcome told = outcome(MODEL_TAKEN, poisoned(world, version), true);
     struct model_outcome no = outcome(MODEL_STALE, word, false);
 
     if (page_state(word) == PAGE_POISONED)
@@ -100,8 +105,12 @@ static struct model_outcome floor_raised(const struct model_world *world, uint64
         told.cell = false;
     else if (world->armed)
         told = outcome(MODEL_ALARM, word, true);
+    else if (newer && page_fresh(word)) /* its version is counted, and nothing else */
+        told = outcome(MODEL_TAKEN, page_word(PAGE_ZERO, page_stale(word), version) | (word & (PAGE_FRESH | PAGE_OWED)), false);
     else if (newer && page_state(word) == PAGE_POISONED)
-        told = outcome(MODEL_TAKEN, page_word(PAGE_POISONED, page_stale(word), version), true);
+        told = outcome(MODEL_TAKEN, page_word(PAGE_POISONED, page_stale(word), version) |
+                                        (word & (PAGE_HELD | PAGE_OWED | PAGE_HAD)),
+                       !page_held(word));
     else if (newer && page_state(word) == PAGE_CACHED)
         told = outcome(MODEL_TAKEN, page_word(PAGE_MISSING, true, version), true);
     else if (newer)
@@ -118,7 +127,10 @@ struct model_outcome model_news(const struct model_world *world, uint64_t word, 
         told = outcome(MODEL_STALE, word, false);
     else if (world->frozen_version != 0 && version > world->frozen_version)
         told = outcome(MODEL_ALARM, word, false);
-    else if (page_held(word) && kind != ENGINE_POISON && !(kind == ENGINE_FLOOR && world->armed))
+    else if (page_held(word) && page_state(word) != PAGE_POISONED && kind != ENGINE_POISON &&
+             !(kind == ENGINE_FLOOR && world->armed))
+        told = outcome(MODEL_DROPPED, word, false);
+    else if (page_fresh(word) && kind != ENGINE_FLOOR)
         told = outcome(MODEL_DROPPED, word, false);
     else if (kind == ENGINE_DATA)
         told = data(world, word, version);
@@ -142,10 +154,28 @@ uint64_t model_fault(const struct model_world *world, uint64_t word)
         return page_word(PAGE_WANTED, page_stale(word), version);
     case PAGE_CACHED:
     case PAGE_ZERO:
-        return page_word(PAGE_OWNED, false, version);
+        return page_word(PAGE_OWNED, false, version) | (word & (PAGE_FRESH | PAGE_OWED));
+    case PAGE_POISONED: /* and it was not known then that the kernel cannot mark it */
+        return word | (world->without_poison ? PAGE_HELD : 0);
     default:
         return word;
     }
+}
+
+uint64_t model_lost(const struct model_world *world, uint64_t word)
+{
+    uint64_t version = page_version(word) != 0 ? page_version(word) : world->frozen_version;
+
+    return page_state(word) == PAGE_POISONED ? word : poisoned(world, version);
+}
+
+uint64_t model_cleared(const struct model_world *world, uint64_t word)
+{
+    bool clings = world->private_memory && page_stale(word);
+
+    if (page_state(word) != PAGE_POISONED || clings)
+        return word;
+    return page_word(world->armed ? PAGE_OWNED : PAGE_ZERO, false, page_version(word)) | PAGE_FRESH;
 }
 
 uint64_t model_removed(const struct model_world *world, uint64_t word)
@@ -160,6 +190,8 @@ uint64_t model_removed(const struct model_world *world, uint64_t word)
         return page_word(PAGE_ZERO, false, version);
     case PAGE_WANTED:
         return page_word(PAGE_OWNED, false, version);
+    case PAGE_POISONED:
+        return word | (world->without_poison ? PAGE_HELD : 0);
     default:
         return word;
     }

@@ -182,6 +182,45 @@ static void lose_page(struct world *world)
         told_news(world, ENGINE_POISON, page, 1, world->pages[page].version);
 }
 
+/* Somebody here says that pages are lost, or that they are fresh memory from now on. */
+static void order_poison(struct world *world)
+{
+    uint64_t first = page_in_need(world), count = 1 + below(world, 3), lost = 0;
+    bool dropped = false;
+
+    if (count > WORLD_PAGES - first)
+        count = WORLD_PAGES - first;
+    for (uint64_t i = 0; i < WORLD_PAGES; i++)
+        lost += world->pages[i].lost;
+    for (uint64_t i = 0; i < count; i++)
+        dropped |= world->pages[first + i].drops > 0; /* zero already, and lost too: both would be right */
+    if (lost < 16 && !dropped)
+        told_lost(world, first, count);
+}
+
+static void order_clear(struct world *world)
+{
+    uint64_t first = below(world, WORLD_PAGES), passed = 0, count;
+
+    while (passed++ < WORLD_PAGES && page_state(table_word(&world->table, first)) != PAGE_POISONED)
+        first = (first + 1) % WORLD_PAGES;
+    count = 1 + below(world, 3);
+    told_cleared(world, first, count < WORLD_PAGES - first ? count : WORLD_PAGES - first);
+}
+
+static void order_something(struct world *world)
+{
+    if (below(world, 5) > 1)
+        order_poison(world);
+    else
+        order_clear(world);
+}
+
+static void tell_log(struct world *world)
+{
+    told_log(world, (enum table_log_reader)below(world, TABLE_LOG_READERS));
+}
+
 /* ---------------------------------------------------------------------------------------------------- before arming */
 
 static void change_source(struct world *world)
@@ -284,7 +323,8 @@ void steps_arm(struct world *world)
         check_manifest(world);
     }
     for (uint64_t page = 0; page < WORLD_PAGES; page++) {
-        world->pages[page].expected = told_content(page, world->pages[page].version);
+        bool fresh = page_fresh(table_word(&world->table, page));
+        world->pages[page].expected = fresh ? 0 : told_content(page, world->pages[page].version);
         world->pages[page].drops = 0;
     }
     for (uint32_t i = 0; i < SIM_REMOVALS; i++) /* but may have announced something */
@@ -315,6 +355,12 @@ static void check_read(struct world *world, uint64_t page, uint64_t token)
         world_failed(world, page, "the guest reads the wrong bytes");
 }
 
+/* Cleared, and what fills the page was refused, for now or for good. */
+static bool marked_still(uint64_t word)
+{
+    return page_fresh(word) && (page_owed(word) || page_held(word));
+}
+
 static void run_thread(struct world *world, uint32_t thread, bool new_targets)
 {
     uint64_t token = 0, page;
@@ -340,7 +386,7 @@ static void run_thread(struct world *world, uint32_t thread, bool new_targets)
         world->targets[thread] = 0;
         break;
     case SIM_SIGBUS:
-        if (!world->pages[page].lost)
+        if (!world->pages[page].lost && !marked_still(table_word(&world->table, page)))
             world_failed(world, page, "SIGBUS on a page that is not lost");
         world->targets[thread] = 0;
         break;
@@ -529,6 +575,10 @@ static void step_unarmed(struct world *world)
         engine_tick(&world->engine, world->now_ns);
     else if (dice < 91)
         lose_page(world);
+    else if (dice < 92 && below(world, 2) == 0)
+        order_something(world);
+    else if (dice < 92)
+        tell_log(world);
     else if (dice < 93)
         trouble(world);
     else if (dice < 94 && below(world, 4) == 0)
@@ -568,6 +618,10 @@ static void step_armed(struct world *world)
     else if (dice < 990)
         told_news(world, ENGINE_FLOOR, below(world, WORLD_PAGES), 1, world->round); /* cannot be: an alarm */
     else if (dice < 993)
+        order_something(world);
+    else if (dice < 996)
+        tell_log(world);
+    else if (dice < 998)
         lose_link(world, true); /* a batch with a wrong digest, too: all is asked again, nothing is down */
     else
         run_thread(world, (uint32_t)below(world, SIM_THREADS), true);
@@ -594,6 +648,9 @@ void steps_heal(struct world *world)
         }
     while (sim_unread(&world->sim) > 0)
         told_turn(world);
+    for (int i = 0; i < 8; i++)
+        for (int reader = 0; reader < TABLE_LOG_READERS; reader++)
+            told_log(world, (enum table_log_reader)reader);
     engine_tick(&world->engine, world->now_ns);
     for (uint32_t i = 0; i < SIM_REMOVALS; i++)
         removal_goes_on(world, i);

@@ -2,6 +2,8 @@
 /* Calls of the engine, held against the reference: see sim_told.h. */
 #include "sim_told.h"
 
+#include "pager/log.h"
+
 uint64_t told_content(uint64_t page, uint64_t version)
 {
     uint64_t state = page * UINT64_C(0x100000001b3) ^ version << 17, token = sim_random(&state);
@@ -14,6 +16,7 @@ static struct model_world model_of(const struct world *world)
     return (struct model_world){
         .armed = world_armed(world),
         .private_memory = world->private_memory,
+        .without_poison = world->engine.without_poison,
         .frozen_version = world->engine.frozen_version,
     };
 }
@@ -52,9 +55,21 @@ static void entered(struct world *world, uint64_t page, uint64_t word, enum page
     entered_as(world, page, word, event, next, true);
 }
 
+/* A poisoned page that is touched, or removed, is marked each time. */
+static bool is_marked(const struct model_world *model, uint64_t word)
+{
+    return model->armed && page_state(word) == PAGE_POISONED && !page_held(word) && !model->without_poison;
+}
+
 static void check_word(struct world *world, uint64_t page, uint64_t must_be)
 {
-    if (table_word(&world->table, page) != must_be)
+    uint64_t word = table_word(&world->table, page), ignored = 0;
+
+    if (page_state(must_be) == PAGE_POISONED && world->private_memory)
+        ignored |= PAGE_STALE;
+    if (log_room(&world->table) <= world->engine.clearing_count) /* it is told later */
+        ignored |= PAGE_OWED | PAGE_HAD;
+    if ((word & ~ignored) != (must_be & ~ignored))
         world_failed(world, page, "the step left another word than it must");
 }
 
@@ -64,9 +79,17 @@ void told_note_lost(struct world *world, uint64_t page)
 {
     struct world_page *facts = &world->pages[page];
 
+    if (facts->lost && page_state(table_word(&world->table, page)) != PAGE_POISONED) {
+        if (!facts->may_clear)
+            world_failed(world, page, "poison ends, and nobody has cleared it");
+        facts->lost = facts->lost_mapped = facts->by_order = false;
+        facts->expected = 0;
+        facts->clears++;
+    }
     if (page_state(table_word(&world->table, page)) != PAGE_POISONED || facts->lost)
         return;
     facts->lost = true;
+    facts->losses++;
     facts->lost_mapped = world->sim.pages[page].pte == SIM_PTE_MAPPED; /* nothing of ours can take that away */
     if (facts->lost_mapped && !world->private_memory && !world->crashes && world->sim.full_permille == 0)
         world_failed(world, page, "poisoned, and still mapped");
@@ -159,10 +182,101 @@ void told_removed(struct world *world, uint64_t first, uint64_t count)
         uint64_t next = model_removed(&model, words[i]);
         check_word(world, first + i, next);
         entered(world, first + i, words[i], PAGE_EVENT_REMOVED, next);
-        poisoned += model.armed && page_state(words[i]) == PAGE_POISONED;
+        poisoned += is_marked(&model, words[i]);
     }
     if (world->sim.calls[SIM_POISON] - poison_calls != poisoned)
         world_failed(world, first, "a poisoned page that is removed is poisoned again");
+}
+
+/* ---------------------------------------------------------------------------------------------- poison, by order */
+
+void told_lost(struct world *world, uint64_t first, uint64_t count)
+{
+    struct model_world model = model_of(world);
+    struct calm before = calm_before(world);
+    uint64_t words[WORLD_PAGES], changed, must_change = 0;
+
+    for (uint64_t i = 0; i < count; i++) {
+        words[i] = table_word(&world->table, first + i);
+        world->pages[first + i].by_order = true;
+        must_change += page_state(words[i]) != PAGE_POISONED;
+    }
+    changed = engine_lost(&world->engine, first, count);
+    if (was_calm(world, &before, 0)) {
+        if (changed != must_change)
+            world_failed(world, first, "more or less is poisoned than was ordered");
+        for (uint64_t i = 0; i < count; i++) {
+            uint64_t next = model_lost(&model, words[i]);
+            check_word(world, first + i, next);
+            if (page_state(words[i]) != PAGE_POISONED)
+                entered(world, first + i, words[i], PAGE_EVENT_LOST, next);
+        }
+    }
+    for (uint64_t i = 0; i < count; i++)
+        told_note_lost(world, first + i);
+}
+
+/* It goes as far as the log has room. */
+void told_cleared(struct world *world, uint64_t first, uint64_t count)
+{
+    struct model_world model = model_of(world);
+    struct calm before = calm_before(world);
+    uint64_t words[WORLD_PAGES], looked, changed = 0, must_change = 0;
+
+    for (uint64_t i = 0; i < count; i++) {
+        words[i] = table_word(&world->table, first + i);
+        world->pages[first + i].may_clear = page_state(words[i]) == PAGE_POISONED;
+    }
+    looked = engine_cleared(&world->engine, first, count, &changed);
+    if (was_calm(world, &before, 0)) {
+        if (looked < count && log_room(&world->table) > world->engine.clearing_count + 1)
+            world_failed(world, first + looked, "not cleared, and nothing was in the way");
+        for (uint64_t i = 0; i < looked; i++) {
+            uint64_t next = model_cleared(&model, words[i]);
+            check_word(world, first + i, next);
+            must_change += page_state(next) != page_state(words[i]);
+            if (page_state(next) != page_state(words[i]))
+                entered(world, first + i, words[i], PAGE_EVENT_CLEARED, next);
+        }
+        if (changed != must_change)
+            world_failed(world, first, "more or less is cleared than was lost");
+    }
+    for (uint64_t i = 0; i < count; i++) {
+        told_note_lost(world, first + i);
+        world->pages[first + i].may_clear = false;
+    }
+}
+
+/* What a reader knows it keeps for good; a worker that dies before it has noted that tells the same once more. */
+void told_log(struct world *world, enum table_log_reader reader)
+{
+    struct world_reader *knows = &world->readers[reader];
+    struct table_log_entry entry;
+    uint64_t number;
+    bool lost;
+
+    if (!log_next(&world->table, reader, &entry, &number))
+        return;
+    lost = entry.kind == LOG_POISONED;
+    if (number == knows->number && world->crashes) {
+        if (entry.page != knows->newest.page || entry.kind != knows->newest.kind)
+            world_failed(world, entry.page, "two entries of the poison log have one number");
+    } else {
+        if (entry.page >= WORLD_PAGES || number != knows->number + 1)
+            world_failed(world, entry.page, "an entry of the poison log is missing, or comes twice");
+        if (lost != (knows->losses[entry.page] == knows->clears[entry.page]))
+            world_failed(world, entry.page, "told as poisoned or cleared, and it was so before");
+        if (entry.sequence != knows->sequence + lost)
+            world_failed(world, entry.page, "poisoned pages are not counted");
+        knows->losses[entry.page] += lost;
+        knows->clears[entry.page] += !lost;
+        knows->sequence = entry.sequence;
+        knows->number = number;
+        knows->newest = entry;
+    }
+    world_pass(world, WORLD_TELL, SIM_BEFORE);
+    log_taken(&world->table, reader);
+    world_pass(world, WORLD_TELL, SIM_AFTER);
 }
 
 /* --------------------------------------------------------------------------------------------------- engine's turns */
@@ -181,7 +295,7 @@ static void foretell_batch(struct world *world, uint64_t *words, uint64_t *poiso
         while ((count = regions_pages(&world->regions, &start, batch[i].end, &first)) > 0)
             for (page = first; page < first + count; page++) {
                 uint64_t next = model_removed(&model, words[page]);
-                *poisoned += model.armed && page_state(words[page]) == PAGE_POISONED;
+                *poisoned += is_marked(&model, words[page]);
                 entered(world, page, words[page], PAGE_EVENT_REMOVED, next);
                 words[page] = next;
             }
@@ -189,7 +303,7 @@ static void foretell_batch(struct world *world, uint64_t *words, uint64_t *poiso
     for (int i = 0; i < world->sim.newest_batch_count; i++)
         if (batch[i].kind == KERNEL_EVENT_FAULT && regions_page(&world->regions, batch[i].address, &page)) {
             uint64_t next = model_fault(&model, words[page]);
-            *poisoned += model.armed && page_state(words[page]) == PAGE_POISONED;
+            *poisoned += is_marked(&model, words[page]);
             if (!page_held(words[page]))
                 entered(world, page, words[page], PAGE_EVENT_FAULT, next);
             words[page] = next;

@@ -12,9 +12,14 @@
 uint64_t told_content(uint64_t page, uint64_t version);
 void told_news(struct world *world, enum engine_kind kind, uint64_t first, uint64_t count, uint64_t version);
 void told_removed(struct world *world, uint64_t first, uint64_t count);
+/* By order. */
+void told_lost(struct world *world, uint64_t first, uint64_t count);
+void told_cleared(struct world *world, uint64_t first, uint64_t count);
 void told_turn(struct world *world);
 void told_sweep(struct world *world, uint64_t first, uint64_t count);
-/* If the word says POISONED, the guest may not read the page any more. */
+/* If the word says POISONED, the guest may not read the page any more; if it has ended that, it reads zeros. */
 void told_note_lost(struct world *world, uint64_t page);
+/* One entry of the poison log, if there is one, comes to a reader. */
+void told_log(struct world *world, enum table_log_reader reader);
 
 #endif

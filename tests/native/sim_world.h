@@ -25,7 +25,10 @@ struct world_page {
     uint64_t expected;                /* what the guest must read, once armed */
     uint32_t drops;                   /* removals under way: zeros are right too, and nothing is written */
     bool server_lost;                 /* the server has only poison for it */
+    bool by_order;                    /* it was to be poisoned here */
     bool lost, lost_mapped;           /* the engine knows; the guest had it mapped, on private memory */
+    bool may_clear;                   /* its poison is being cleared */
+    uint32_t losses, clears;          /* how often each was done */
     bool asked, again;                /* an ask is out; it may be made again */
     bool held;                        /* the kernel has refused it, and the engine has said so */
 };
@@ -44,11 +47,21 @@ struct world_drop {
     uint64_t first_page, page_count;
 };
 
+/* What a reader of the poison log has been told. */
+struct world_reader {
+    uint64_t number; /* of the newest entry */
+    uint32_t sequence;
+    struct table_log_entry newest;
+    uint32_t losses[WORLD_PAGES], clears[WORLD_PAGES];
+};
+
 /* Places to be killed at that are no calls of the kernel, and numbered behind those: the engine asks the server; the
- * first worker marks what was in the page cache before it. */
+ * first worker marks what was in the page cache before it; a reader has an entry of the poison log, and it is not noted
+ * yet. */
 #define WORLD_ASK SIM_CALL_COUNT
 #define WORLD_MARK (SIM_CALL_COUNT + 1)
-#define WORLD_CALL_COUNT (SIM_CALL_COUNT + 2)
+#define WORLD_TELL (SIM_CALL_COUNT + 2)
+#define WORLD_CALL_COUNT (SIM_CALL_COUNT + 3)
 
 struct world {
     /* Left as they are when a VM begins. */
@@ -64,6 +77,7 @@ struct world {
     uint64_t now_ns;
     bool private_memory, live, frozen, healing;
     bool refusals; /* the kernel may refuse calls */
+    bool without_poison; /* the pager is told that the kernel cannot poison */
     bool attached, recovering; /* the first worker has started; a successor starts */
     uint64_t places, kill_at; /* places passed where the worker may be killed; this one kills it, 0: none */
     jmp_buf killed;
@@ -83,10 +97,13 @@ struct world {
     bool writes[SIM_THREADS];
     struct world_answer answers[WORLD_ANSWERS];
     struct world_drop drops[WORLD_DROPS];
+    struct world_reader readers[TABLE_LOG_READERS];
     uint64_t before[WORLD_PAGES]; /* the words before the step */
     uint8_t bytes[WORLD_PAGES * PAGE_BYTES];
 };
 
+/* Here the worker may be killed. */
+void world_pass(struct world *world, unsigned call, enum sim_when when);
 /* Prints where and why, and exits. */
 _Noreturn void world_failed(struct world *world, uint64_t page, const char *text);
 

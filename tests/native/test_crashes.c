@@ -48,6 +48,7 @@ struct remains {
     struct sim_removal removals[SIM_REMOVALS];
     struct world_page pages[WORLD_PAGES];
     struct world_drop drops[WORLD_DROPS];
+    struct world_reader readers[TABLE_LOG_READERS];
 };
 
 /* One run, and where it stands. */
@@ -63,6 +64,7 @@ struct run {
 static const char *const call_names[WORLD_CALL_COUNT] = {
     [SIM_READ] = "read", [SIM_POPULATE] = "populate", [SIM_MAP] = "map",       [SIM_COPY] = "copy", [SIM_ZERO] = "zero",
     [SIM_PUNCH] = "punch", [SIM_POISON] = "poison",   [SIM_WAKE] = "wake", [WORLD_ASK] = "ask",  [WORLD_MARK] = "mark",
+    [WORLD_TELL] = "tell",
 };
 static const char *const when_names[] = {[SIM_BEFORE] = "before", [SIM_MIDDLE] = "middle", [SIM_AFTER] = "after"};
 
@@ -94,6 +96,7 @@ static bool remains_same(void)
     memcpy(now.removals, world.sim.removals, sizeof(now.removals));
     memcpy(now.pages, world.pages, sizeof(now.pages));
     memcpy(now.drops, world.drops, sizeof(now.drops));
+    memcpy(now.readers, world.readers, sizeof(now.readers));
     is = memcmp(&last, &now, sizeof(now)) == 0;
     last = now;
     return is;
