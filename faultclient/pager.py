@@ -33,6 +33,8 @@ class EventKind(IntEnum):
     VMM_GONE = lib.PAGEFERRY_EVENT_VMM_GONE
     ROUND = lib.PAGEFERRY_EVENT_ROUND
     PHASE = lib.PAGEFERRY_EVENT_PHASE
+    DONE = lib.PAGEFERRY_EVENT_DONE
+    POISON_CLEARED = lib.PAGEFERRY_EVENT_POISON_CLEARED
 
 
 @dataclass(frozen=True, slots=True)

@@ -384,7 +384,7 @@ const char *pageferry_event_name(uint32_t kind)
 {
     static const char *const names[] = {"attached", "armed",       "populated", "complete", "paused",   "resumed",
                                         "failed",   "early_fault", "poisoned",  "alarm",    "vmm_gone", "round",
-                                        "phase"};
+                                        "phase",    "done",        "poison_cleared"};
 
     return kind >= 1 && kind <= sizeof(names) / sizeof(names[0]) ? names[kind - 1] : NULL;
 }

@@ -9,6 +9,7 @@
 #include <unistd.h>
 
 #include "orders.h"
+#include "poison.h"
 
 #define MS_NS UINT64_C(1000000)
 #define WAIT_SHORT_NS (10 * MS_NS)
@@ -266,10 +267,10 @@ static uint64_t least(uint64_t a, uint64_t b)
 /* For how long there is nothing to do; UINT64_MAX: until something happens. */
 static uint64_t idle_ns(const struct loop *loop, bool more)
 {
-    uint64_t next_ns = UINT64_MAX;
+    uint64_t next_ns = poison_next_ns(loop);
 
     if (loop->stage < LOOP_COMPLETE) {
-        next_ns = least(urgent_next_ns(&loop->urgent), engine_next_ns(&loop->engine));
+        next_ns = least(next_ns, least(urgent_next_ns(&loop->urgent), engine_next_ns(&loop->engine)));
         next_ns = least(next_ns, tell_pause_next_ns(&loop->link_pause, link_patience_ns(loop)));
         next_ns = least(next_ns, tell_pause_next_ns(&loop->memory_pause, MEMORY_PATIENCE_NS));
         if (loop->engine.first_early_ns != 0 && !loop->early_told && loop->stage < LOOP_ARMED)
@@ -277,7 +278,7 @@ static uint64_t idle_ns(const struct loop *loop, bool more)
         if (loop->background)
             next_ns = least(next_ns, fill_next_ns(&loop->fill, loop->now_ns));
     } else if (loop->stage == LOOP_COMPLETE && !loop->let_go) {
-        next_ns = engine_next_ns(&loop->engine);
+        next_ns = least(next_ns, engine_next_ns(&loop->engine));
     }
     if (more || next_ns <= loop->now_ns || loop->now_ns - loop->active_ns < (uint64_t)loop->spin_us * 1000)
         return 0;
@@ -386,6 +387,7 @@ void *loop_run(void *argument)
         if (loop->stage < LOOP_COMPLETE)
             urgent_turn(&loop->urgent); /* asks leave before bulk is worked on */
         more = fill(loop);
+        poison_look(loop);
         if (loop->stage < LOOP_COMPLETE)
             look_at_progress(loop);
         if (loop->stage >= LOOP_COMPLETE && loop->settled_stage != loop->stage)

@@ -13,7 +13,8 @@
 /* RESUMED does not: there is one for each PAUSED that was said, so the reserve has room for it. */
 static bool repeats_itself(uint32_t kind)
 {
-    return kind == PAGEFERRY_EVENT_ALARM || kind == PAGEFERRY_EVENT_POISONED || kind == PAGEFERRY_EVENT_PAUSED ||
+    return kind == PAGEFERRY_EVENT_ALARM || kind == PAGEFERRY_EVENT_POISONED ||
+           kind == PAGEFERRY_EVENT_POISON_CLEARED || kind == PAGEFERRY_EVENT_DONE || kind == PAGEFERRY_EVENT_PAUSED ||
            kind == PAGEFERRY_EVENT_EARLY_FAULT || kind == PAGEFERRY_EVENT_PHASE;
 }
 

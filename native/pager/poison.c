@@ -86,7 +86,6 @@ static void hold(struct engine *engine, uint64_t page)
 {
     uint64_t word = table_word(engine->table, page);
 
-    engine->without_poison = true;
     if (page_owed(word))
         place_store(engine, page, word | PAGE_HELD);
     else

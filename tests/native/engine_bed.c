@@ -98,6 +98,24 @@ uint64_t bed_counter(enum stats_counter which)
     return stats_get(&bed.stats, which);
 }
 
+uint64_t bed_untold(void)
+{
+    struct table_header *header = bed.table.header;
+
+    return atomic_load(&header->log_count) - atomic_load(&header->log_taken[TABLE_LOG_OWNER]);
+}
+
+struct table_log_entry bed_told(void)
+{
+    struct table_log_entry entry = {0};
+    uint64_t number;
+
+    for (int reader = 0; reader < TABLE_LOG_READERS; reader++)
+        while (log_next(&bed.table, (enum table_log_reader)reader, &entry, &number))
+            log_taken(&bed.table, (enum table_log_reader)reader);
+    return entry;
+}
+
 void bed_fault(uint32_t thread, uint64_t page)
 {
     uint64_t token;

@@ -9,6 +9,7 @@
 #include <string.h>
 
 #include "pager/engine.h"
+#include "pager/log.h"
 #include "sim_kernel.h"
 
 #define PAGES 48
@@ -51,6 +52,10 @@ uint64_t bed_news(enum engine_kind kind, uint64_t first, uint64_t count, uint64_
 uint64_t bed_word(uint64_t page);
 enum page_state bed_state(uint64_t page);
 uint64_t bed_counter(enum stats_counter which);
+/* The newest entry of the poison log; kind 0: there is none. Takes all of them. */
+struct table_log_entry bed_told(void);
+/* How many entries there are that were not taken. */
+uint64_t bed_untold(void);
 /* Thread `thread` touches a page, and whatever it raises is worked on. */
 void bed_fault(uint32_t thread, uint64_t page);
 /* What a thread that does not sleep reads now; SIM_TORN: it cannot. */

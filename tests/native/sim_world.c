@@ -7,6 +7,7 @@
 #include <string.h>
 #include <unistd.h>
 
+#include "pager/log.h"
 #include "sim_checks.h"
 #include "sim_steps.h"
 
@@ -200,6 +201,23 @@ bool world_batch_left(const struct table *table)
     return left;
 }
 
+/* A worker may die between its entry in the poison log and the word that owes it: no call lies between the two. */
+static void die_after_log_put(struct world *world)
+{
+    const struct table_header *header = world->table.header;
+    struct table_log_entry newest;
+    bool taken = false;
+    uint64_t word;
+
+    for (int reader = 0; reader < TABLE_LOG_READERS; reader++)
+        taken |= atomic_load(&header->log_taken[reader]) == atomic_load(&header->log_count);
+    if (taken || !log_newest(&world->table, &newest) || sim_below(&world->random, 2) == 0)
+        return;
+    word = table_word(&world->table, newest.page);
+    if ((page_state(word) == PAGE_POISONED) == (newest.kind == LOG_POISONED))
+        table_set(&world->table, newest.page, word | PAGE_OWED);
+}
+
 /* The worker is dead, and its connections with whatever was under way; its table, its uffd and the VM live on. */
 static void take_over(struct world *world)
 {
@@ -207,6 +225,7 @@ static void take_over(struct world *world)
 
     world->kills++;
     world->kill_at = 0;
+    die_after_log_put(world);
     world->alarm_expected = false;
     world->sim.refused_page_plus_1 = 0; /* who knew of it is dead */
     table_close(&world->table);

@@ -128,7 +128,8 @@ static void poison_drops_the_bytes_and_stays(void)
         CHECK(!bed.sim.pages[page].present);
     }
     CHECK(!bed.sim.threads[1].sleeps);
-    CHECK_EQ(bed.reports[ENGINE_REPORT_POISONED], 5);
+    CHECK_EQ(bed_untold(), 5);
+    CHECK_EQ(bed_told().sequence, 5);
     CHECK_EQ(bed_counter(STATS_poisoned_pages_total), 5);
     CHECK_EQ(bed_news(ENGINE_DATA, 0, 5, V1), 0);
     CHECK_EQ(bed_news(ENGINE_ZEROS, 0, 5, V1), 0);
@@ -146,10 +147,118 @@ static void poison_of_a_mapped_page_is_said(void)
     bed_begin_armed(true);
     bed_news(ENGINE_DATA, 0, 1, V1);
     CHECK_EQ(bed_news(ENGINE_POISON, 0, 1, V1), 1);
-    CHECK_EQ(bed.report_value, 1);
+    CHECK_EQ(bed_told().flags, LOG_WAS_MAPPED | LOG_MAPPED);
     CHECK_EQ(bed_state(0), PAGE_POISONED);
     CHECK_EQ(bed_news(ENGINE_POISON, 1, 1, V1), 1);
-    CHECK_EQ(bed.report_value, 0);
+    CHECK_EQ(bed_told().flags, 0);
+}
+
+/* What a VMM on private memory has not dropped yet cannot be cleared: its bytes would be back. */
+static void poison_that_clings_is_not_cleared(void)
+{
+    uint64_t changed = 0;
+
+    bed_begin_armed(true);
+    bed_news(ENGINE_DATA, 0, 2, V1);
+    CHECK_EQ(engine_lost(&bed.engine, 0, 2), 2);
+    CHECK(engine_clings(&bed.engine, 0));
+    CHECK_EQ(engine_cleared(&bed.engine, 0, 2, &changed), 2);
+    CHECK_EQ(changed, 0);
+    sim_remove(&bed.sim, bed_layout[0].address, bed_layout[0].address + PAGE_BYTES, true);
+    engine_turn(&bed.engine, bed.now_ns);
+    sim_removal_step(&bed.sim, 0);
+    sim_removal_step(&bed.sim, 0);
+    bed_later(ENGINE_LATER_NS);
+    CHECK_EQ(bed.sim.pages[0].pte, SIM_PTE_POISON);
+    CHECK(!engine_clings(&bed.engine, 0));
+    CHECK_EQ(engine_cleared(&bed.engine, 0, 2, &changed), 2);
+    CHECK_EQ(changed, 1);
+    CHECK_EQ(bed_reads(0), 0);
+    CHECK_EQ(bed_state(1), PAGE_POISONED);
+}
+
+static void a_kernel_that_cannot_poison_holds(void)
+{
+    uint64_t changed = 0;
+
+    bed_begin_armed(false);
+    bed.sim.without_poison = true;
+    bed_news(ENGINE_DATA, 0, 2, V1);
+    CHECK_EQ(engine_lost(&bed.engine, 0, 1), 1); /* the kernel says so itself */
+    CHECK_EQ(bed_told().flags, LOG_WAS_MAPPED | LOG_HELD);
+    CHECK_EQ(bed.sim.calls[SIM_POISON], 1);
+    bed.engine.without_poison = true; /* as it is told at the start: then it is not asked */
+    CHECK_EQ(engine_lost(&bed.engine, 1, 2), 2);
+    CHECK_EQ(bed.sim.calls[SIM_POISON], 1);
+    CHECK_EQ(bed_told().flags, LOG_HELD);
+    CHECK_EQ(bed.reports[ENGINE_REPORT_ALARM], 0);
+    bed_fault(0, 0);
+    CHECK(bed.sim.threads[0].sleeps);
+    bed_news(ENGINE_ZEROS, 3, PAGES, V1);
+    CHECK(engine_settled(&bed.engine)); /* whoever waits there is not owed anything by the source */
+    bed_succeed(false);
+    CHECK(bed.sim.threads[0].sleeps == false); /* woken, as all are */
+    bed_fault(0, 0);
+    CHECK(bed.sim.threads[0].sleeps);
+    CHECK_EQ(engine_cleared(&bed.engine, 0, 3, &changed), 3);
+    CHECK_EQ(changed, 3);
+    CHECK(!bed.sim.threads[0].sleeps);
+    CHECK_EQ(bed_reads(0), 0);
+    CHECK_EQ(bed_told().kind, LOG_CLEARED);
+}
+
+/* The log is full: nothing is readable all the same, and it is told when there is room, once. */
+static void a_full_log_delays_what_is_told(void)
+{
+    uint64_t changed = 0;
+
+    bed_begin(false);
+    bed.table.header->log_capacity = 2;
+    bed_news(ENGINE_DATA, 0, PAGES, V1);
+    engine_arm(&bed.engine);
+    engine_sweep(&bed.engine, 0, PAGES);
+    CHECK_EQ(engine_lost(&bed.engine, 0, 4), 4);
+    for (uint64_t page = 0; page < 4; page++)
+        CHECK_EQ(bed.sim.pages[page].pte, SIM_PTE_POISON);
+    CHECK_EQ(bed_untold(), 2);
+    CHECK(engine_owes(&bed.engine, 3, 1));
+    CHECK(!engine_owes(&bed.engine, 1, 1));
+    CHECK_EQ(engine_cleared(&bed.engine, 0, 4, &changed), 0);
+    CHECK_EQ(bed_told().sequence, 2);
+    bed_later(ENGINE_FULL_WAIT_MIN_NS);
+    CHECK_EQ(bed_told().sequence, 4);
+    CHECK_EQ(bed.engine.owed_count, 0);
+    CHECK_EQ(engine_cleared(&bed.engine, 0, 4, &changed), 2);
+    CHECK_EQ(changed, 2);
+    CHECK_EQ(bed_told().page, 1);
+    CHECK_EQ(engine_next_ns(&bed.engine), UINT64_MAX);
+}
+
+/* What the source says of it counts no more: neither its bytes come back, nor its poison. */
+static void what_was_cleared_is_the_guests_own(void)
+{
+    uint64_t changed = 0;
+
+    for (int armed = 0; armed < 2; armed++) {
+        bed_begin(false);
+        bed_news(ENGINE_DATA, 5, 1, V1);
+        CHECK_EQ(engine_lost(&bed.engine, 5, 2), 2);
+        if (armed)
+            engine_arm(&bed.engine);
+        CHECK_EQ(engine_cleared(&bed.engine, 0, PAGES, &changed), PAGES);
+        if (!armed)
+            CHECK_EQ(bed_news(ENGINE_FLOOR, 5, 1, V2), 1); /* counted for the manifest */
+        CHECK_EQ(bed_news(ENGINE_DATA, 5, 2, armed ? V1 : V2), 0);
+        CHECK_EQ(bed_news(ENGINE_POISON, 5, 2, armed ? V1 : V2), 0);
+        engine_arm(&bed.engine);
+        bed_fault(0, 5);
+        CHECK_EQ(bed_reads(5), 0);
+        CHECK_EQ(bed_state(5), PAGE_OWNED);
+        CHECK_EQ(engine_lost(&bed.engine, 5, 1), 1); /* by order it can be lost again */
+        CHECK_EQ(bed_told().sequence, 3);
+        CHECK_EQ(bed_news(ENGINE_POISON, 5, 1, V2), 0);
+    }
+    CHECK_EQ(changed, 4);
 }
 
 /* ----------------------------------------------------------------------------------------------------------- sweep */
@@ -197,6 +306,10 @@ int main(void)
     RUN(a_discard_is_claimed_even_when_the_punch_fails);
     RUN(poison_drops_the_bytes_and_stays);
     RUN(poison_of_a_mapped_page_is_said);
+    RUN(poison_that_clings_is_not_cleared);
+    RUN(a_kernel_that_cannot_poison_holds);
+    RUN(a_full_log_delays_what_is_told);
+    RUN(what_was_cleared_is_the_guests_own);
     RUN(a_sweep_maps_runs_around_what_is_mapped_and_discarded);
     RUN(a_sweep_that_is_stopped_leaves_the_rest_to_faults);
     bed_end();

@@ -45,6 +45,7 @@ static void bring_into(enum page_state state, bool armed)
     memset(bed.reports, 0, sizeof(bed.reports));
     memset(bed.sim.calls, 0, sizeof(bed.sim.calls));
     bed.ask_count = 0;
+    bed_told();
 }
 
 /* News is of V2; but armed there are no newer versions, so the loss of a page that has one is of the same. */
@@ -71,6 +72,9 @@ static void happens(enum page_event event, bool armed)
     case PAGE_EVENT_REMOVED:
         engine_removed(&bed.engine, PAGE, 1);
         break;
+    case PAGE_EVENT_CLEARED:
+        engine_cleared(&bed.engine, PAGE, 1, &(uint64_t){0});
+        break;
     default:
         bed_news(ENGINE_POISON, PAGE, 1, version);
         break;
@@ -87,14 +91,15 @@ static void check_marks(const struct row *row, bool armed)
     CHECK_EQ(bed.sim.calls[SIM_POPULATE], action == PAGE_ACTION_POPULATE);
     CHECK_EQ(bed.sim.calls[SIM_COPY], action == PAGE_ACTION_PLACE);
     CHECK_EQ(bed.sim.calls[SIM_MAP], action == PAGE_ACTION_MAP);
-    CHECK_EQ(bed.sim.calls[SIM_ZERO], action == PAGE_ACTION_MAP_ZERO);
+    CHECK_EQ(bed.sim.calls[SIM_ZERO], action == PAGE_ACTION_MAP_ZERO || (action == PAGE_ACTION_FRESH && armed));
     CHECK_EQ(bed.sim.calls[SIM_POISON], action == PAGE_ACTION_POISON && armed);
     CHECK_EQ(bed.sim.calls[SIM_PUNCH], (action == PAGE_ACTION_CLEAR && row->state == PAGE_CACHED) ||
                                            (action == PAGE_ACTION_POISON && row->event == PAGE_EVENT_LOST &&
                                             (row->state == PAGE_CACHED || row->state == PAGE_OWNED)));
     CHECK_EQ(bed_counter(STATS_dropped_pages_total), action == PAGE_ACTION_DROP);
     CHECK_EQ(bed.reports[ENGINE_REPORT_ALARM], action == PAGE_ACTION_ILLEGAL);
-    CHECK_EQ(bed.reports[ENGINE_REPORT_POISONED], action == PAGE_ACTION_POISON && row->event == PAGE_EVENT_LOST);
+    CHECK_EQ(bed_untold(), (action == PAGE_ACTION_POISON && row->event == PAGE_EVENT_LOST) ||
+                               action == PAGE_ACTION_FRESH);
     CHECK_EQ(bed_counter(STATS_wakes_total), 0); /* every call that maps has woken */
     if (action == PAGE_ACTION_RAISE)
         CHECK_EQ(bed_word(PAGE), page_word(row->next, false, V2));
@@ -110,7 +115,8 @@ static void run_row(const struct row *row, bool armed)
     CHECK_EQ(bed_state(PAGE), row->next);
     CHECK(!page_held(bed_word(PAGE)));
     check_marks(row, armed);
-    if (row->action == PAGE_ACTION_PLACE || row->action == PAGE_ACTION_MAP || row->action == PAGE_ACTION_MAP_ZERO)
+    if (row->action == PAGE_ACTION_PLACE || row->action == PAGE_ACTION_MAP || row->action == PAGE_ACTION_MAP_ZERO ||
+        (row->action == PAGE_ACTION_FRESH && armed))
         CHECK(bed_reads(PAGE) != SIM_TORN); /* it is mapped */
     if (row->next == PAGE_POISONED && armed && row->action == PAGE_ACTION_POISON)
         CHECK_EQ(bed.sim.pages[PAGE].pte, SIM_PTE_POISON);
