@@ -358,7 +358,7 @@ static void test_names(void)
     for (uint32_t kind = 1; kind <= PAGEFERRY_EVENT_VMM_GONE; kind++)
         CHECK(pageferry_event_name(kind) != NULL);
     CHECK(pageferry_event_name(0) == NULL);
-    CHECK(pageferry_event_name(PAGEFERRY_EVENT_PHASE + 1) == NULL);
+    CHECK(pageferry_event_name(PAGEFERRY_EVENT_POISON_CLEARED + 1) == NULL);
     CHECK(pageferry_page_state_name(PAGEFERRY_PAGE_STATES) == NULL);
     CHECK_EQ(pageferry_api(), PAGEFERRY_API);
 }
