@@ -355,7 +355,7 @@ static void test_present_pages_are_no_restore(void)
 
 static void test_names(void)
 {
-    for (uint32_t kind = 1; kind <= PAGEFERRY_EVENT_VMM_GONE; kind++)
+    for (uint32_t kind = 1; kind <= PAGEFERRY_EVENT_POISON_CLEARED; kind++)
         CHECK(pageferry_event_name(kind) != NULL);
     CHECK(pageferry_event_name(0) == NULL);
     CHECK(pageferry_event_name(PAGEFERRY_EVENT_POISON_CLEARED + 1) == NULL);
