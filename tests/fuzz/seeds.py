@@ -354,6 +354,16 @@ def client_seeds() -> dict[str, bytes]:
         "compressed": describe + answer(3) + frame(DATA, 0, 3, b"\1\0\0\0\1x"),
         "too_long": describe + answer(3) + frame(DATA, 0, 3, b"\0\x7f\0\0\0x"),
     }
+    wrong = {
+        "of_no_time": pb.PageBatch(runs=[0, 1, kind.RUN_KIND_ZERO, IMMUTABLE]).SerializeToString(),
+        "no_kind": batch(0, 1, 9, IMMUTABLE),
+        "no_version": batch(0, 1, kind.RUN_KIND_ZERO, 0),
+        "huge_version": batch(0, 1, kind.RUN_KIND_ZERO, 1 << 60),
+        "many_pages": batch(0, 1 << 40, kind.RUN_KIND_DATA, IMMUTABLE, data=one),
+        "short_data": batch(0, 2, kind.RUN_KIND_DATA, IMMUTABLE, data=one),
+        "encoded": data.replace(b"\x18\x01", b"\x18\x02", 1),
+    }
+    seeds |= {f"wrong_{name}": describe + answer(3, batch(), content) for name, content in wrong.items()}
     later = (1 << 32) | 3
 
     def mapped(stream: int, as_of: int, *batches: bytes, status: Fields = ok) -> bytes:
