@@ -10,7 +10,11 @@ What is claimed is shown by somebody else: the guest verifies every page it read
 kernel counts bytes and blocks. Exit code 1, and the reason, on any failure. The last line is `demo: {...}`
 with the figures.
 
-    python -m tests.e2e.demo [--machine pc|microvm] [--smp N]       QEMU=... names another QEMU
+    python -m tests.e2e.demo [--machine pc|microvm] [--smp N] [--balloon] [--virtio-mem]
+    QEMU=... names another QEMU
+
+--balloon, --virtio-mem: all through the restore the guest gives memory away and takes it back. What it has
+given away is free memory to it: it may never miss any of the memory that it verifies.
 """
 
 import argparse
@@ -21,9 +25,9 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import grpc
 from rich.console import Console
@@ -31,16 +35,20 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 from rich.table import Table
 
 from tests.support.console import ConsoleError, Heartbeat, missing_beats
+from tests.support.giving import Counts, Giving
 from tests.support.lazy import LazyRestore
 from tests.support.netns import HostPair, NamespaceError, host_pair
 from tests.support.processes import ProcessError
 from tests.support.qemu import Qemu, QemuError
 from tests.support.qmp import QmpError
 from tests.support.ramfile import run_folder
-from tests.support.shape import GuestShape, SavedGuest
+from tests.support.shape import PLUGGED_STEP_MIB, GuestShape, SavedGuest, plugged_file
 from tests.support.witness import reaches, same_namespace
 
 LINK_MBIT: Final = 1000
+GIVING_LINK_MBIT: Final = 100  # so that the restore lasts
+DISCARDS_MIN: Final = 100_000  # by a balloon, page by page
+FRAME_BYTES: Final = 32
 STOPPED_S: Final = 3.0
 AFTER_S: Final = 5.0
 WIRE_OVERHEAD_MAX: Final = 1.1
@@ -70,10 +78,13 @@ class Figures:
     bytes_fetched: int = 0
     bytes_wire: int = 0
     guest_errors: int = 0
+    given: dict[str, int] = field(default_factory=dict)  # what a balloon and virtio-mem did; else not shown
 
     def line(self) -> str:
         rounded = {
-            name: round(value, 1) if isinstance(value, float) else value for name, value in vars(self).items()
+            name: round(value, 1) if isinstance(value, float) else value
+            for name, value in (vars(self) | self.given).items()
+            if name != "given"
         }
         return f"demo: {json.dumps(rounded)}"
 
@@ -104,11 +115,16 @@ def save_guest(shape: GuestShape, folder: Path) -> SavedGuest:
     """Boots, beats, is saved. The image gets a folder of its own, which the destination will not see."""
     images = folder / "images"
     images.mkdir()
-    with Qemu(shape, folder / "source.ram", folder / "source") as source:
+    room = folder / "source"
+    with Qemu(shape, folder / "source.ram", room, extra=Giving.options(room)) as source:
         source.console.wait_beats(25)
+        if shape.balloon:
+            with Giving(source, room) as giving:
+                must(giving.balloon_once(giving.amplitude_mib), "the guest's balloon was not inflated")
         saved = source.save(images / "guest.image")
         must(source.console.beats[-1].errors == 0, "the guest found errors before it was saved")
-    (folder / "source.ram").unlink()
+    for ram in (folder / "source.ram", plugged_file(folder / "source.ram")):
+        ram.unlink(missing_ok=True)
     return saved
 
 
@@ -135,15 +151,19 @@ def prove_remote(saved: SavedGuest, hosts: HostPair, folder: Path) -> None:
         must(beat.errors == 0, "the guest found errors after its page server went on")
 
 
-def watch(restore: LazyRestore, show: Show) -> None:
-    """Shows pages arriving until the fault client has ended."""
+def watch(restore: LazyRestore, show: Show) -> int:
+    """Shows pages arriving until the fault client has ended. The most bytes that waited for it on its
+    hand-off socket.
+    """
     session = restore.session()
+    waiting_bytes = 0
     with show.pages(session.pages_total) as (progress, task):
         while restore.client.running:
             try:
                 session = restore.session()
             except (grpc.RpcError, ProcessError):  # between two looks it may have ended: outcome() tells
                 break
+            waiting_bytes = max(waiting_bytes, restore.handoff_bytes())
             beats = restore.guest.console.beats
             progress.update(
                 task,
@@ -153,11 +173,16 @@ def watch(restore: LazyRestore, show: Show) -> None:
             )
             time.sleep(POLL_S)
         progress.update(task, completed=session.pages_total)
+    return waiting_bytes
 
 
 def restore_measured(saved: SavedGuest, hosts: HostPair, folder: Path, show: Show) -> Figures:
     figures = Figures()
-    with LazyRestore(saved, hosts, folder) as restore:
+    room = folder / "qemu"
+    with (
+        LazyRestore(saved, hosts, folder, guest_options=Giving.options(room)) as restore,
+        Giving(restore.guest, room) as giving,
+    ):
         guest = restore.guest
         must(restore.blocks_at_start == 0, "the RAM file held blocks when the VMM was started")
         guest.load(saved.state)
@@ -165,13 +190,16 @@ def restore_measured(saved: SavedGuest, hosts: HostPair, folder: Path, show: Sho
         guest.resume()
         figures.resumed_ms = (time.monotonic_ns() - restore.started_ns) / 1e6
         guest.say("epoch\n")
-        watch(restore, show)
-        outcome = restore.client.outcome()
+        if saved.shape.drivers:
+            giving.start()
+        waiting_bytes = watch(restore, show)
+        outcome = restore.outcome()
         figures.bytes_wire = restore.received_bytes() - restore.received_before
         must(outcome["asks_outstanding"] == 0, "pages were asked and never answered")
         restore.server.close()  # killed: nothing may depend on it any more
         show.step(f"  page server killed; the guest goes on verifying for {AFTER_S:g} s")
         last = verify_after(guest, guest.console.beats[-1])
+        giving.stop()
         figures.first_heartbeat_ms = (guest.console.beats[0].arrived_ns - called_ns) / 1e6
         figures.guest_errors = last.errors
         must(
@@ -190,6 +218,10 @@ def restore_measured(saved: SavedGuest, hosts: HostPair, folder: Path, show: Sho
     figures.fault_p50_us = outcome["fault_p50_us"]
     figures.fault_p99_us = outcome["fault_p99_us"]
     judge(figures)
+    if saved.shape.drivers:
+        judge_given(saved.shape, giving.counts, outcome, waiting_bytes)
+        names = ("discards_total", "discards_kept_total", "removed_pages_total")
+        figures.given = vars(giving.counts) | {name: outcome[name] for name in names}
     return figures
 
 
@@ -213,13 +245,30 @@ def judge(figures: Figures) -> None:
     )
 
 
+def judge_given(shape: GuestShape, counts: Counts, outcome: dict[str, Any], waiting_bytes: int) -> None:
+    """One report of a discard is under way at a time, however many there are: no more may have waited."""
+    must(
+        waiting_bytes <= FRAME_BYTES, f"{waiting_bytes} bytes of discards waited for the fault client at once"
+    )
+    must(outcome["alarms_total"] == 0, "the fault client has met what cannot be")
+    if shape.balloon:
+        must(counts.inflated > 0 and counts.deflated > 0, f"the balloon stood still: {counts}")
+        discards = outcome["discards_total"]
+        must(
+            discards >= DISCARDS_MIN,
+            f"the guest gave away {discards} pages while its memory came, which is too few",
+        )
+    if shape.plugged_mib:
+        must(counts.unplugged > 0 and counts.plugged > 0, f"nothing was unplugged or plugged in: {counts}")
+
+
 def as_table(figures: Figures, saved: SavedGuest) -> Table:
     table = Table("what", "figure", title="lazy restore", title_justify="left")
     shape = saved.shape
     table.add_row(
         "guest", f"{shape.qemu_machine}, {shape.smp} vCPU, {shape.memory_mib} MiB, QEMU {saved.qemu_version}"
     )
-    table.add_row("link", f"{LINK_MBIT} Mbit/s")
+    table.add_row("link", f"{link_mbit(shape)} Mbit/s")
     table.add_row("QEMU's start to running guest", f"{figures.resumed_ms:.0f} ms")
     table.add_row("then to its first heartbeat", f"{figures.first_heartbeat_ms:.0f} ms")
     table.add_row("page faults", f"{figures.faults}")
@@ -229,8 +278,14 @@ def as_table(figures: Figures, saved: SavedGuest) -> Table:
     table.add_row("pages in bulk", f"{figures.bulk_pages}")
     table.add_row("page bytes fetched", f"{figures.bytes_fetched:,}")
     table.add_row("bytes in, by the kernel", f"{figures.bytes_wire:,}")
+    for name, count in figures.given.items():
+        table.add_row(f"given away and taken back: {name}", f"{count:,}")
     table.add_row("errors that the guest found", f"{figures.guest_errors}")
     return table
+
+
+def link_mbit(shape: GuestShape) -> int:
+    return GIVING_LINK_MBIT if shape.drivers else LINK_MBIT
 
 
 def demo(shape: GuestShape) -> Figures:
@@ -238,7 +293,7 @@ def demo(shape: GuestShape) -> Figures:
     with run_folder() as folder:
         show.step(f"1  booting a guest ({shape.qemu_machine}, {shape.smp} vCPU) and saving it")
         saved = save_guest(shape, folder)
-        with host_pair(hide=[saved.image.parent], rate_mbit=LINK_MBIT) as hosts:
+        with host_pair(hide=[saved.image.parent], rate_mbit=link_mbit(shape)) as hosts:
             show.step(
                 f"2  restoring it with its page server stopped: it must stand still for {STOPPED_S:g} s"
             )
@@ -255,9 +310,18 @@ def arguments() -> GuestShape:
         "--machine", default="pc", help="pc, microvm, or a versioned machine type (default: pc)"
     )
     parser.add_argument("--smp", type=int, default=1, help="vCPUs; microvm has one (default: 1)")
+    parser.add_argument("--balloon", action="store_true", help="a balloon that never rests")
+    parser.add_argument(
+        "--virtio-mem", action="store_true", help="memory in a second RAM file, unplugged and plugged in"
+    )
     given = parser.parse_args()
+    # room for a balloon beside the workload, or for the workload when memory is unplugged
+    sizes = {"memory_mib": 512, "workload_mib": 320} if given.balloon else {}
+    plugged_mib = PLUGGED_STEP_MIB if given.virtio_mem else 0
     try:
-        return GuestShape(machine=given.machine, smp=given.smp)
+        return GuestShape(
+            machine=given.machine, smp=given.smp, balloon=given.balloon, plugged_mib=plugged_mib, **sizes
+        )
     except ValueError as error:
         parser.error(str(error))
 

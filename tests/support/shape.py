@@ -26,7 +26,7 @@ class GuestShape:
     workload_mib: int = 256  # of the guest's RAM, filled and verified by its workload
     hot_mib: int = 0  # of these, written flat out and in order; 0: looked at more than written, and at random
     balloon: bool = False
-    plugged_mib: int = 0  # beside memory_mib, by virtio-mem, from a RAM file of its own; 0: no such device
+    plugged_mib: int = 0  # beside memory_mib, by virtio-mem, which can have twice as much; 0: no such device
 
     def __post_init__(self) -> None:
         if self.qemu_machine != "microvm" and not re.search(r"-\d+\.\d+$", self.qemu_machine):
@@ -46,6 +46,11 @@ class GuestShape:
     @property
     def drivers(self) -> bool:
         return self.balloon or self.plugged_mib > 0
+
+    @property
+    def pluggable_mib(self) -> int:
+        """The RAM file of virtio-mem."""
+        return 2 * self.plugged_mib
 
     @property
     def qemu_machine(self) -> str:
@@ -80,7 +85,7 @@ def qemu_options(shape: GuestShape, ram_file: Path, qmp_path: Path) -> list[str]
     if shape.balloon:
         options += ["-device", "virtio-balloon-pci,id=balloon0,deflate-on-oom=off"]
     if shape.plugged_mib:
-        memory = f"{memory},maxmem={shape.memory_mib + shape.plugged_mib}M"
+        memory = f"{memory},maxmem={shape.memory_mib + shape.pluggable_mib}M"
         options += _plugged_options(shape, ram_file)
         # More than the machine has by itself, and less than there is with all pieces: the kernel keeps less
         # than a piece for itself.
@@ -101,6 +106,5 @@ def _ram(name: str, path: Path, mib: int) -> str:
 
 
 def _plugged_options(shape: GuestShape, ram_file: Path) -> list[str]:
-    mib = shape.plugged_mib
-    device = f"virtio-mem-pci,id=plugged0,memdev=ram1,requested-size={mib}M"
-    return ["-object", _ram("ram1", plugged_file(ram_file), mib), "-device", device]
+    device = f"virtio-mem-pci,id=plugged0,memdev=ram1,requested-size={shape.plugged_mib}M"
+    return ["-object", _ram("ram1", plugged_file(ram_file), shape.pluggable_mib), "-device", device]
