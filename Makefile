@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 # Thin: each line calls the room that does the work.
-#   make demo      a real guest resumes before its memory has arrived; DEMO="--machine microvm" or "--smp 2", QEMU=...
+#   make demo      a real guest resumes before its memory has arrived; DEMO="--machine microvm" or "--smp 2", QEMU=...;
+#                  DEMO="--balloon" or "--virtio-mem": it gives memory away meanwhile, and takes it back
 #   make migrate-demo   a running guest moves, our way beside QEMU's own; MIGRATE="--version 10.0 --rounds 2" or "--short"
 #   make test      every suite;   make check   the inner loop, under two minutes
 #   make fuzz      each fuzzer for SECONDS (60), line coverage, planted bugs: tests/fuzz/README.md
@@ -36,6 +37,8 @@ mutants: native
 # What `make test` runs for a minute, for longer.
 NIGHTLY_SECONDS ?= 300
 nightly: demo test mutants
+	$(MAKE) --no-print-directory demo DEMO=--balloon
+	$(MAKE) --no-print-directory demo DEMO=--virtio-mem
 	$(VENV)/python -m tests.suites nightly
 	$(MAKE) --no-print-directory -C native long
 	$(MAKE) --no-print-directory fuzz SECONDS=$(NIGHTLY_SECONDS)

@@ -148,16 +148,15 @@ class LazyRestore:
                     figures[name] += value
         return figures
 
-    def handoff_bytes(self) -> int:
-        """What has been said on the hand-off socket and not been read yet, by the kernel."""
+    def handoff_bytes(self) -> list[int]:
+        """What has been said on the hand-off socket and not been read yet, an item a socket."""
         said = subprocess.run(
             [*self._hosts.destination.prefix, "ss", "--unix", "--no-header", "state", "established"],
             capture_output=True,
             text=True,
             check=True,
         ).stdout
-        queued = [line.split()[1] for line in said.splitlines() if str(self.client.handoff) in line]
-        return max(map(int, queued), default=0)
+        return [int(line.split()[1]) for line in said.splitlines() if str(self.client.handoff) in line]
 
     def received_bytes(self) -> int:
         """Into the destination, ever, by the kernel's counter of its interface."""
