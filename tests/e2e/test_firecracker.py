@@ -6,6 +6,7 @@ two faults of the VMM's own before it answers; the handshake of each generation;
 is not their order in the image; a balloon that gives pages away by MADV_DONTNEED while its guest faults.
 """
 
+import random
 import re
 import signal
 from collections.abc import Iterator
@@ -25,6 +26,7 @@ SPLIT = Shape((2048, 1536, 512), seed=11)  # as by the gap below 4 GiB, smaller
 EARLY = (0xDF, 0xDE)  # what the VMM itself writes while it loads
 GENERATIONS = ["1.1", "1.7", "1.12", "2.0"]
 REMOVES = 100_000
+REPORTS = 200
 # What a hundred thousand events may leave behind in the client; a byte an event would be seen.
 GROWTH_BYTES_MAX = 4 << 20
 
@@ -155,6 +157,32 @@ def test_balloon_against_faults_and_bulk(server: Process, folder: Path, backgrou
     assert report.given_away == 6000
     assert figures["alarms_total"] == 0
     assert figures["asks_outstanding"] == 0
+
+
+def test_free_page_reporting_all_through_a_restore(server: Process, folder: Path) -> None:
+    """What a guest with free-page reporting does: it gives up large aligned pieces that it has no use for
+    just now, have they ever been here or not, some of them again; later it takes them back, a page here and
+    there, and uses them. They begin as zeros each time.
+    """
+    order = random.Random(5)
+    with (
+        client(folder, server.ready["data"], "--no-background") as run,
+        firecracker(run, folder, threads=4) as guest,
+    ):
+        guest.ready()
+        guest.order("run", 0)
+        for size in (512, 1024) * (REPORTS // 2):
+            guest.order("balloon", order.randrange(SHAPE.page_count // size) * size, size)
+        guest.order("stop")
+        report = guest.wait()
+        guest.do("all")
+        figures = run.outcome()
+        last_look = guest.do("all")
+    assert report.errors == last_look.errors == 0, last_look.kinds
+    assert last_look.distinct == SHAPE.page_count
+    assert last_look.given_away > SHAPE.page_count
+    assert figures["removes_total"] > 0
+    assert figures["alarms_total"] == figures["asks_outstanding"] == 0
 
 
 def test_a_flood_of_removes_leaves_the_memory_bounded(server: Process, folder: Path) -> None:
