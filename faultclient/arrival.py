@@ -13,6 +13,7 @@ from collections.abc import Coroutine
 from typing import Any, Final
 
 from faultclient.asking import SourceFacts, pauses_s, report
+from faultclient.collapse import Collapse
 from faultclient.move import Move
 from faultclient.onward import Onward
 from faultclient.session import VMM
@@ -44,6 +45,7 @@ class Arrival:
             await asyncio.wait({gone, complete}, return_when=asyncio.FIRST_COMPLETED)
             if complete.done() or self._nothing_missing():
                 counts = self._commit()
+                collapsing = tasks.create_task(self._collapse())
                 reporting.cancel()  # COMMITTED tells that too
                 reporting = tasks.create_task(self._report_committed(counts))
                 needed = tasks.create_task(all_done(reporting, resuming, moving_on))
@@ -53,9 +55,11 @@ class Arrival:
                 moving_on.cancel()
                 needed.cancel()
                 await self._let_go(gone=gone.done())
+                await asyncio.wait({collapsing})
             else:
                 moving_on.cancel()
                 await self._end(Event.VMM_GONE, Reason.NO_VMM, "the VMM has exited with pages missing")
+            self._move.close_pager()
             await reporting
             for task in (resuming, gone, complete):
                 task.cancel()
@@ -120,6 +124,19 @@ class Arrival:
         owned = states["OWNED"] + states["CACHED"]
         return {"owned": owned, "zero": states["ZERO"], "poisoned": states["POISONED"]}
 
+    async def _collapse(self) -> None:
+        """Huge pages again, if they are wanted: the pager's end waits for that, the session's does not."""
+        vm = self._session.vm
+        if vm is None or not vm.huge_pages:
+            return
+        collapse = Collapse(vm.pager, self._session.name)
+        leaving = asyncio.create_task(self._move.leaving.wait())
+        leaving.add_done_callback(lambda _: collapse.give_up())
+        try:
+            await collapse.run()
+        finally:
+            leaving.cancel()
+
     def _report_committed(self, counts: dict[str, int]) -> Coroutine[Any, Any, None]:
         digest = self._move.pager.manifest()
 
@@ -146,7 +163,6 @@ class Arrival:
             self._session.happen(event)
         else:
             self._session.fail(event, reason, message)
-        self._move.close_pager()
 
 
 async def all_done(*tasks: asyncio.Task[None]) -> None:

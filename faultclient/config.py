@@ -44,6 +44,7 @@ class RunOptions:
     postcopy: Postcopy
     background: bool
     spin_us: int
+    collapse: bool
     vmm_uid: int | None
     handoff_timeout_s: float | None
     attach_timeout_s: float
@@ -98,6 +99,13 @@ SPIN_US: Final[Decorator] = click.option(
     default=DEFAULT_SPIN_US,
     show_default=True,
     help="Microseconds to look again before sleeping: saves about 8 us a fault and costs a core.",
+)
+COLLAPSE: Final[Decorator] = click.option(
+    "--collapse/--no-collapse",
+    default=False,
+    show_default=True,
+    help="Once every page is here, make huge pages of 2 MiB of them again, and log how many. Takes "
+    "CAP_SYS_NICE, and shared memory that its VMM has mapped under the shim.",
 )
 VMM_UID: Final[Decorator] = click.option(
     "--vmm-uid",
@@ -161,6 +169,7 @@ OPTIONS: Final[tuple[Decorator, ...]] = (
         help="Also fetch pages nobody waits for. Without it the restore ends when the guest has touched all.",
     ),
     SPIN_US,
+    COLLAPSE,
     VMM_UID,
     click.option(
         "--handoff-timeout",

@@ -5,6 +5,7 @@ import asyncio
 from collections.abc import Callable, Sequence
 from typing import Final
 
+from faultclient.collapse import Collapse, when_complete
 from faultclient.handoffs import Handoffs
 from faultclient.request import StartRequest
 from faultclient.restore import Restore, follow, give_up_unattached
@@ -27,11 +28,13 @@ class Host:
         *,
         vmm_uid: int | None,
         spin_us: int,
+        collapse: bool,
         accept: Callable[[int], None],
     ) -> None:
         self.handoffs = Handoffs(specs, vmm_uid=vmm_uid, accept=accept)
         self._vms = vms
         self._spin_us = spin_us
+        self._collapse = collapse
 
     def known(self, vm: str) -> None:
         self.handoffs.spec(vm)
@@ -60,6 +63,7 @@ class Host:
                 spin_us=self._spin_us,
                 ticket=ticket,
                 onward=onward,
+                huge_pages=self._collapse and onward is None,
             )
 
         opening = asyncio.ensure_future(asyncio.to_thread(take))
@@ -84,6 +88,8 @@ class Host:
         async with asyncio.TaskGroup() as tasks:
             attached = tasks.create_task(give_up_unattached(restore, ATTACH_S))
             looking = tasks.create_task(look_on(restore))
+            if restore.vm.huge_pages:
+                tasks.create_task(when_complete(restore, Collapse(restore.vm.pager, restore.name)))
             await follow(restore)
             attached.cancel()
             looking.cancel()

@@ -87,6 +87,27 @@ class PagerFds:
     pidfd: int
 
 
+@dataclass(frozen=True, slots=True)
+class Collapsed:
+    """Pieces of 2 MiB; those that are huge, by the kernel's own count."""
+
+    extents: int
+    full: int  # without poison and holes
+    huge_before: int
+    huge: int
+    why_fewer: str  # than are full; or empty
+
+
+class CollapseProgress:
+    """Of a pass that another thread waits for."""
+
+    def __init__(self) -> None:
+        self.shared: Any = ffi.new("struct pageferry_progress *")
+
+    def cancel(self) -> None:
+        self.shared.cancel = 1
+
+
 class Client:
     """What the VMs of this process share. Close its pagers first."""
 
@@ -107,12 +128,14 @@ class Client:
         caller: Caller | None = None,
         bandwidth_bytes_per_s: int = 0,
         handed_on: bool = False,
+        huge_pages: bool = False,
     ) -> "Pager":
         """Checks the hand-off and starts its pager, which dials the page server. Takes the hand-off over.
 
         `handed_on`: COMPLETE ends no registration, for a page server sees by it what the VM writes.
         `bandwidth_bytes_per_s`: of all that comes in, as an interface counts it; 0: paced below the link's
-        rate. PageferryError: what was handed over cannot be served; the hand-off is still the caller's then.
+        rate. `huge_pages`: at COMPLETE a VMM under the shim lets them in again, for Pager.collapse.
+        PageferryError: what was handed over cannot be served; the hand-off is still the caller's then.
         """
         regions = ffi.new(
             "struct pageferry_region[]",
@@ -137,6 +160,7 @@ class Client:
         options.spin_us = spin_us
         options.handed_on = handed_on
         options.bandwidth_bytes_per_s = bandwidth_bytes_per_s
+        options.huge_pages = huge_pages
         if caller is not None:
             session_chars = ffi.new("char[]", caller.session.encode())
             token_chars = ffi.new("char[]", caller.token.encode())
@@ -245,6 +269,16 @@ class Pager:
         digest = ffi.new("uint8_t[16]")
         native.check(lib.pageferry_vm_manifest(self._running, digest))
         return bytes(digest)
+
+    def collapse(self, progress: CollapseProgress) -> Collapsed:
+        """Full pieces of memory become huge pages again, after COMPLETE. Blocks, about a millisecond a piece:
+        on any thread, and the pager is not closed meanwhile. PageferryError: none did."""
+        collapse = ffi.new("struct pageferry_collapse *")
+        collapse.progress = progress.shared
+        native.check(lib.pageferry_vm_collapse(self._running, collapse), collapse.error)
+        return Collapsed(
+            collapse.extents, collapse.full, collapse.huge_before, collapse.huge, native.text(collapse.error)
+        )
 
     def counters(self) -> dict[str, int]:
         if self._last is not None:

@@ -50,7 +50,14 @@ async def serve(options: ServeOptions) -> None:
     async with AsyncExitStack() as stack:
         records = stack.enter_context(Records(options.state_dir))
         vms = stack.enter_context(Vms())
-        host = Host(options.vms, vms, vmm_uid=options.vmm_uid, spin_us=options.spin_us, accept=accept_handoff)
+        host = Host(
+            options.vms,
+            vms,
+            vmm_uid=options.vmm_uid,
+            spin_us=options.spin_us,
+            collapse=options.collapse,
+            accept=accept_handoff,
+        )
         await stack.enter_async_context(host.handoffs.listening())
         server = await asyncio.to_thread(importlib.import_module, "faultclient.server")
         source = await asyncio.to_thread(importlib.import_module, "faultclient.source")

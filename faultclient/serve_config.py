@@ -9,7 +9,7 @@ from typing import Any, Final
 
 import click
 
-from faultclient.config import METRICS_LISTEN, SPIN_US, VMM_UID, Decorator
+from faultclient.config import COLLAPSE, METRICS_LISTEN, SPIN_US, VMM_UID, Decorator
 from pageferry.host.vmspec import ONWARD_FORM, VmSpec, check_apart, parse_vm
 from pageferry.limits import DEFAULT_CLIENT_CONTROL_ADDRESS
 from pageferry.reasons import PageferryError
@@ -29,6 +29,7 @@ class ServeOptions:
     state_dir: Path
     vmm_uid: int | None
     spin_us: int
+    collapse: bool
     ready: Ready
 
 
@@ -70,6 +71,7 @@ OPTIONS: Final[tuple[Decorator, ...]] = (
         "guest does.",
     ),
     SPIN_US,
+    COLLAPSE,
     VMM_UID,
 )
 

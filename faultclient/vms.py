@@ -58,6 +58,7 @@ class Vm:
     vmm_pid: int
     regions: tuple[Region, ...] = ()
     onward: Path | None = None  # the socket of the page server that it is handed on to
+    huge_pages: bool = False  # to be made of its memory once that is here
 
 
 @dataclass(slots=True)
@@ -75,6 +76,7 @@ class Vms:
         spin_us: int,
         ticket: Ticket | None = None,
         onward: Path | None = None,
+        huge_pages: bool = False,
     ) -> Vm:
         """Starts the pager of what was handed over; the hand-off is closed if that cannot be.
 
@@ -91,8 +93,9 @@ class Vms:
                 caller=ticket.caller() if ticket is not None else None,
                 bandwidth_bytes_per_s=ticket.bandwidth_bytes_per_s if ticket is not None else 0,
                 handed_on=onward is not None,
+                huge_pages=huge_pages,
             )
-        vm = Vm(pager, image, data_address, length_bytes, vmm_pid, regions, onward)
+        vm = Vm(pager, image, data_address, length_bytes, vmm_pid, regions, onward, huge_pages)
         self._taken.append(vm)
         return vm
 

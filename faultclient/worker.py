@@ -14,9 +14,10 @@ import json
 import signal
 from collections.abc import Coroutine, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
+from faultclient.collapse import Collapse, when_complete
 from faultclient.config import RunOptions
 from faultclient.handoffs import check_role
 from faultclient.progress import show_progress
@@ -38,10 +39,10 @@ class Outcome:
     error: PageferryError | None
 
     @classmethod
-    def of(cls, session: Restore) -> "Outcome":
+    def of(cls, session: Restore, collapse: Collapse | None) -> "Outcome":
         pager = session.taken.pager
         waits = pager.histogram("fault_fetch_ns")
-        figures = {
+        figures: dict[str, Any] = {
             "session": session.name,
             "phase": session.phase.name,
             "reason": session.failure.name if session.failure is not None else None,
@@ -49,6 +50,8 @@ class Outcome:
             "fault_p99_us": waits.quantile(0.99) / 1000,
             **pager.counters(),
         }
+        if collapse is not None:
+            figures["collapsed"] = asdict(collapse.done) if collapse.done is not None else None
         return cls(figures, session.error())
 
     def as_json(self) -> str:
@@ -65,6 +68,7 @@ class Signals:
     def __init__(self) -> None:
         self._waiting: asyncio.Task[Handoff] | None = None
         self._session: Restore | None = None
+        self._collapse: Collapse | None = None
         self._ended_by: str | None = None
 
     async def or_given_up(self, waiting: Coroutine[Any, Any, Handoff]) -> Handoff:
@@ -79,11 +83,14 @@ class Signals:
                 Reason.CANCELLED, f"ended by {self._ended_by} before a VMM came", "start it again"
             ) from None
 
-    def concern(self, session: Restore) -> None:
+    def concern(self, session: Restore, collapse: Collapse | None) -> None:
         self._session = session
+        self._collapse = collapse
 
     def _on_end(self, number: signal.Signals) -> None:
         if self._session is not None:
+            if self._collapse is not None:  # nobody depends on that
+                self._collapse.give_up()
             if not self._session.cancel(Reason.CANCELLED, f"ended by {number.name} before the guest ran"):
                 log.warning(
                     "signal_ignored", signal=number.name, because="the guest runs here: it needs its pages"
@@ -157,6 +164,7 @@ def take_over(vms: Vms, handoff: Handoff, options: RunOptions) -> Restore:
                 data_address=options.data_address,
                 background=options.background,
                 spin_us=options.spin_us,
+                huge_pages=options.collapse,
             )
         except PageferryError as error:
             raise with_remedy(error) from error
@@ -189,13 +197,15 @@ async def beside(what: str, work: Coroutine[Any, Any, None]) -> None:
         log.error("goes_on_without", what=what, text=str(error), exc_info=None if known else error)
 
 
-async def serve(session: Restore, options: RunOptions) -> None:
-    """Follows the session to its end."""
+async def serve(session: Restore, options: RunOptions, collapse: Collapse | None) -> None:
+    """Follows the session to its end; huge pages may take longer than that."""
     async with asyncio.TaskGroup() as tasks:
         followed = tasks.create_task(follow(session))
         tasks.create_task(give_up_unattached(session, options.attach_timeout_s))
         tasks.create_task(beside("arrivals", look_on(session)))
         tasks.create_task(beside("control port", control(session, options)))
+        if collapse is not None:
+            tasks.create_task(beside("huge pages", when_complete(session, collapse)))
         if options.progress:
             tasks.create_task(beside("progress", show_progress(session)))
         await followed
@@ -209,8 +219,9 @@ async def run(options: RunOptions) -> Outcome:
         handoff = await signals.or_given_up(wait_for_vmm(options))
         log.info("handoff", pid=handoff.pid, memory_bytes=handoff.length_bytes, shared=handoff.shared)
         session = take_over(vms, handoff, options)
-        signals.concern(session)
-        await serve(session, options)
-        result = Outcome.of(session)
+        collapse = Collapse(session.taken.pager, session.name) if options.collapse else None
+        signals.concern(session, collapse)
+        await serve(session, options, collapse)
+        result = Outcome.of(session, collapse)
     log.info("ended", session=session.name, phase=session.phase.name)
     return result

@@ -92,6 +92,8 @@ struct pageferry_vm_options {
     uint32_t without_poison;        /* 1: as on a kernel that has no UFFDIO_POISON */
     uint64_t bandwidth_bytes_per_s; /* of all that comes in, as an interface counts it; 0: paced below the link's
                                        rate. Faults are never held up, background makes room for them */
+    uint32_t huge_pages;            /* 1: a VMM that speaks frames is told with COMPLETE to let huge pages in again, for
+                                       pageferry_vm_collapse */
     char error[PAGEFERRY_TEXT_BYTES];
 };
 
@@ -253,6 +255,26 @@ struct pageferry_zap {
 
 /* Errors: BAD_REQUEST, UNSUPPORTED, NO_MEMORY, BUG. */
 int pageferry_zap(struct pageferry_zap *zap);
+
+/* ----------------------------------------------------------------- client half: huge pages, after all pages are here */
+
+/*
+ * Huge pages again, once every page is the guest's: full, aligned pieces of 2 MiB without poison or holes are collapsed
+ * from outside. Blocks for about a millisecond a piece, and for up to 2 s before that, until a VMM that was told to let
+ * huge pages in again has done so (pageferry_vm_options.huge_pages). Any thread, not while the VM is closed.
+ */
+struct pageferry_collapse {
+    struct pageferry_progress *progress; /* NULL, or where another thread looks; bytes of the pieces */
+    uint64_t extents;     /* out: whole pieces of 2 MiB in the regions */
+    uint64_t full;        /* out: of these without poison and holes */
+    uint64_t huge_before; /* out: mapped as one huge page, as the kernel's own count says (smaps) */
+    uint64_t huge;        /* out: the same afterwards */
+    char error[PAGEFERRY_TEXT_BYTES]; /* out: why it failed; or why not all that are full became huge, or empty */
+};
+
+/* Errors: WRONG_PHASE (not complete, or a page server tracks it), UNSUPPORTED (this memory, or this kernel's settings,
+ * with the remedy), NOT_ALLOWED, NO_VMM, CANCELLED, BUG. */
+int pageferry_vm_collapse(struct pageferry_vm *vm, struct pageferry_collapse *collapse);
 
 /* ------------------------------------------------------------------------------------------------- server half */
 

@@ -12,22 +12,13 @@
 
 #include "../kernel/mapping.h"
 #include "../pageferry.h"
-#include "caller.h"
-#include "loop.h"
+#include "handle.h"
 
 _Static_assert(PAGE_STATE_COUNT == PAGEFERRY_PAGE_STATES, "pageferry.h counts the states of page.h");
 
 struct pageferry_client {
     struct bulk *bulk;
     uint32_t bulk_slots;
-};
-
-struct pageferry_vm {
-    struct address address;
-    struct caller caller;
-    char image[PF_LIMIT_IMAGE_NAME_BYTES_MAX + 1];
-    struct region regions[PF_LIMIT_REGIONS_MAX];
-    struct loop loop;
 };
 
 __attribute__((format(printf, 3, 4))) static int refuse(char *error, int reason, const char *format, ...)

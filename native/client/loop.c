@@ -211,6 +211,7 @@ static void complete(struct loop *loop)
     loop->stage = LOOP_COMPLETE;
     if (!loop->handed_on)
         loop_let_go(loop);
+    atomic_store(&loop->may_collapse, !loop->handed_on);
     vmm_complete(&loop->vmm);
     tell_pause_over(&loop->tell, &loop->link_pause, loop->now_ns);
     tell_pause_over(&loop->tell, &loop->memory_pause, loop->now_ns);

@@ -56,6 +56,7 @@ struct loop {
     struct tell_pause link_pause, memory_pause;
     bool early_told;
     bool let_go; /* complete, and unregistered: the kernel has nothing for us any more */
+    _Atomic bool may_collapse; /* complete, and no page server tracks it: read by whoever collapses */
     struct pageferry_event end; /* FAILED or VMM_GONE, once it was told: the answer to orders that come later */
     uint64_t active_ns; /* the newest event or answer: spinning counts from it */
     struct port port;

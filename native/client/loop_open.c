@@ -68,6 +68,7 @@ static void start_parts(struct loop *loop, const struct loop_options *options)
     loop->spin_us = options->vm->spin_us;
     loop->vmm_pid = options->vm->vmm_pid;
     vmm_start(&loop->vmm, options->vm->vmm_fd, options->vm->vmm_pidfd, options->vm->frames != 0, loop->now_ns);
+    loop->vmm.huge_pages = options->vm->huge_pages != 0;
     engine_start(&loop->engine, &engine, loop->now_ns);
     mark_stale(loop);
     fill_start(&loop->fill, &loop->engine, &loop->stats, &loop->port);

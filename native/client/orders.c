@@ -131,6 +131,7 @@ bool orders_take(struct loop *loop)
         case PAGEFERRY_ORDER_LET_GO:
             if (loop->stage == LOOP_COMPLETE && !loop->let_go)
                 loop_let_go(loop);
+            atomic_store(&loop->may_collapse, loop->stage == LOOP_COMPLETE);
             break;
         case PAGEFERRY_ORDER_BANDWIDTH:
             pace_cap(&loop->fill.pace, order.value);

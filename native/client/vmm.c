@@ -104,8 +104,11 @@ void vmm_discarded(struct vmm *vmm, const struct vmm_discard *discard, bool kept
 
 void vmm_complete(struct vmm *vmm)
 {
+    struct frame frame = {.magic = FRAME_MAGIC, .kind = FRAME_COMPLETE};
+
     vmm->completed = true;
-    say(vmm, FRAME_COMPLETE);
+    frame.offset_bytes = vmm->huge_pages ? FRAME_COMPLETE_HUGE_PAGES : 0;
+    say_frame(vmm, &frame);
 }
 
 void vmm_close(struct vmm *vmm)

@@ -17,6 +17,7 @@ struct vmm {
     bool frames;
     bool accepted;
     bool completed; /* COMPLETE was said: the other end may close */
+    bool huge_pages; /* and says that they are wanted again; set after vmm_start */
     bool discarded; /* one was answered, and not kept */
     uint64_t opened_ns;
     struct frame_reader reader;

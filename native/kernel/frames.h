@@ -9,7 +9,7 @@
  *                               length of the DISCARD: they stay what they are, and nothing must be dropped: the VMM
  *                               empties a RAM file before it starts
  *   client -> shim   COMPLETE   every page is here: discards need no report any more. The socket may close, unless pages
- *                               are poisoned
+ *                               are poisoned. offset_bytes: bits FRAME_COMPLETE_*
  *   client -> VMM    POISONED   [offset, offset + length) is lost from now on. Once a page; sequence counts from 1
  *   client -> VMM    POISON_HELD  the same where the kernel cannot poison: who touches it waits. The VMM is asked what to
  *                               do, and may answer CLEAR
@@ -42,6 +42,8 @@ enum frame_kind {
     FRAME_ZAP = 9,
     FRAME_ZAPPED = 10
 };
+
+#define FRAME_COMPLETE_HUGE_PAGES UINT64_C(1) /* they are wanted again: MADV_NOHUGEPAGE is to be taken back */
 
 struct frame {
     uint32_t magic;

@@ -85,4 +85,11 @@ _Static_assert(PAGE_IS_WPALLOWED == 1 && PAGE_IS_WRITTEN == 2 && PM_SCAN_CHECK_W
 _Static_assert(sizeof(struct page_region) == 24, "struct page_region");
 _Static_assert(sizeof(struct pm_scan_arg) == 96 && PAGEMAP_SCAN == 0xc0606610, "PAGEMAP_SCAN");
 
+/* ------------------------------------------------------------------------------------------------- madvise, since 6.1 */
+
+#ifndef MADV_COLLAPSE
+#define MADV_COLLAPSE 25
+#endif
+_Static_assert(MADV_COLLAPSE == 25, "MADV_COLLAPSE");
+
 #endif

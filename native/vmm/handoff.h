@@ -54,6 +54,7 @@ struct handoff {
     bool keep;
     bool complete; /* every page is here: nothing has to be reported any more */
     bool lost;     /* the socket has ended before that */
+    int huge_advice; /* MADV_HUGEPAGE or MADV_NOHUGEPAGE, whichever the VMM has said last; 0: neither */
 };
 
 /* The role of this name; 0: there is none. */
@@ -82,6 +83,10 @@ int handoff_discard(struct handoff *handoff, uint64_t offset_bytes, uint64_t len
 
 /* By what the other end has said up to now. True: pages may be absent still. */
 bool handoff_arriving(struct handoff *handoff);
+
+/* The VMM says MADV_HUGEPAGE or MADV_NOHUGEPAGE. True: while pages may be absent that is kept for later, and there is
+ * nothing else to do. */
+bool handoff_huge_pages(struct handoff *handoff, int advice);
 
 /* [address, address + length) of the RAM has been dropped in the file: if writes are tracked, those pages count as
  * written from now on. No other drop of a page that was clean would ever be seen. */

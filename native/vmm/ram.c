@@ -63,6 +63,11 @@ bool ram_tracked(const struct ram *ram)
     return (ram->settings->role & HANDOFF_TRACK) != 0;
 }
 
+bool ram_keeps_wish(struct ram *ram, int advice)
+{
+    return handoff_huge_pages(&ram->handoff, advice) || ram_tracked(ram);
+}
+
 /* With the lock held. */
 static bool restoring(struct ram *ram)
 {

@@ -55,6 +55,9 @@ bool ram_arriving(struct ram *ram);
 /* It is being restored into: not yet mapped, or not whole. */
 bool ram_restoring(struct ram *ram);
 bool ram_tracked(const struct ram *ram);
+/* The VMM says MADV_HUGEPAGE or MADV_NOHUGEPAGE. True: that is kept, and done when every page is here; where pages are
+ * tracked one by one, never. */
+bool ram_keeps_wish(struct ram *ram, int advice);
 
 /* mmap of the file: the first one is handed over. */
 void *ram_map(struct ram *ram, const struct ram_mapping *mapping, const struct stat *file);

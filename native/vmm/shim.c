@@ -189,8 +189,12 @@ EXPORT int madvise(void *address, size_t length_bytes, int advice)
         return (int)syscall(SYS_madvise, address, length_bytes, advice);
     absent = ram_arriving(ram);
     switch (advice) {
-    case MADV_HUGEPAGE: /* a wish; pages arrive, and are tracked, one by one */
-    case MADV_DOFORK:   /* a child would read zeros, and its writes are not seen */
+    case MADV_HUGEPAGE:
+    case MADV_NOHUGEPAGE:
+        if (ram_keeps_wish(ram, advice))
+            return 0;
+        break;
+    case MADV_DOFORK: /* a child would read zeros, and its writes are not seen */
         if (absent || ram_tracked(ram))
             return 0;
         break;

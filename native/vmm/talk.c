@@ -12,7 +12,9 @@
 #include <signal.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
 #include <sys/prctl.h>
+#include <sys/syscall.h>
 #include <unistd.h>
 
 #include "../kernel/zap.h"
@@ -38,12 +40,26 @@ static void went_lost(struct handoff *handoff)
     handoff->lost = true;
 }
 
+/* Every page is here. What kept huge pages away is taken back, if the VMM has asked for them or the client does; the
+ * kernel knows no other way for that than to ask for them. Where writes are tracked they stay away for good. */
+static void let_huge_pages_in(const struct handoff *handoff, const struct frame *complete)
+{
+    bool asked = handoff->huge_advice == MADV_HUGEPAGE ||
+                 (handoff->huge_advice == 0 && (complete->offset_bytes & FRAME_COMPLETE_HUGE_PAGES) != 0);
+    void *start = (void *)(uintptr_t)handoff->address;
+
+    if (asked && (handoff->role & HANDOFF_TRACK) == 0 &&
+        syscall(SYS_madvise, start, handoff->length_bytes, MADV_HUGEPAGE) < 0)
+        shim_say("the RAM stays on small pages: %s", strerror(errno));
+}
+
 static enum handoff_heard take(struct handoff *handoff, const struct frame *frame)
 {
     enum handoff_heard heard = HANDOFF_HEARD_ALL;
 
     if (frame->kind == FRAME_COMPLETE) {
         handoff->complete = true;
+        let_huge_pages_in(handoff, frame);
     } else if (frame->kind == FRAME_DISCARDED && frame->sequence == handoff->sequence) {
         handoff->answered = frame->sequence;
         handoff->keep = frame->length_bytes != 0;
@@ -168,6 +184,19 @@ bool handoff_arriving(struct handoff *handoff)
     absent = needed(handoff);
     pthread_mutex_unlock(&handoff->lock);
     return absent;
+}
+
+bool handoff_huge_pages(struct handoff *handoff, int advice)
+{
+    bool later;
+
+    if (in_child(handoff))
+        return true;
+    pthread_mutex_lock(&handoff->lock);
+    later = needed(handoff);
+    handoff->huge_advice = advice;
+    pthread_mutex_unlock(&handoff->lock);
+    return later;
 }
 
 /* Waits for as long as it takes, as an access to an absent page would. A client that has said COMPLETE may close

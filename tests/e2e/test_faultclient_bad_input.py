@@ -278,6 +278,7 @@ def run_options(wrong: Wrong, server: Process) -> RunOptions:
         postcopy=Postcopy.AT_ONCE,
         background=True,
         spin_us=0,
+        collapse=False,
         vmm_uid=None,
         handoff_timeout_s=None,
         attach_timeout_s=0.3,

@@ -15,10 +15,14 @@
 #include <string.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
+#include <sys/syscall.h>
+#include <sys/uio.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
 #define PAGE 4096L
+#define HUGE (UINT64_C(2) << 20)
+#define MADV_COLLAPSE_OF_6_1 25 /* newer than the distribution's headers */
 
 static struct ram {
     int fd;
@@ -26,9 +30,21 @@ static struct ram {
     uint8_t *start;
 } ram, first_ram;
 
+/* Where huge pages of the file could be mapped; NULL for a small one. */
+static void *place(size_t bytes)
+{
+    uintptr_t room;
+
+    if (bytes < HUGE)
+        return NULL;
+    room = (uintptr_t)mmap(NULL, bytes + HUGE, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    munmap((void *)room, bytes + HUGE);
+    return (void *)((room + HUGE - 1) / HUGE * HUGE);
+}
+
 static long map(int flags, size_t bytes)
 {
-    void *start = mmap(NULL, bytes, PROT_READ | PROT_WRITE, flags, ram.fd, 0);
+    void *start = mmap(place(bytes), bytes, PROT_READ | PROT_WRITE, flags, ram.fd, 0);
 
     if (start == MAP_FAILED)
         return -1;
@@ -47,6 +63,17 @@ static long absent_in_a_child(void)
     if (child < 0 || waitpid(child, &status, 0) < 0)
         return -1;
     return WEXITSTATUS(status);
+}
+
+/* By a call that other processes are advised by, too. The same answer as madvise. */
+static long advise_oneself(int advice)
+{
+    struct iovec all = {.iov_base = ram.start, .iov_len = ram.bytes};
+    int self = (int)syscall(SYS_pidfd_open, getpid(), 0);
+    ssize_t done = process_madvise(self, &all, 1, advice, 0);
+
+    close(self);
+    return done == (ssize_t)ram.bytes ? 0 : -1;
 }
 
 static long step(const char *name, long page)
@@ -71,6 +98,12 @@ static long step(const char *name, long page)
     }
     if (strcmp(name, "hugepage") == 0)
         return madvise(ram.start, ram.bytes, MADV_HUGEPAGE);
+    if (strcmp(name, "nohugepage") == 0)
+        return madvise(ram.start, ram.bytes, MADV_NOHUGEPAGE);
+    if (strcmp(name, "process-hugepage") == 0)
+        return advise_oneself(MADV_HUGEPAGE);
+    if (strcmp(name, "collapse") == 0)
+        return madvise(ram.start, ram.bytes, MADV_COLLAPSE_OF_6_1);
     if (strcmp(name, "dontfork") == 0)
         return madvise(ram.start, ram.bytes, MADV_DONTFORK);
     if (strcmp(name, "mergeable") == 0)

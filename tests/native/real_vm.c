@@ -25,6 +25,7 @@
 #define PATIENCE_MS 20000
 #define MOMENT_MS 40
 #define WORDS (REAL_PAGE / sizeof(uint64_t))
+#define HUGE_BYTES (UINT64_C(2) << 20)
 
 struct order {
     uint32_t step;
@@ -140,7 +141,7 @@ static void *step_thread(void *argument)
     return NULL;
 }
 
-/* What is left free behind the memory is where MOVE goes to. */
+/* What is left free behind the memory is where MOVE goes to. Huge pages could be mapped where there is room for one. */
 static bool map_guest(const struct real_options *options, int backing_fd)
 {
     uint64_t bytes = options->pages * REAL_PAGE;
@@ -150,6 +151,8 @@ static bool map_guest(const struct real_options *options, int backing_fd)
     if (room == MAP_FAILED)
         return false;
     guest.bytes = bytes;
+    if (bytes >= HUGE_BYTES)
+        room += (HUGE_BYTES - (uintptr_t)room % HUGE_BYTES) % HUGE_BYTES;
     guest.start = mmap(room, bytes, PROT_READ | PROT_WRITE, flags | MAP_FIXED, backing_fd, 0);
     return guest.start != MAP_FAILED && madvise(guest.start, bytes, MADV_NOHUGEPAGE) == 0;
 }

@@ -73,6 +73,7 @@ def test_defaults(seen: Seen) -> None:
         postcopy=Postcopy.AT_ONCE,
         background=True,
         spin_us=limits.DEFAULT_SPIN_US,
+        collapse=False,
         vmm_uid=None,
         handoff_timeout_s=None,
         attach_timeout_s=DEFAULT_ATTACH_TIMEOUT_S,
