@@ -129,10 +129,12 @@ class Client:
         bandwidth_bytes_per_s: int = 0,
         handed_on: bool = False,
         huge_pages: bool = False,
+        without_poison: bool = False,
     ) -> "Pager":
         """Checks the hand-off and starts its pager, which dials the page server. Takes the hand-off over.
 
         `handed_on`: COMPLETE ends no registration, for a page server sees by it what the VM writes.
+        `without_poison`: as on a kernel that cannot poison: who touches a lost page waits, until it is cleared.
         `bandwidth_bytes_per_s`: of all that comes in, as an interface counts it; 0: paced below the link's
         rate. `huge_pages`: at COMPLETE a VMM under the shim lets them in again, for Pager.collapse.
         PageferryError: what was handed over cannot be served; the hand-off is still the caller's then.
@@ -159,6 +161,7 @@ class Client:
         options.background = background
         options.spin_us = spin_us
         options.handed_on = handed_on
+        options.without_poison = without_poison
         options.bandwidth_bytes_per_s = bandwidth_bytes_per_s
         options.huge_pages = huge_pages
         if caller is not None:
@@ -202,8 +205,11 @@ class Pager:
             raise ValueError("this pager is closed")
         return self._vm
 
-    def _order(self, kind: int, value: int = 0, cookie: int = 0) -> None:
-        order = ffi.new("struct pageferry_order *", {"kind": kind, "value": value, "cookie": cookie})
+    def _order(
+        self, kind: int, value: int = 0, cookie: int = 0, *, page_count: int = 0, flags: int = 0
+    ) -> None:
+        fields = {"kind": kind, "value": value, "cookie": cookie, "page_count": page_count, "flags": flags}
+        order = ffi.new("struct pageferry_order *", fields)
         native.check(lib.pageferry_vm_order(self._running, order))
 
     def arm(self, cookie: int = 0) -> None:
@@ -222,6 +228,16 @@ class Pager:
     def bandwidth(self, bytes_per_s: int) -> None:
         """As in Client.open."""
         self._order(lib.PAGEFERRY_ORDER_BANDWIDTH, value=bytes_per_s)
+
+    def poison(self, first_page: int, page_count: int, *, cookie: int = 0) -> None:
+        """These pages are lost from now on. Answered by DONE (page: how many were not before), or by FAILED;
+        each is told by POISONED, once."""
+        self._order(lib.PAGEFERRY_ORDER_POISON, first_page, cookie, page_count=page_count)
+
+    def clear_poison(self, first_page: int, page_count: int, *, cookie: int = 0) -> None:
+        """Those that are poisoned are fresh memory from now on. Answered by DONE (page: how many), or by FAILED;
+        told by POISON_CLEARED."""
+        self._order(lib.PAGEFERRY_ORDER_CLEAR_POISON, first_page, cookie, page_count=page_count)
 
     def unregister(self) -> None:
         """Of a VM that was handed on, after COMPLETE: nobody else has it any more."""

@@ -9,7 +9,6 @@
 #include <unistd.h>
 
 #include "orders.h"
-#include "poison.h"
 
 #define MS_NS UINT64_C(1000000)
 #define WAIT_SHORT_NS (10 * MS_NS)
@@ -155,7 +154,7 @@ static bool is_kept(const struct loop *loop, uint64_t first, uint64_t end)
            (whole && !loop->vmm.discarded && stats_get(&loop->stats, STATS_faults_total) == 0);
 }
 
-static void take_discard(struct loop *loop, const struct vmm_discard *discard)
+static void take_discard(struct loop *loop, const struct vmm_span *discard)
 {
     /* Only whole pages are dropped; a report that goes beyond the image ends there. */
     uint64_t first = discard->offset_bytes / PAGE_BYTES + (discard->offset_bytes % PAGE_BYTES != 0);
@@ -176,11 +175,13 @@ static void take_discard(struct loop *loop, const struct vmm_discard *discard)
 
 static void take_vmm(struct loop *loop)
 {
-    struct vmm_discard discard;
-    enum vmm_said said = vmm_ready(&loop->vmm, &discard, loop->now_ns);
+    struct vmm_span span;
+    enum vmm_said said = vmm_ready(&loop->vmm, &span, loop->now_ns);
 
     if (said == VMM_DISCARD) {
-        take_discard(loop, &discard);
+        take_discard(loop, &span);
+    } else if (said == VMM_CLEAR) {
+        poison_clear(loop, &span);
     } else if (said == VMM_GONE) {
         vmm_is_gone(loop);
     }
@@ -311,7 +312,10 @@ static bool take(struct loop *loop, const struct epoll_event *event)
             urgent_ready(&loop->urgent, event->events);
         break;
     case LOOP_SOURCE_VMM:
-        take_vmm(loop);
+        if ((event->events & EPOLLOUT) != 0)
+            vmm_flush(&loop->vmm);
+        if ((event->events & ~(uint32_t)EPOLLOUT) != 0)
+            take_vmm(loop);
         break;
     case LOOP_SOURCE_PIDFD:
         vmm_is_gone(loop);
@@ -369,6 +373,17 @@ static void settle_down(struct loop *loop)
     loop->settled_stage = loop->stage;
 }
 
+/* What the VMM says is not read while it does not read, or while what it has said before is worked on. */
+static void watch_vmm(struct loop *loop)
+{
+    uint32_t watched = vmm_watched(&loop->vmm, poison_clears_for_vmm(loop));
+    struct epoll_event event = {.events = watched, .data.u64 = LOOP_SOURCE_VMM};
+
+    if (loop->vmm.fd >= 0 && watched != loop->vmm_watched &&
+        epoll_ctl(loop->epoll_fd, EPOLL_CTL_MOD, loop->vmm.fd, &event) == 0)
+        loop->vmm_watched = watched;
+}
+
 void *loop_run(void *argument)
 {
     struct loop *loop = argument;
@@ -388,11 +403,12 @@ void *loop_run(void *argument)
         if (loop->stage < LOOP_COMPLETE)
             urgent_turn(&loop->urgent); /* asks leave before bulk is worked on */
         more = fill(loop);
-        poison_look(loop);
+        more |= poison_turn(loop);
         if (loop->stage < LOOP_COMPLETE)
             look_at_progress(loop);
         if (loop->stage >= LOOP_COMPLETE && loop->settled_stage != loop->stage)
             settle_down(loop);
+        watch_vmm(loop);
     }
     return NULL;
 }

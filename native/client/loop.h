@@ -16,6 +16,7 @@
 #include "../pager/engine.h"
 #include "bulk.h"
 #include "fill.h"
+#include "poison.h"
 #include "tell.h"
 #include "urgent.h"
 #include "vmm.h"
@@ -49,6 +50,8 @@ struct loop {
     struct engine engine;
     struct urgent urgent;
     struct vmm vmm;
+    uint32_t vmm_watched; /* its socket, for these */
+    struct poison poison;
     struct ring orders; /* struct pageferry_order, from the owner of the handle */
     struct tell tell;   /* events, to it */
     struct stats stats;

@@ -47,6 +47,7 @@ static void start_parts(struct loop *loop, const struct loop_options *options)
         .stats = &loop->stats,
         .trace = &loop->trace,
         .private_memory = options->vm->memory == PAGEFERRY_MEMORY_PRIVATE,
+        .without_poison = options->vm->without_poison != 0 || !uffd_can_poison(&loop->uffd),
     };
     struct urgent_options urgent = {
         .address = options->address,
@@ -63,6 +64,7 @@ static void start_parts(struct loop *loop, const struct loop_options *options)
     };
 
     engine.out.owner = loop;
+    loop->vmm_watched = EPOLLIN;
     loop->background = options->vm->background != 0;
     loop->handed_on = options->vm->handed_on != 0;
     loop->spin_us = options->vm->spin_us;

@@ -25,8 +25,7 @@ static bool nothing_present(struct loop *loop, char *text, size_t text_bytes)
     return fine;
 }
 
-/* Only this order fails. */
-static void refuse_order(struct loop *loop, uint64_t cookie, uint32_t reason, const char *why)
+void orders_refuse(struct loop *loop, uint64_t cookie, uint32_t reason, const char *why)
 {
     struct pageferry_event event = {
         .kind = PAGEFERRY_EVENT_FAILED,
@@ -56,10 +55,10 @@ static bool map_is_final(struct loop *loop, uint64_t cookie)
     if (!loop->urgent.live)
         final = true;
     else if (loop->frozen_as_of == 0 || loop->urgent.round.wanted)
-        refuse_order(loop, cookie, PF_REASON_WRONG_PHASE,
+        orders_refuse(loop, cookie, PF_REASON_WRONG_PHASE,
                      "the image is live: its frozen map has to be read first, by a ROUND of value 0");
     else if (!urgent_agrees(&loop->urgent))
-        refuse_order(loop, cookie, PF_REASON_MISMATCH,
+        orders_refuse(loop, cookie, PF_REASON_MISMATCH,
                      "the server's frozen map has other versions than the one that was read");
     else
         final = true;
@@ -98,9 +97,9 @@ static void order_round(struct loop *loop, const struct pageferry_order *order)
     if (loop->stage == LOOP_ENDED) {
         tell_end_again(loop, order->cookie);
     } else if (loop->stage >= LOOP_ARMED) {
-        refuse_order(loop, order->cookie, PF_REASON_WRONG_PHASE, "faults are resolved: there are no rounds any more");
+        orders_refuse(loop, order->cookie, PF_REASON_WRONG_PHASE, "faults are resolved: there are no rounds any more");
     } else if (loop->urgent.round.wanted) {
-        refuse_order(loop, order->cookie, PF_REASON_BUSY, "a round is under way: one at a time");
+        orders_refuse(loop, order->cookie, PF_REASON_BUSY, "a round is under way: one at a time");
     } else {
         loop->round_cookie = order->cookie;
         loop->frozen_as_of = 0;
@@ -136,6 +135,10 @@ bool orders_take(struct loop *loop)
         case PAGEFERRY_ORDER_BANDWIDTH:
             pace_cap(&loop->fill.pace, order.value);
             break;
+        case PAGEFERRY_ORDER_POISON:
+        case PAGEFERRY_ORDER_CLEAR_POISON:
+            poison_order(loop, &order);
+            break;
         }
     }
     return go_on;
@@ -151,7 +154,7 @@ static void look_at_round(struct loop *loop)
     if (loop->stage >= LOOP_ARMED || !round_ended_as(&loop->urgent.round, &ended))
         return;
     if (ended.outcome == ROUND_REFUSED) {
-        refuse_order(loop, loop->round_cookie, ended.reason, ended.why);
+        orders_refuse(loop, loop->round_cookie, ended.reason, ended.why);
         return;
     }
     loop->frozen_as_of = ended.frozen ? ended.as_of : 0;

@@ -13,4 +13,7 @@ bool orders_take(struct loop *loop);
 /* Those that wait for something: answers them when it has come. */
 void orders_look(struct loop *loop);
 
+/* Only this order fails: FAILED, with page 1. */
+void orders_refuse(struct loop *loop, uint64_t cookie, uint32_t reason, const char *why);
+
 #endif

@@ -309,6 +309,13 @@ static bool vmm_is_gone(const struct uffd *uffd, uint64_t address)
     return attempt_copy(uffd, &rest, KERNEL_PAGE_BYTES).error == ESRCH;
 }
 
+/* An argument that cannot be read is the first thing that a call which exists complains of, or that events are unread;
+ * one that does not is EINVAL (test_can_poison). */
+bool uffd_can_poison(const struct uffd *uffd)
+{
+    return ioctl(uffd->fd, UFFDIO_POISON, NULL) < 0 && errno != EINVAL;
+}
+
 /* UNREGISTER wakes the sleepers of MISSING registrations and not those of MINOR alone: WAKE by hand, always. */
 int uffd_unregister(struct uffd *uffd, const struct kernel_span *span)
 {

@@ -17,6 +17,9 @@ struct uffd {
 
 extern const struct kernel_ops uffd_kernel_ops; /* `kernel` is a struct uffd */
 
+/* Whether this kernel has UFFDIO_POISON (Linux 6.6). Touches nothing. */
+bool uffd_can_poison(const struct uffd *uffd);
+
 /* Ends the registration of a span and wakes who sleeps there. 0 or -errno; a VMM that is gone is 0. */
 int uffd_unregister(struct uffd *uffd, const struct kernel_span *span);
 

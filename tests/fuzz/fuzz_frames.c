@@ -88,22 +88,27 @@ static void listen_to_client(int fd)
     int rc;
 
     while ((rc = frame_receive(fd, &reader, &frame)) == 1)
-        fuzz_check(frame.kind == FRAME_ACCEPTED || frame.kind == FRAME_DISCARDED || frame.kind == FRAME_COMPLETE);
+        fuzz_check(frame.kind == FRAME_ACCEPTED || frame.kind == FRAME_DISCARDED || frame.kind == FRAME_COMPLETE ||
+                   frame.kind == FRAME_CLEARED);
     fuzz_check(rc == 0 || rc == -EPIPE);
 }
 
 static void turn_client(struct vmm *vmm, struct expected *expected)
 {
-    struct vmm_discard discard;
+    struct vmm_span discard;
     struct frame must_be;
 
     for (;;) {
         bool was_open = vmm->fd >= 0, frame = was_open && vmm->frames && next_frame(expected, &must_be);
         enum vmm_said said = vmm_ready(vmm, &discard, SECOND_NS / 2);
-        if (frame && must_be.kind == FRAME_DISCARD) {
-            fuzz_check(said == VMM_DISCARD && discard.sequence == must_be.sequence &&
+        if (frame && (must_be.kind == FRAME_DISCARD || must_be.kind == FRAME_CLEAR)) {
+            fuzz_check(said == (must_be.kind == FRAME_CLEAR ? VMM_CLEAR : VMM_DISCARD) &&
+                       discard.sequence == must_be.sequence &&
                        discard.offset_bytes == must_be.offset_bytes && discard.length_bytes == must_be.length_bytes);
-            vmm_discarded(vmm, &discard, discard.sequence % 2 == 0);
+            if (said == VMM_CLEAR)
+                vmm_cleared(vmm, &discard);
+            else
+                vmm_discarded(vmm, &discard, discard.sequence % 2 == 0);
         } else {
             fuzz_check(said == (was_open && expected->broken ? VMM_CLOSED : VMM_NOTHING));
             fuzz_check(!expected->broken || vmm->fd < 0);
@@ -115,7 +120,7 @@ static void turn_client(struct vmm *vmm, struct expected *expected)
 
 static void at_client(int ends[2], struct expected *expected, size_t size, size_t piece, uint8_t choice)
 {
-    struct vmm_discard discard;
+    struct vmm_span discard;
     bool frames = (choice & 1) != 0, complete = (choice & 2) != 0, pidfd = (choice & 4) != 0;
     enum vmm_said said;
     struct vmm vmm;

@@ -147,11 +147,16 @@ static void finish(struct call *call, struct grpc_call *grpc, uint32_t reason)
 
 /* ------------------------------------------------------------------------------------------------------- batches */
 
+static bool is_poisoned(struct server_will *will, uint64_t page)
+{
+    return page + 1 == atomic_load(&will->poison_page) || atomic_load(&will->poisoned[page % SERVER_PAGES]) != 0;
+}
+
 static enum pf_run_kind kind_of(struct server_will *will, uint64_t page, uint64_t word)
 {
     enum pf_run_kind kind = word != 0 ? PF_RUN_KIND_DATA : PF_RUN_KIND_ZERO;
 
-    if (page + 1 == atomic_load(&will->poison_page))
+    if (is_poisoned(will, page))
         kind = PF_RUN_KIND_POISON;
     else if (page + 1 == atomic_load(&will->later_page) && once_more(&will->later_times))
         kind = PF_RUN_KIND_LATER;
@@ -293,7 +298,7 @@ static void send_map(struct call *call, struct grpc_bytes *message)
         struct run *last = &runs[batch.run_count == 0 ? 0 : batch.run_count - 1];
         uint64_t page = call->next_page, version = version_of(call->server, page);
         enum pf_run_kind kind = word_of(call->server, page) != 0 ? PF_RUN_KIND_VERSION : PF_RUN_KIND_ZERO;
-        if (page + 1 == atomic_load(&will->poison_page))
+        if (is_poisoned(will, page))
             kind = PF_RUN_KIND_POISON;
         if (version <= call->since)
             continue;

@@ -45,6 +45,7 @@ struct server_will {
     _Atomic uint64_t later_page;        /* plus one; it cannot be read, so many times: */
     _Atomic uint32_t later_times;
     _Atomic uint64_t poison_page;       /* plus one */
+    _Atomic uint8_t poisoned[SERVER_PAGES];
     _Atomic uint32_t round_reason;      /* a map is refused with this; with BUSY so many times: */
     _Atomic uint32_t round_times;
     _Atomic uint32_t map_runs;          /* in a message; 0: all that there are */

@@ -14,6 +14,9 @@
 #include "kernel/create.h"
 
 #define PATIENCE_MS 20000
+
+struct real_options client_more;
+
 #define LOOK_MS 100
 
 bool client_may(void)
@@ -34,9 +37,11 @@ void client_moment(void)
 
 bool client_prepare(struct client_vm *vm, enum real_memory memory, uint64_t pages, struct server *server, bool frames)
 {
-    struct real_options real = {.memory = memory, .pages = pages};
+    struct real_options real = client_more;
     int ends[2] = {-1, -1};
 
+    real.memory = memory;
+    real.pages = pages;
     memset(vm, 0, sizeof(*vm));
     vm->frames_end = -1;
     vm->server = server;

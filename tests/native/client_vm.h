@@ -34,6 +34,9 @@ struct client_vm {
 /* True when a userfaultfd can be had here. */
 bool client_may(void);
 
+/* Of VMs that are prepared from now on: what else than the defaults (own, features). */
+extern struct real_options client_more;
+
 /* Defaults: memfd, no background; `frames` gives it a socket. Open it with client_open. */
 bool client_prepare(struct client_vm *vm, enum real_memory memory, uint64_t pages, struct server *server, bool frames);
 /* What pageferry_vm_open says; the server goes from now on. */

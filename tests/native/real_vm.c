@@ -47,6 +47,9 @@ static struct {
     uint8_t *start;
     uint64_t bytes;
     int control;
+    int flags;
+    int backing_fd;
+    real_own *own;
 } guest;
 static __thread sigjmp_buf rescue;
 
@@ -89,6 +92,11 @@ UNORDERED static int64_t read_page(const volatile uint64_t *words)
     return (int64_t)first;
 }
 
+int64_t real_guest_read(const uint8_t *at)
+{
+    return read_page((const volatile uint64_t *)at);
+}
+
 static int64_t fork_a_child(void)
 {
     pid_t child = fork();
@@ -126,6 +134,11 @@ static int64_t carry_out(const struct order *order)
     case REAL_MOVE:
         return mremap(at, bytes, bytes, MREMAP_MAYMOVE | MREMAP_FIXED, guest.start + guest.bytes + REAL_PAGE) ==
                        MAP_FAILED ? -errno : 0;
+    case REAL_MAP:
+        return mmap(at, bytes, PROT_READ | PROT_WRITE, guest.flags | MAP_FIXED, guest.backing_fd,
+                    (off_t)(order->page * REAL_PAGE)) == MAP_FAILED ? -errno : 0;
+    case REAL_OWN:
+        return guest.own(guest.start, guest.bytes / REAL_PAGE, order->argument);
     }
     return -ENOSYS;
 }
@@ -153,6 +166,9 @@ static bool map_guest(const struct real_options *options, int backing_fd)
     guest.bytes = bytes;
     if (bytes >= HUGE_BYTES)
         room += (HUGE_BYTES - (uintptr_t)room % HUGE_BYTES) % HUGE_BYTES;
+    guest.flags = flags;
+    guest.backing_fd = backing_fd;
+    guest.own = options->own;
     guest.start = mmap(room, bytes, PROT_READ | PROT_WRITE, flags | MAP_FIXED, backing_fd, 0);
     return guest.start != MAP_FAILED && madvise(guest.start, bytes, MADV_NOHUGEPAGE) == 0;
 }

@@ -28,7 +28,9 @@ enum real_step {
     REAL_UNMAP,
     REAL_LOCK,
     REAL_FORK,     /* a child that does nothing, waited for */
-    REAL_MOVE      /* mremap of the pages to somewhere else */
+    REAL_MOVE,     /* mremap of the pages to somewhere else */
+    REAL_MAP,      /* maps the pages anew where they were; they are not registered then */
+    REAL_OWN       /* the test's own doing: answers what it does */
 };
 
 /* Answers of READ and WRITE that are no word: no test writes these. */
@@ -37,12 +39,16 @@ enum real_step {
 #define REAL_TORN INT64_C(-1000) /* the page's words differ */
 #define REAL_NO_ANSWER INT64_C(-1001)
 
+/* What a test does inside the VM: REAL_OWN, with its argument. */
+typedef int64_t real_own(uint8_t *start, uint64_t pages, int64_t argument);
+
 struct real_options {
     enum real_memory memory;
     uint64_t pages;
     uint64_t features;  /* of the userfaultfd */
     uint64_t modes;     /* of REGISTER; 0: MISSING, and MINOR on shared memory; REAL_UNREGISTERED: not at all */
     int backing_fd;     /* TMPFS: this file, long enough, closed by real_end; 0: a new one in /dev/shm */
+    real_own *own;
 };
 #define REAL_UNREGISTERED (UINT64_C(1) << 63)
 
@@ -55,6 +61,8 @@ struct real_vm {
     uint64_t ticket; /* of the newest step */
 };
 
+/* In the VM: what READ answers. */
+int64_t real_guest_read(const uint8_t *at);
 /* False: it could not be had; the reason is printed. */
 bool real_start(struct real_vm *vm, const struct real_options *options);
 void real_end(struct real_vm *vm);

@@ -10,7 +10,7 @@
 #define S_NS UINT64_C(1000000000)
 
 static struct vmm vmm;
-static struct vmm_discard discard;
+static struct vmm_span discard;
 static int other;
 
 static void begin(bool frames, bool pidfd)

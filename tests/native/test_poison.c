@@ -1,0 +1,734 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * Poison on the real kernel, from the order, or the server's word, to the signal in the VM: in every state that a page
+ * can be in, through every way in which a mapping goes, with what the owner and the VMM are told. What the guest gets is
+ * said by its own threads; what lies in the memory, by the file behind it.
+ *
+ *   test_poison                  the cases, and a short life of random poison
+ *   test_poison POISONS FAULTS   that life alone, so long
+ */
+#include <errno.h>
+#include <fcntl.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/ioctl.h>
+#include <sys/mman.h>
+#include <sys/socket.h>
+#include <unistd.h>
+
+#include "check.h"
+#include "client_vm.h"
+#include "gen/contract.h"
+#include "kernel/frames.h"
+#include "kernel/uapi.h"
+
+#define RANDOM_POISONS 1000
+#define RANDOM_FAULTS 20000
+
+static struct server server;
+static struct client_vm vm;
+static int ram_fd = -1, uffd = -1; /* our own, beside the pager's */
+
+/* What the owner has been told by the poison log. */
+static struct {
+    uint64_t number;
+    uint64_t lost[SERVER_PAGES], cleared[SERVER_PAGES]; /* how often */
+    uint64_t flags; /* of the newest POISONED */
+    uint64_t done_pages, failed_reason;
+    bool done;
+    char text[PAGEFERRY_TEXT_BYTES];
+} told;
+
+static bool prepare(enum real_memory memory, bool frames, bool background)
+{
+    server_start(&server);
+    memset(&told, 0, sizeof(told));
+    if (!client_prepare(&vm, memory, SERVER_PAGES, &server, frames))
+        return false;
+    ram_fd = vm.real.uffd.backing_fd < 0 ? -1 : dup(vm.real.uffd.backing_fd);
+    uffd = dup(vm.real.uffd.fd);
+    vm.options.background = background;
+    vm.options.handed_on = 1; /* the registration outlives COMPLETE */
+    return true;
+}
+
+static bool begin(enum real_memory memory, bool frames, bool background)
+{
+    return prepare(memory, frames, background) && client_open(&vm) == 0;
+}
+
+static void end(void)
+{
+    client_end(&vm);
+    server_stop(&server);
+    if (ram_fd >= 0)
+        close(ram_fd);
+    close(uffd);
+    ram_fd = uffd = -1;
+}
+
+/* Takes what there is. Numbers without a gap; poisoned, cleared, poisoned: never one of them twice. */
+static void hear(void)
+{
+    struct pageferry_event *event = &vm.event;
+
+    while (pageferry_vm_event(vm.vm, event) == 1) {
+        bool lost = event->kind == PAGEFERRY_EVENT_POISONED;
+        vm.seen[event->kind]++;
+        if (event->kind == PAGEFERRY_EVENT_DONE || event->kind == PAGEFERRY_EVENT_FAILED) {
+            told.done = true;
+            told.done_pages = event->page;
+            told.failed_reason = event->kind == PAGEFERRY_EVENT_FAILED ? event->reason : 0;
+            memcpy(told.text, event->text, sizeof(told.text));
+        }
+        if (event->kind == PAGEFERRY_EVENT_ALARM)
+            printf("alarm: page %llu %s\n", (unsigned long long)event->page, event->text);
+        if (!lost && event->kind != PAGEFERRY_EVENT_POISON_CLEARED)
+            continue;
+        CHECK_EQ(event->cookie, ++told.number);
+        CHECK_EQ(lost, told.lost[event->page] == told.cleared[event->page]);
+        told.lost[event->page] += lost;
+        told.cleared[event->page] += !lost;
+        told.flags = lost ? event->value : told.flags;
+        if (!lost)
+            CHECK_EQ(event->value, 1);
+    }
+}
+
+#define HEAR_UNTIL(condition) CLIENT_UNTIL((hear(), (condition)))
+
+static bool order(uint32_t kind, uint64_t page, uint64_t count)
+{
+    struct pageferry_order order = {.kind = kind, .value = page, .page_count = count, .cookie = 5};
+
+    hear();
+    told.done = false;
+    return pageferry_vm_order(vm.vm, &order) == 0 && HEAR_UNTIL(told.done) && told.failed_reason == 0;
+}
+
+/* The pages that changed. */
+static uint64_t poison(uint64_t page, uint64_t count)
+{
+    return order(PAGEFERRY_ORDER_POISON, page, count) ? told.done_pages : UINT64_MAX;
+}
+
+static uint64_t clear(uint64_t page, uint64_t count)
+{
+    return order(PAGEFERRY_ORDER_CLEAR_POISON, page, count) ? told.done_pages : UINT64_MAX;
+}
+
+static int64_t reads(uint64_t page)
+{
+    return real_do(&vm.real, REAL_READ, page, 1, 0);
+}
+
+/* Through the file: the lost bytes are nowhere. */
+static bool cache_is_empty(uint64_t page)
+{
+    uint8_t bytes[REAL_PAGE];
+    bool empty = pread(ram_fd, bytes, sizeof(bytes), (off_t)(page * REAL_PAGE)) == (ssize_t)sizeof(bytes);
+
+    for (size_t i = 0; i < sizeof(bytes) && empty; i++)
+        empty = bytes[i] == 0;
+    return empty && lseek(ram_fd, (off_t)(page * REAL_PAGE), SEEK_DATA) != (off_t)(page * REAL_PAGE);
+}
+
+static bool armed(void)
+{
+    return client_order(&vm, PAGEFERRY_ORDER_ARM, 0, 7) && HEAR_UNTIL(vm.seen[PAGEFERRY_EVENT_ARMED] > 0);
+}
+
+/* ------------------------------------------------------------------------------------------------- where the page is */
+
+static void before_it_is_mapped(void)
+{
+    for (int memory = REAL_MEMFD; memory < REAL_MEMORY_COUNT; memory++) {
+        bool shared = memory != REAL_PRIVATE;
+        CHECK(begin((enum real_memory)memory, false, shared));
+        if (shared)
+            CHECK(HEAR_UNTIL(vm.seen[PAGEFERRY_EVENT_POPULATED] > 0));
+        CHECK_EQ(poison(3, 2), 2);
+        CHECK_EQ(poison(2, 4), 2); /* those that were not */
+        CHECK_EQ(client_state(&vm, 3), PAGE_POISONED);
+        CHECK_EQ(told.flags, 0);
+        if (shared)
+            CHECK(cache_is_empty(3) && cache_is_empty(5));
+        CHECK(armed());
+        for (uint64_t page = 2; page < 6; page++)
+            CHECK_EQ(reads(page), REAL_SIGBUS);
+        CHECK_EQ(real_do(&vm.real, REAL_WRITE, 4, 1, 9), REAL_SIGBUS);
+        CHECK_EQ(reads(6), client_word(6));
+        CHECK_EQ(told.number, 4);
+        CHECK_EQ(client_counter(&vm, STATS_alarms_total), 0);
+        end();
+    }
+}
+
+static void after_it_was_mapped(void)
+{
+    CHECK(begin(REAL_MEMFD, false, false));
+    CHECK(armed());
+    CHECK_EQ(reads(7), client_word(7));
+    CHECK_EQ(real_do(&vm.real, REAL_WRITE, 8, 1, 4711), 0);
+    CHECK_EQ(poison(7, 2), 2);
+    CHECK_EQ(told.flags, PAGEFERRY_POISONED_WAS_MAPPED);
+    CHECK_EQ(reads(7), REAL_SIGBUS);
+    CHECK_EQ(reads(8), REAL_SIGBUS);
+    CHECK(cache_is_empty(7) && cache_is_empty(8));
+    CHECK_EQ(told.number, 2);
+    end();
+}
+
+/* Nobody here can take a mapping of private memory away: it is said, and as soon as the VMM has done it, it is so. */
+static void after_it_was_mapped_on_private_memory(void)
+{
+    CHECK(begin(REAL_PRIVATE, false, false));
+    CHECK(armed());
+    CHECK_EQ(reads(7), client_word(7));
+    CHECK_EQ(poison(7, 2), 2);
+    CHECK_EQ(told.lost[7] + told.lost[8], 2);
+    CHECK_EQ(reads(8), REAL_SIGBUS);
+    CHECK_EQ(reads(7), client_word(7));
+    CHECK(!order(PAGEFERRY_ORDER_CLEAR_POISON, 7, 2)); /* old bytes would be back */
+    CHECK_EQ(told.failed_reason, PF_REASON_UNSUPPORTED);
+    CHECK(strstr(told.text, "MADV_DONTNEED") != NULL);
+    CHECK_EQ(real_do(&vm.real, REAL_ADVISE, 7, 1, MADV_DONTNEED), 0);
+    CHECK_EQ(reads(7), REAL_SIGBUS);
+    CHECK_EQ(clear(7, 2), 2);
+    CHECK_EQ(reads(7), 0);
+    CHECK_EQ(reads(8), 0);
+    CHECK_EQ(told.number, 4);
+    end();
+}
+
+/* A thread waits for a page that is lost meanwhile. */
+static void while_it_is_wanted(void)
+{
+    for (int memory = REAL_MEMFD; memory < REAL_MEMORY_COUNT; memory++) {
+        CHECK(begin((enum real_memory)memory, false, false));
+        CHECK(armed());
+        atomic_store(&server.will.fetch_mute, 1);
+        real_begin(&vm.real, REAL_READ, 10, 1, 0);
+        CHECK(CLIENT_UNTIL(client_state(&vm, 10) == PAGE_WANTED));
+        CHECK_EQ(poison(10, 1), 1);
+        CHECK_EQ(real_answer(&vm.real), REAL_SIGBUS);
+        atomic_store(&server.will.fetch_mute, 0); /* its bytes come now */
+        CHECK_EQ(reads(11), client_word(11));
+        CHECK_EQ(reads(10), REAL_SIGBUS);
+        end();
+    }
+}
+
+/* ---------------------------------------------------------------------------------------------------- by the server */
+
+/* Runs of every length, with lost pages between them: neither COPY nor CONTINUE goes over one. */
+static void inside_a_batch(void)
+{
+    for (int populated = 0; populated < 2; populated++) {
+        CHECK(prepare(REAL_MEMFD, false, true));
+        for (uint64_t page = 3; page < SERVER_PAGES; page += 1 + page % 13)
+            atomic_store(&server.will.poisoned[page], 1);
+        CHECK_EQ(client_open(&vm), 0);
+        if (populated)
+            CHECK(HEAR_UNTIL(vm.seen[PAGEFERRY_EVENT_POPULATED] > 0));
+        CHECK(armed());
+        CHECK(HEAR_UNTIL(vm.seen[PAGEFERRY_EVENT_COMPLETE] > 0));
+        for (uint64_t page = 0; page < SERVER_PAGES; page++) {
+            bool lost = atomic_load(&server.will.poisoned[page]) != 0;
+            CHECK_EQ(reads(page), lost ? REAL_SIGBUS : client_word(page));
+            CHECK_EQ(told.lost[page], lost);
+            if (lost)
+                CHECK(cache_is_empty(page));
+        }
+        CHECK_EQ(client_counter(&vm, STATS_alarms_total), 0);
+        end();
+    }
+}
+
+/* Bytes that are on their way when a page is lost are not taken for it. */
+static void in_a_race_with_the_prefetch(void)
+{
+    for (int memory = REAL_MEMFD; memory < REAL_MEMORY_COUNT; memory++) {
+        uint64_t random = 7;
+        CHECK(begin((enum real_memory)memory, false, false));
+        atomic_store(&server.will.stream_pages, 3);
+        CHECK(armed());
+        CHECK(client_order(&vm, PAGEFERRY_ORDER_BACKGROUND, 1, 0));
+        for (int i = 0; i < 60; i++) {
+            random = random * UINT64_C(6364136223846793005) + 1442695040888963407u;
+            CHECK(order(PAGEFERRY_ORDER_POISON, (random >> 33) % SERVER_PAGES, 1));
+        }
+        CHECK(HEAR_UNTIL(vm.seen[PAGEFERRY_EVENT_COMPLETE] > 0));
+        for (uint64_t page = 0; page < SERVER_PAGES; page++) {
+            if (memory == REAL_PRIVATE && told.lost[page])
+                real_do(&vm.real, REAL_ADVISE, page, 1, MADV_DONTNEED);
+            CHECK_EQ(reads(page), told.lost[page] ? REAL_SIGBUS : client_word(page));
+            if (memory != REAL_PRIVATE && told.lost[page])
+                CHECK(cache_is_empty(page));
+        }
+        CHECK_EQ(client_counter(&vm, STATS_poisoned_pages_total), told.number);
+        CHECK_EQ(client_counter(&vm, STATS_alarms_total), 0);
+        end();
+    }
+}
+
+/* Links break and come back; a page that was lost meanwhile stays so, and what the server says of it is old news. */
+static void across_a_reconnection(void)
+{
+    CHECK(begin(REAL_MEMFD, false, false));
+    CHECK(armed());
+    atomic_store(&server.will.fetch_mute, 1);
+    real_begin(&vm.real, REAL_READ, 20, 1, 0);
+    real_begin(&vm.real, REAL_READ, 21, 1, 0);
+    CHECK(CLIENT_UNTIL(client_state(&vm, 20) == PAGE_WANTED && client_state(&vm, 21) == PAGE_WANTED));
+    server_cut(&server);
+    CHECK_EQ(poison(20, 1), 1);
+    CHECK_EQ(poison(30, 1), 1);
+    CHECK_EQ(real_answer(&vm.real), REAL_SIGBUS);
+    atomic_store(&server.will.poisoned[40], 1);
+    atomic_store(&server.will.fetch_mute, 0);
+    CHECK_EQ(real_answer(&vm.real), client_word(21)); /* asked again */
+    CHECK_EQ(reads(40), REAL_SIGBUS);
+    server_cut(&server);
+    CHECK(client_order(&vm, PAGEFERRY_ORDER_BACKGROUND, 1, 0));
+    CHECK(HEAR_UNTIL(vm.seen[PAGEFERRY_EVENT_COMPLETE] > 0));
+    CHECK_EQ(reads(20), REAL_SIGBUS);
+    CHECK_EQ(reads(30), REAL_SIGBUS);
+    CHECK_EQ(reads(40), REAL_SIGBUS);
+    CHECK_EQ(told.number, 3);
+    end();
+}
+
+/* ------------------------------------------------------------------------------------------- when its mapping goes */
+
+static void marked_again_after_any_zap(void)
+{
+    for (int memory = REAL_MEMFD; memory < REAL_MEMORY_COUNT; memory++) {
+        CHECK(begin((enum real_memory)memory, false, false));
+        CHECK(armed());
+        CHECK_EQ(poison(12, 3), 3);
+        for (int i = 0; i < 20; i++) {
+            CHECK_EQ(real_do(&vm.real, REAL_ADVISE, 10, 8, MADV_DONTNEED), 0);
+            CHECK_EQ(reads(12 + (uint64_t)i % 3), REAL_SIGBUS);
+        }
+        if (memory != REAL_PRIVATE) {
+            CHECK_EQ(real_do(&vm.real, REAL_ADVISE, 10, 8, MADV_REMOVE), 0);
+            CHECK_EQ(reads(13), REAL_SIGBUS);
+        }
+        CHECK(client_counter(&vm, STATS_poison_marks_total) > 20);
+        CHECK_EQ(told.number, 3); /* told once */
+        end();
+    }
+}
+
+/* The VMM maps its memory anew: a mapping without markers, registered with the same userfaultfd. */
+static void marked_again_after_a_registration(void)
+{
+    struct uffdio_register arg = {.mode = UFFDIO_REGISTER_MODE_MISSING | UFFDIO_REGISTER_MODE_MINOR};
+
+    CHECK(begin(REAL_MEMFD, false, false));
+    CHECK(armed());
+    CHECK_EQ(reads(16), client_word(16));
+    CHECK_EQ(poison(17, 1), 1);
+    CHECK_EQ(real_do(&vm.real, REAL_MAP, 16, 4, 0), 0);
+    arg.range.start = vm.region.address + 16 * REAL_PAGE;
+    arg.range.len = 4 * REAL_PAGE;
+    CHECK_EQ(ioctl(uffd, UFFDIO_REGISTER, &arg), 0);
+    CHECK_EQ(reads(17), REAL_SIGBUS);
+    CHECK_EQ(reads(16), client_word(16));
+    CHECK_EQ(reads(18), client_word(18));
+    CHECK_EQ(told.number, 1);
+    end();
+}
+
+/* Removals that the VMM has reported by event: on shared memory they change no word, on private memory a lost page stays
+ * lost. */
+static void marked_again_after_a_removal(void)
+{
+    client_more.features = UFFD_FEATURE_EVENT_REMOVE;
+    for (int memory = REAL_MEMFD; memory < REAL_MEMORY_COUNT; memory += REAL_PRIVATE - REAL_MEMFD) {
+        bool shared = memory != REAL_PRIVATE;
+        CHECK(begin((enum real_memory)memory, false, false));
+        CHECK(armed());
+        CHECK_EQ(reads(50), client_word(50));
+        CHECK_EQ(poison(50, 2), 2);
+        CHECK_EQ(real_do(&vm.real, REAL_ADVISE, 48, 6, shared ? MADV_REMOVE : MADV_DONTNEED), 0);
+        CHECK_EQ(real_do(&vm.real, REAL_ADVISE, 51, 1, MADV_DONTNEED), 0);
+        CHECK_EQ(reads(50), REAL_SIGBUS);
+        CHECK_EQ(reads(51), REAL_SIGBUS);
+        CHECK_EQ(reads(48), shared ? client_word(48) : 0);
+        CHECK(client_counter(&vm, STATS_removes_total) >= 2);
+        CHECK_EQ(told.number, 2);
+        end();
+    }
+    client_more.features = 0;
+}
+
+/* --------------------------------------------------------------------------------------------- cleared, and afterwards */
+
+static void cleared_is_fresh_memory(void)
+{
+    for (int memory = REAL_MEMFD; memory < REAL_MEMORY_COUNT; memory++) {
+        CHECK(begin((enum real_memory)memory, false, false));
+        CHECK_EQ(poison(60, 4), 4);
+        CHECK_EQ(clear(60, 1), 1); /* before arming */
+        CHECK(armed());
+        CHECK_EQ(reads(60), 0);
+        CHECK_EQ(reads(61), REAL_SIGBUS);
+        CHECK_EQ(clear(0, SERVER_PAGES), 3);
+        CHECK_EQ(reads(61), 0); /* before anything is fetched */
+        CHECK_EQ(real_do(&vm.real, REAL_WRITE, 61, 2, 77), 0);
+        CHECK(client_order(&vm, PAGEFERRY_ORDER_BACKGROUND, 1, 0));
+        CHECK(HEAR_UNTIL(vm.seen[PAGEFERRY_EVENT_COMPLETE] > 0));
+        CHECK_EQ(reads(60), 0);
+        CHECK_EQ(reads(61), 77);
+        CHECK_EQ(reads(63), 0);
+        CHECK_EQ(poison(62, 1), 1); /* lost once more, and late */
+        if (memory != REAL_PRIVATE)
+            CHECK_EQ(reads(62), REAL_SIGBUS);
+        CHECK_EQ(told.number, 9);
+        CHECK_EQ(client_counter(&vm, STATS_poison_cleared_pages_total), 4);
+        end();
+    }
+}
+
+/* As long as something is poisoned, or the VM is one that is handed on, its registration stands. */
+static void late_poison(void)
+{
+    CHECK(prepare(REAL_MEMFD, false, true));
+    vm.options.handed_on = 0;
+    CHECK_EQ(client_open(&vm), 0);
+    CHECK_EQ(poison(5, 1), 1);
+    CHECK(armed());
+    CHECK(HEAR_UNTIL(vm.seen[PAGEFERRY_EVENT_COMPLETE] > 0));
+    CHECK_EQ(poison(6, 1), 1);
+    CHECK_EQ(reads(5), REAL_SIGBUS);
+    CHECK_EQ(reads(6), REAL_SIGBUS);
+    CHECK_EQ(clear(5, 2), 2); /* the last: it ends now */
+    CHECK_EQ(reads(5), 0);
+    CHECK_EQ(reads(6), 0);
+    CHECK(!order(PAGEFERRY_ORDER_POISON, 7, 1));
+    CHECK_EQ(told.failed_reason, PF_REASON_WRONG_PHASE);
+    CHECK_EQ(clear(0, 9), 0);
+    CHECK(!client_busy());
+    end();
+}
+
+static void orders_that_make_no_sense(void)
+{
+    struct pageferry_order flags = {.kind = PAGEFERRY_ORDER_POISON, .page_count = 1, .flags = 1};
+
+    CHECK(begin(REAL_MEMFD, false, false));
+    CHECK(!order(PAGEFERRY_ORDER_POISON, SERVER_PAGES, 1));
+    CHECK_EQ(told.failed_reason, PF_REASON_OUT_OF_IMAGE);
+    CHECK(!order(PAGEFERRY_ORDER_POISON, 1, SERVER_PAGES));
+    CHECK_EQ(told.failed_reason, PF_REASON_OUT_OF_IMAGE);
+    CHECK(!order(PAGEFERRY_ORDER_CLEAR_POISON, 1, 0));
+    CHECK_EQ(told.failed_reason, PF_REASON_BAD_REQUEST);
+    told.done = false;
+    CHECK_EQ(pageferry_vm_order(vm.vm, &flags), 0);
+    CHECK(HEAR_UNTIL(told.done));
+    CHECK_EQ(told.failed_reason, PF_REASON_BAD_REQUEST);
+    CHECK_EQ(told.number, 0);
+    real_kill(&vm.real);
+    CHECK(HEAR_UNTIL(vm.seen[PAGEFERRY_EVENT_VMM_GONE] > 0));
+    CHECK(!order(PAGEFERRY_ORDER_POISON, 1, 1));
+    CHECK_EQ(told.failed_reason, PF_REASON_NO_VMM);
+    end();
+}
+
+/* ---------------------------------------------------------------------------------------------- a kernel without it */
+
+static bool frame_comes(struct frame *frame)
+{
+    struct timeval patience = {.tv_sec = 20};
+
+    setsockopt(vm.frames_end, SOL_SOCKET, SO_RCVTIMEO, &patience, sizeof(patience));
+    return recv(vm.frames_end, frame, sizeof(*frame), MSG_WAITALL) == (ssize_t)sizeof(*frame) &&
+           frame->magic == FRAME_MAGIC;
+}
+
+static bool hears(enum frame_kind kind, uint64_t sequence, uint64_t page, uint64_t count)
+{
+    struct frame frame = {0};
+    bool right = frame_comes(&frame) && frame.kind == kind && frame.sequence == sequence &&
+                 frame.offset_bytes == page * REAL_PAGE && frame.length_bytes == count * REAL_PAGE;
+
+    if (!right)
+        printf("frame kind %u sequence %llu offset %llu length %llu\n", frame.kind, (unsigned long long)frame.sequence,
+               (unsigned long long)frame.offset_bytes, (unsigned long long)frame.length_bytes);
+    return right;
+}
+
+static bool says_clear(uint64_t sequence, uint64_t page, uint64_t count)
+{
+    struct frame frame = {.magic = FRAME_MAGIC, .kind = FRAME_CLEAR, .sequence = sequence,
+                          .offset_bytes = page * REAL_PAGE, .length_bytes = count * REAL_PAGE};
+
+    return frame_send(vm.frames_end, &frame) == 0;
+}
+
+/* Whoever touches a lost page waits; the VMM is asked, and ends it. `denied`: the kernel itself says that it cannot. */
+static int held_without_poison(bool denied)
+{
+    check_bad = 0;
+    for (int memory = REAL_MEMFD; memory < REAL_MEMORY_COUNT; memory++) {
+        CHECK(prepare((enum real_memory)memory, true, false));
+        vm.options.without_poison = !denied;
+        if (denied)
+            CHECK(real_deny_ioctl(UFFDIO_POISON, EINVAL));
+        CHECK_EQ(client_open(&vm), 0);
+        CHECK_EQ(poison(9, 1), 1);
+        CHECK_EQ(told.flags, PAGEFERRY_POISONED_HELD);
+        CHECK(armed());
+        CHECK(hears(FRAME_ACCEPTED, 0, 0, 0));
+        CHECK(hears(FRAME_POISON_HELD, 1, 9, 1));
+        real_begin(&vm.real, REAL_READ, 9, 1, 0);
+        CHECK(real_sleeps(&vm.real));
+        CHECK_EQ(poison(11, 2), 2);
+        CHECK(hears(FRAME_POISON_HELD, 2, 11, 1));
+        CHECK(hears(FRAME_POISON_HELD, 3, 12, 1));
+        CHECK(says_clear(80, 8, 4)); /* two of them are lost */
+        CHECK_EQ(real_answer(&vm.real), 0);
+        CHECK(hears(FRAME_CLEARED, 80, 8, 2));
+        CHECK_EQ(reads(11), 0);
+        CHECK_EQ(reads(8), client_word(8));
+        real_begin(&vm.real, REAL_READ, 12, 1, 0);
+        CHECK(real_sleeps(&vm.real));
+        CHECK(client_order(&vm, PAGEFERRY_ORDER_BACKGROUND, 1, 0));
+        CHECK(HEAR_UNTIL(vm.seen[PAGEFERRY_EVENT_COMPLETE] > 0)); /* the source owes nothing */
+        CHECK_EQ(clear(12, 1), 1);
+        CHECK_EQ(real_answer(&vm.real), 0);
+        CHECK_EQ(told.number, 6);
+        CHECK_EQ(client_counter(&vm, STATS_alarms_total), 0);
+        CHECK_EQ(client_counter(&vm, STATS_poison_marks_total), 0);
+        end();
+    }
+    return check_bad;
+}
+
+static void held_by_a_setting(void)
+{
+    check_bad |= held_without_poison(false);
+}
+
+static int held_where_it_is_denied(void)
+{
+    return held_without_poison(true);
+}
+
+static void held_on_an_old_kernel(void)
+{
+    CHECK(real_apart(held_where_it_is_denied));
+}
+
+static void what_this_kernel_can(void)
+{
+    struct real_options options = {.memory = REAL_MEMFD, .pages = 1};
+    struct real_vm own;
+
+    CHECK(real_start(&own, &options));
+    CHECK(uffd_can_poison(&own.uffd));
+    CHECK_EQ(real_do(&own, REAL_WRITE, 0, 0, 0), 0);
+    real_end(&own);
+}
+
+/* ---------------------------------------------------------------------------------------------------------- readers */
+
+#define CYCLES 3
+
+/* A VMM that does not read: the owner hears all there is, and the VMM gets it when it reads, each page once. */
+static void a_vmm_that_does_not_read(void)
+{
+    uint64_t lost = 0, sequence = 0, cleared = 0;
+    bool is_lost[SERVER_PAGES] = {false};
+    struct frame frame = {0};
+
+    CHECK(begin(REAL_MEMFD, true, false));
+    CHECK(armed());
+    for (int i = 0; i < CYCLES; i++) {
+        CHECK_EQ(poison(0, SERVER_PAGES), SERVER_PAGES);
+        if (i + 1 < CYCLES)
+            CHECK_EQ(clear(0, SERVER_PAGES), SERVER_PAGES);
+    }
+    CHECK(HEAR_UNTIL(told.number == (2 * CYCLES - 1) * SERVER_PAGES));
+    CHECK(!client_busy());
+    CHECK(says_clear(5, 0, 100)); /* answered behind all that */
+    CHECK(frame_comes(&frame) && frame.kind == FRAME_ACCEPTED);
+    while (frame_comes(&frame) && !(frame.kind == FRAME_CLEARED && frame.sequence == 5)) {
+        uint64_t page = frame.offset_bytes / REAL_PAGE;
+        bool is = frame.kind == FRAME_POISONED;
+        if (frame.kind == FRAME_COMPLETE) /* every page is settled */
+            continue;
+        CHECK(is || frame.kind == FRAME_CLEARED);
+        CHECK_EQ(frame.length_bytes, REAL_PAGE);
+        CHECK_EQ(frame.sequence, is ? ++sequence : 0);
+        CHECK(page < SERVER_PAGES && is_lost[page] != is);
+        is_lost[page % SERVER_PAGES] = is;
+        lost += is;
+        cleared += !is;
+    }
+    CHECK_EQ(lost, CYCLES * SERVER_PAGES);
+    CHECK_EQ(cleared, (CYCLES - 1) * SERVER_PAGES);
+    CHECK_EQ(frame.length_bytes, 100 * REAL_PAGE);
+    CHECK_EQ(recv(vm.frames_end, &frame, sizeof(frame), MSG_DONTWAIT), -1);
+    CHECK_EQ(reads(99), 0);
+    CHECK_EQ(reads(100), REAL_SIGBUS);
+    CHECK(!client_busy());
+    end();
+}
+
+/* The same for the owner: the answers of its orders wait behind what it has not read, and nothing is lost or doubled. */
+static void an_owner_that_does_not_read(void)
+{
+    struct pageferry_order order = {.page_count = SERVER_PAGES};
+    struct frame frame;
+
+    CHECK(begin(REAL_MEMFD, true, false));
+    CHECK(armed());
+    for (int i = 0; i < CYCLES; i++) {
+        order.kind = PAGEFERRY_ORDER_POISON;
+        CHECK_EQ(pageferry_vm_order(vm.vm, &order), 0);
+        order.kind = PAGEFERRY_ORDER_CLEAR_POISON;
+        CHECK_EQ(pageferry_vm_order(vm.vm, &order), 0);
+    }
+    for (uint64_t i = 0; i < 1 + SERVER_PAGES; i++)
+        CHECK(frame_comes(&frame)); /* the VMM hears of it all the same; the next order waits for the answer of this */
+    CHECK_EQ(reads(5), REAL_SIGBUS);
+    CHECK(!client_busy());
+    CHECK(HEAR_UNTIL(vm.seen[PAGEFERRY_EVENT_DONE] == CYCLES * 2));
+    CHECK_EQ(told.number, CYCLES * 2 * SERVER_PAGES);
+    end();
+}
+
+/* ------------------------------------------------------------------------------------------------- a long random life */
+
+/* Shared with the VM: what it may find there. */
+struct shared_page {
+    _Atomic uint32_t ordered; /* poison was ordered, and not cleared since */
+    _Atomic uint32_t lost;    /* and that it is so was said */
+};
+static struct shared_page *shared;
+
+enum { LIFE_FAULTS = 1024 };
+
+/* Reads `argument` pages, most of which it has zapped before; how many of them were poisoned. Negative: what it may not
+ * find, in page -1 - answer. */
+static int64_t live(uint8_t *start, uint64_t pages, int64_t argument)
+{
+    uint64_t random = (uint64_t)argument * UINT64_C(0x9e3779b97f4a7c15);
+    int64_t poisoned = 0;
+
+    for (int i = 0; i < LIFE_FAULTS; i++) {
+        uint64_t page, lost, ordered;
+        int64_t found;
+        random = random * UINT64_C(6364136223846793005) + UINT64_C(1442695040888963407);
+        page = (random >> 33) % pages;
+        lost = atomic_load(&shared[page].lost);
+        ordered = atomic_load(&shared[page].ordered);
+        madvise(start + page * REAL_PAGE, REAL_PAGE, MADV_DONTNEED);
+        found = real_guest_read(start + page * REAL_PAGE);
+        ordered |= atomic_load(&shared[page].ordered);
+        poisoned += found == REAL_SIGBUS;
+        if (found == REAL_SIGBUS ? !ordered : found != client_word(page) && found != 0)
+            return -1 - (int64_t)page;
+        if (lost && atomic_load(&shared[page].lost) && found != REAL_SIGBUS)
+            return -1 - (int64_t)page;
+    }
+    return poisoned;
+}
+
+static uint64_t random_life(uint64_t poisons, uint64_t faults)
+{
+    uint64_t random = 99, made = 0, read = 0, met = 0, rounds = 0;
+    const int threads = 3;
+
+    client_more.own = live;
+    shared = mmap(NULL, SERVER_PAGES * sizeof(*shared), PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+    CHECK(begin(REAL_MEMFD, true, true));
+    CHECK(armed());
+    while ((made < poisons || read < faults) && !check_bad) {
+        for (int i = 0; i < threads; i++)
+            real_begin(&vm.real, REAL_OWN, 0, 0, (int64_t)(++rounds));
+        for (uint64_t i = 0; i < 1 + poisons * LIFE_FAULTS * threads / faults; i++) {
+            uint64_t page;
+            random = random * UINT64_C(6364136223846793005) + UINT64_C(1442695040888963407);
+            page = (random >> 33) % SERVER_PAGES;
+            if (atomic_load(&shared[page].ordered)) {
+                atomic_store(&shared[page].lost, 0);
+                CHECK_EQ(clear(page, 1), 1);
+                atomic_store(&shared[page].ordered, 0);
+            } else {
+                atomic_store(&shared[page].ordered, 1);
+                CHECK_EQ(poison(page, 1), 1);
+                atomic_store(&shared[page].lost, 1);
+                CHECK(cache_is_empty(page));
+                made++;
+            }
+        }
+        for (int i = 0; i < threads; i++) {
+            int64_t poisoned = real_answer(&vm.real);
+            CHECK(poisoned >= 0);
+            if (poisoned < 0)
+                printf("page %lld is not what it must be\n", (long long)(-1 - poisoned));
+            read += LIFE_FAULTS;
+            met += poisoned > 0 ? (uint64_t)poisoned : 0;
+        }
+        while (recv(vm.frames_end, &(struct frame){0}, sizeof(struct frame), MSG_DONTWAIT) > 0)
+            ;
+    }
+    hear();
+    CHECK_EQ(client_counter(&vm, STATS_poisoned_pages_total), made);
+    CHECK_EQ(told.number, made + client_counter(&vm, STATS_poison_cleared_pages_total));
+    CHECK_EQ(client_counter(&vm, STATS_alarms_total), 0);
+    CHECK(met > 0);
+    printf("%llu poisons in %llu faults, %llu of them into poison; %llu told\n", (unsigned long long)made,
+           (unsigned long long)client_counter(&vm, STATS_faults_total), (unsigned long long)met,
+           (unsigned long long)told.number);
+    end();
+    munmap(shared, SERVER_PAGES * sizeof(*shared));
+    client_more.own = NULL;
+    return met;
+}
+
+static uint64_t life_poisons = RANDOM_POISONS, life_faults = RANDOM_FAULTS;
+
+static void random_poison_while_the_guest_reads(void)
+{
+    random_life(life_poisons, life_faults);
+}
+
+int main(int argc, char **argv)
+{
+    setvbuf(stdout, NULL, _IOLBF, 0);
+    if (!client_may()) {
+        SKIP(all, "no userfaultfd right");
+        return check_done();
+    }
+    if (argc == 3) {
+        life_poisons = strtoull(argv[1], NULL, 10);
+        life_faults = strtoull(argv[2], NULL, 10);
+        RUN(random_poison_while_the_guest_reads);
+        return check_done();
+    }
+    RUN(before_it_is_mapped);
+    RUN(after_it_was_mapped);
+    RUN(after_it_was_mapped_on_private_memory);
+    RUN(while_it_is_wanted);
+    RUN(inside_a_batch);
+    RUN(in_a_race_with_the_prefetch);
+    RUN(across_a_reconnection);
+    RUN(marked_again_after_any_zap);
+    RUN(marked_again_after_a_registration);
+    RUN(marked_again_after_a_removal);
+    RUN(cleared_is_fresh_memory);
+    RUN(late_poison);
+    RUN(orders_that_make_no_sense);
+    RUN(what_this_kernel_can);
+    RUN(held_by_a_setting);
+    RUN(held_on_an_old_kernel);
+    RUN(a_vmm_that_does_not_read);
+    RUN(an_owner_that_does_not_read);
+    RUN(random_poison_while_the_guest_reads);
+    return check_done();
+}
