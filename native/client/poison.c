@@ -179,7 +179,7 @@ static bool work(struct loop *loop)
         let_go_perhaps(loop);
         goes = poison->count > 0;
     }
-    return goes || (poison->count > 0 && job->looked == job->page_count && is_done(loop, job));
+    return goes;
 }
 
 /* -------------------------------------------------------------------------------------------------------------- told */
