@@ -235,8 +235,8 @@ class Pager:
         self._order(lib.PAGEFERRY_ORDER_POISON, first_page, cookie, page_count=page_count)
 
     def clear_poison(self, first_page: int, page_count: int, *, cookie: int = 0) -> None:
-        """Those that are poisoned are fresh memory from now on. Answered by DONE (page: how many), or by FAILED;
-        told by POISON_CLEARED."""
+        """Those that are poisoned are fresh memory from now on. Answered by DONE (page: how many), or by
+        FAILED; told by POISON_CLEARED."""
         self._order(lib.PAGEFERRY_ORDER_CLEAR_POISON, first_page, cookie, page_count=page_count)
 
     def unregister(self) -> None:
