@@ -134,7 +134,7 @@ class Client:
         """Checks the hand-off and starts its pager, which dials the page server. Takes the hand-off over.
 
         `handed_on`: COMPLETE ends no registration, for a page server sees by it what the VM writes.
-        `without_poison`: as on a kernel that cannot poison: who touches a lost page waits, until that is over.
+        `without_poison`: as on a kernel that cannot poison: who touches a lost page waits until that is over.
         `bandwidth_bytes_per_s`: of all that comes in, as an interface counts it; 0: paced below the link's
         rate. `huge_pages`: at COMPLETE a VMM under the shim lets them in again, for Pager.collapse.
         PageferryError: what was handed over cannot be served; the hand-off is still the caller's then.
