@@ -155,6 +155,7 @@ class Client:
         options.vmm_pidfd = handoff.pidfd
         options.vmm_pid = handoff.pid
         options.memory = lib.PAGEFERRY_MEMORY_SHARED if handoff.shared else lib.PAGEFERRY_MEMORY_PRIVATE
+        options.unit_bytes = handoff.page_bytes
         options.frames = handoff.frames
         options.regions = regions
         options.region_count = len(handoff.regions)

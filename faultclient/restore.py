@@ -32,10 +32,17 @@ class Restore(Session):
         assert self.vm is not None
         return self.vm
 
+    @property
+    def lands_first(self) -> bool:
+        """The guest runs when all pages are here: as asked, or since they are too large to be waited for."""
+        return self.postcopy is Postcopy.FORBID or self.taken.lands_first
+
     def start(self) -> None:
         """Before the first event. An order to arm waits in the pager until the image is described: so the
         guest does not depend on when this process has imported the rest of itself."""
-        if self.postcopy is not Postcopy.FORBID:
+        if self.lands_first:
+            log.info("landing_first", session=self.name)
+        else:
             self.taken.pager.arm()
 
     def catch_up(self) -> None:
@@ -51,7 +58,7 @@ class Restore(Session):
         match event.kind:
             case EventKind.POPULATED:
                 log.info("populated", session=self.name)
-                if self.postcopy is Postcopy.FORBID:
+                if self.lands_first:
                     self.taken.pager.arm()
             case EventKind.ARMED:
                 self.happen(Event.ARMED)

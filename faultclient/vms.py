@@ -59,6 +59,7 @@ class Vm:
     regions: tuple[Region, ...] = ()
     onward: Path | None = None  # the socket of the page server that it is handed on to
     huge_pages: bool = False  # to be made of its memory once that is here
+    lands_first: bool = False  # all its pages are here before the guest runs: they are huge
 
 
 @dataclass(slots=True)
@@ -84,18 +85,21 @@ class Vms:
         """
         with handoff:
             length_bytes, vmm_pid, regions = handoff.length_bytes, handoff.pid, handoff.regions
+            lands_first = handoff.lands_first
             pager = self.client.open(
                 handoff,
                 image=image,
                 data_address=data_address,
-                background=background,
+                background=background or lands_first,
                 spin_us=spin_us,
                 caller=ticket.caller() if ticket is not None else None,
                 bandwidth_bytes_per_s=ticket.bandwidth_bytes_per_s if ticket is not None else 0,
                 handed_on=onward is not None,
                 huge_pages=huge_pages,
             )
-        vm = Vm(pager, image, data_address, length_bytes, vmm_pid, regions, onward, huge_pages)
+        vm = Vm(
+            pager, image, data_address, length_bytes, vmm_pid, regions, onward, huge_pages, lands_first
+        )
         self._taken.append(vm)
         return vm
 

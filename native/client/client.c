@@ -16,6 +16,9 @@
 
 _Static_assert(PAGE_STATE_COUNT == PAGEFERRY_PAGE_STATES, "pageferry.h counts the states of page.h");
 
+#define UNIT_2M_BYTES (UINT64_C(1) << 21)
+#define UNIT_1G_BYTES (UINT64_C(1) << 30)
+
 struct pageferry_client {
     struct bulk *bulk;
     uint32_t bulk_slots;
@@ -77,26 +80,39 @@ static int check_fds(struct pageferry_vm_options *options)
         rc = refuse(options->error, PF_REASON_BAD_REQUEST,
                     "the second file descriptor that was handed over is no memfd or tmpfs file open for writing: "
                     "put the VM's RAM on one (share=on)");
-    else if (shared && kind == FD_KIND_HUGETLB)
-        rc = refuse(options->error, PF_REASON_UNSUPPORTED,
-                    "the RAM file lies on huge pages, which are not supported yet: use a tmpfs or a memfd");
     return rc;
 }
 
-static int check_thp(struct pageferry_vm_options *options)
+/* What the kernel maps at once. A RAM file knows best; of private memory the hand-off says it, and check_region looks. */
+static int check_unit(struct pageferry_vm_options *options, struct file_pages *pages)
 {
-    enum thp_shmem setting;
+    bool shared = options->memory == PAGEFERRY_MEMORY_SHARED;
+    unsigned long long said_bytes = options->unit_bytes;
     int rc = 0;
 
-    if (options->memory == PAGEFERRY_MEMORY_SHARED && mapping_thp_shmem(&setting) == 0 && setting == THP_SHMEM_FORCED)
+    *pages = (struct file_pages){.unit_bytes = said_bytes != 0 ? said_bytes : PAGE_BYTES};
+    if (shared && mapping_file_pages(options->backing_fd, pages) < 0)
+        rc = refuse(options->error, PF_REASON_BUG, "cannot look at the RAM file: %s", strerror(errno));
+    else if (shared && said_bytes != 0 && said_bytes != pages->unit_bytes)
+        rc = refuse(options->error, PF_REASON_BAD_REQUEST,
+                    "the hand-off says pages of %llu bytes, but the RAM file has pages of %llu: let the VMM say what "
+                    "the kernel maps at once", said_bytes,
+                    (unsigned long long)pages->unit_bytes);
+    else if (pages->unit_bytes != PAGE_BYTES && pages->unit_bytes != UNIT_2M_BYTES &&
+             pages->unit_bytes != UNIT_1G_BYTES)
         rc = refuse(options->error, PF_REASON_UNSUPPORTED,
-                    "transparent huge pages are forced on for shared memory: set "
-                    "/sys/kernel/mm/transparent_hugepage/shmem_enabled to advise or never");
+                    "the memory has pages of %llu bytes: 4096, 2 MiB and 1 GiB can be served",
+                    (unsigned long long)pages->unit_bytes);
+    else if (!shared && pages->unit_bytes == UNIT_1G_BYTES)
+        rc = refuse(options->error, PF_REASON_UNSUPPORTED,
+                    "private memory in huge pages of 1 GiB cannot be served, since it is filled only while the guest "
+                    "waits: use pages of 2 MiB, or put the RAM on a file of that pool (share=on)");
     return rc;
 }
 
 /* What the kernel shows of one region in the VMM. Not being allowed to look is no error: the VMM vouches. */
-static int check_region(struct pageferry_vm_options *options, const struct pageferry_region *region)
+static int check_region(struct pageferry_vm_options *options, const struct pageferry_region *region,
+                        uint64_t unit_bytes)
 {
     bool shared = options->memory == PAGEFERRY_MEMORY_SHARED;
     unsigned long long address = region->address;
@@ -119,6 +135,10 @@ static int check_region(struct pageferry_vm_options *options, const struct pagef
     else if (shared != facts.shared)
         rc = refuse(options->error, PF_REASON_BAD_REQUEST, "the region at 0x%llx is %s, but %s RAM file was handed over",
                     address, facts.shared ? "shared" : "private", shared ? "a" : "no");
+    else if (facts.unit_bytes != unit_bytes)
+        rc = refuse(options->error, PF_REASON_BAD_REQUEST,
+                    "the region at 0x%llx was handed over with pages of %llu bytes, but is mapped in pages of %llu",
+                    address, (unsigned long long)unit_bytes, (unsigned long long)facts.unit_bytes);
     else if (!facts.registered_missing || (shared && !facts.registered_minor))
         rc = refuse(options->error, PF_REASON_BAD_REQUEST,
                     "the region at 0x%llx is not registered for %s faults: a page could be seen half written", address,
@@ -127,32 +147,40 @@ static int check_region(struct pageferry_vm_options *options, const struct pagef
         rc = refuse(options->error, PF_REASON_UNSUPPORTED,
                     "the region at 0x%llx is locked in memory: start the VMM without mlock (-overcommit mem-lock=off)",
                     address);
-    else if (shared && !facts.huge_pages_barred)
+    else if (shared && unit_bytes == PAGE_BYTES && !facts.huge_pages_barred)
         rc = refuse(options->error, PF_REASON_UNSUPPORTED,
                     "the region at 0x%llx may become huge pages: the VMM must set MADV_NOHUGEPAGE on it", address);
     return rc;
 }
 
-static int check_regions(struct pageferry_vm_options *options, struct region *regions)
+static int copy_regions(struct pageferry_vm_options *options, struct region *regions, uint64_t unit_bytes)
 {
-    struct regions sorted;
-    struct stat file = {0};
-    int rc = 0;
-
     if (options->regions == NULL || options->region_count == 0 || options->region_count > PF_LIMIT_REGIONS_MAX)
         return refuse(options->error, PF_REASON_BAD_REQUEST, "%u regions were handed over: 1 to %d can be served",
                       options->region_count, PF_LIMIT_REGIONS_MAX);
     for (uint32_t i = 0; i < options->region_count; i++) {
         const struct pageferry_region *region = &options->regions[i];
-        if (((region->address | region->length_bytes | region->offset_bytes) & (PAGE_BYTES - 1)) != 0)
+        if (((region->address | region->length_bytes | region->offset_bytes) & (unit_bytes - 1)) != 0)
             return refuse(options->error, PF_REASON_BAD_REQUEST,
-                          "region %u (address 0x%llx, %llu bytes, offset %llu) is not a multiple of 4096 bytes", i,
+                          "region %u (address 0x%llx, %llu bytes, offset %llu) is not a multiple of %llu bytes", i,
                           (unsigned long long)region->address, (unsigned long long)region->length_bytes,
-                          (unsigned long long)region->offset_bytes);
+                          (unsigned long long)region->offset_bytes, (unsigned long long)unit_bytes);
         regions[i].address = region->address;
         regions[i].first_page = region->offset_bytes / PAGE_BYTES;
         regions[i].page_count = region->length_bytes / PAGE_BYTES;
+        regions[i].unit_pages = unit_bytes / PAGE_BYTES;
     }
+    return 0;
+}
+
+static int check_regions(struct pageferry_vm_options *options, struct region *regions, uint64_t unit_bytes)
+{
+    struct regions sorted;
+    struct stat file = {0};
+    int rc = copy_regions(options, regions, unit_bytes);
+
+    if (rc < 0)
+        return rc;
     if (regions_set(&sorted, regions, options->region_count) < 0)
         return refuse(options->error, PF_REASON_BAD_REQUEST,
                       "the regions are empty, overlap, or leave gaps in the image");
@@ -165,7 +193,7 @@ static int check_regions(struct pageferry_vm_options *options, struct region *re
                       "the RAM file has %lld bytes, the regions %llu: pages behind its end could never be mapped",
                       (long long)file.st_size, (unsigned long long)(sorted.page_count * PAGE_BYTES));
     for (uint32_t i = 0; rc == 0 && i < options->region_count; i++)
-        rc = check_region(options, &options->regions[i]);
+        rc = check_region(options, &options->regions[i], unit_bytes);
     return rc;
 }
 
@@ -223,11 +251,11 @@ int pageferry_vm_open(struct pageferry_client *client, struct pageferry_vm_optio
     if (rc == 0)
         rc = caller_set(&vm->caller, options);
     if (rc == 0)
-        rc = check_thp(options); /* before the fds: a memfd made meanwhile looks like one on huge pages */
-    if (rc == 0)
         rc = check_fds(options);
     if (rc == 0)
-        rc = check_regions(options, vm->regions);
+        rc = check_unit(options, &loop.pages);
+    if (rc == 0)
+        rc = check_regions(options, vm->regions, loop.pages.unit_bytes);
     if (rc == 0)
         rc = address_resolve(options->data_address, &vm->address, options->error, sizeof(options->error));
     if (rc < 0)

@@ -177,12 +177,15 @@ bool fill_plan(struct fill *fill, uint64_t now_ns)
 
 bool fill_sweep(struct fill *fill)
 {
-    if (fill->engine->counts[PAGE_CACHED] == 0)
+    bool units = fill->engine->regions->unit_pages > 1;
+
+    if (fill->engine->counts[PAGE_CACHED] == 0 || (units && fill->swept))
         return false;
     if (fill->sweep_page >= fill->engine->regions->page_count)
         fill->sweep_page = 0;
     engine_sweep(fill->engine, fill->sweep_page, SWEEP_PAGES);
     fill->sweep_page += SWEEP_PAGES;
+    fill->swept |= fill->sweep_page >= fill->engine->regions->page_count;
     return true;
 }
 

@@ -27,6 +27,7 @@ struct fill {
     uint64_t delay_ns;        /* that was the last delay: doubled while ranges bring nothing */
     bool doubtful;            /* ranges end with wrong digests: for whoever can ask what the server serves */
     uint64_t sweep_page;
+    bool swept;               /* once round: what is cached in units of many pages goes over when the last page comes */
     bool sliced;              /* `slice` is being worked on */
     struct port_slice slice;
     uint32_t slice_run;

@@ -61,6 +61,14 @@ static void vmm_is_gone(struct loop *loop)
     loop_end(loop, PAGEFERRY_EVENT_VMM_GONE, PF_REASON_NO_VMM, "the VMM has exited");
 }
 
+static const char *what_is_full(const struct loop *loop)
+{
+    if (loop->regions.unit_pages == 1)
+        return "no memory for a page: make room in the tmpfs that holds the RAM file, or raise the memory limit";
+    return "the huge page pool has no page left: free some, or raise nr_hugepages of that size (and the limit of the "
+           "hugetlb cgroup)";
+}
+
 static void on_report(void *owner, enum engine_report report, uint64_t page, uint64_t value, const char *text)
 {
     struct loop *loop = owner;
@@ -73,9 +81,7 @@ static void on_report(void *owner, enum engine_report report, uint64_t page, uin
         tell(&loop->tell, &event, text);
         break;
     case ENGINE_REPORT_FULL:
-        tell_pause_began(&loop->memory_pause, PF_REASON_NO_MEMORY,
-                         "no memory for a page: make room in the tmpfs that holds the RAM file, or raise the memory "
-                         "limit", loop->now_ns);
+        tell_pause_began(&loop->memory_pause, PF_REASON_NO_MEMORY, what_is_full(loop), loop->now_ns);
         break;
     case ENGINE_REPORT_FULL_OVER:
         tell_pause_over(&loop->tell, &loop->memory_pause, loop->now_ns);

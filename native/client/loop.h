@@ -11,6 +11,7 @@
 #include <stdint.h>
 
 #include "../base/ring.h"
+#include "../kernel/mapping.h"
 #include "../kernel/uffd.h"
 #include "../pageferry.h"
 #include "../pager/engine.h"
@@ -74,6 +75,7 @@ struct loop_options {
     const struct grpc_headers *who; /* as urgent.h has it */
     struct bulk *bulk;
     const struct region *regions;
+    struct file_pages pages; /* of the memory */
     uint32_t bulk_slots; /* 0: the default */
 };
 

@@ -18,11 +18,13 @@ static int watch(struct loop *loop, int fd, enum loop_source source)
     return fd >= 0 && epoll_ctl(loop->epoll_fd, EPOLL_CTL_ADD, fd, &event) < 0 ? -errno : 0;
 }
 
-/* What the RAM file holds already is not known to be right. */
+/* What the RAM file holds already is not known to be right. One on a pool says only whether it holds anything. */
 static void mark_stale(struct loop *loop)
 {
     off_t length = (off_t)(loop->regions.page_count * PAGE_BYTES), data = 0, hole;
 
+    if (loop->uffd.view.kind == VIEW_POOL && view_is_empty(loop->uffd.backing_fd))
+        return;
     while (loop->uffd.backing_fd >= 0 && data < length) {
         data = lseek(loop->uffd.backing_fd, data, SEEK_DATA);
         if (data < 0 || data >= length)
@@ -108,6 +110,9 @@ int loop_open(struct loop *loop, const struct loop_options *options)
     loop->uffd = (struct uffd){.fd = options->vm->uffd, .backing_fd = options->vm->backing_fd};
     rc = regions_set(&loop->regions, options->regions, options->vm->region_count);
     if (rc == 0)
+        rc = view_open(&loop->uffd.view, loop->uffd.backing_fd, loop->regions.page_count * PAGE_BYTES,
+                       options->pages.unit_bytes, options->pages.brings_more);
+    if (rc == 0)
         rc = table_create(loop->regions.page_count, &loop->table);
     if (rc == 0)
         rc = ring_open(&loop->orders, ORDERS_MAX, sizeof(struct pageferry_order));
@@ -170,6 +175,7 @@ void loop_close(struct loop *loop)
     if (loop->epoll_fd >= 0)
         close(loop->epoll_fd);
     vmm_close(&loop->vmm);
+    view_close(&loop->uffd.view);
     if (loop->uffd.fd >= 0)
         close(loop->uffd.fd);
     if (loop->uffd.backing_fd >= 0)

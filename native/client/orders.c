@@ -6,6 +6,8 @@
 
 #include "../kernel/mapping.h"
 
+#define UNIT_BEHIND_PAGES_MAX 512 /* 2 MiB */
+
 /* Nothing may be mapped before the first fault is served (DESIGN 3.4). Where we may not look, the hand-off's own
  * check stands. */
 static bool nothing_present(struct loop *loop, char *text, size_t text_bytes)
@@ -65,6 +67,18 @@ static bool map_is_final(struct loop *loop, uint64_t cookie)
     return final;
 }
 
+/* A fault on a huge page of 1 GiB would wait for all of it to come, seconds at least. */
+static bool may_come_behind(struct loop *loop, uint64_t cookie)
+{
+    bool may = loop->regions.unit_pages <= UNIT_BEHIND_PAGES_MAX ||
+               loop->engine.counts[PAGE_MISSING] + loop->engine.counts[PAGE_WANTED] == 0;
+
+    if (!may)
+        refuse_order(loop, cookie, PF_REASON_UNSUPPORTED,
+                     "huge pages of 1 GiB cannot come while a guest waits for them: arm when all is here (POPULATED)");
+    return may;
+}
+
 static void arm(struct loop *loop, uint64_t cookie)
 {
     struct pageferry_event event = {.kind = PAGEFERRY_EVENT_ARMED, .cookie = cookie};
@@ -78,7 +92,7 @@ static void arm(struct loop *loop, uint64_t cookie)
         tell_end_again(loop, cookie);
     } else if (loop->stage >= LOOP_ARMED) {
         tell(&loop->tell, &event, NULL);
-    } else if (!map_is_final(loop, cookie)) {
+    } else if (!map_is_final(loop, cookie) || !may_come_behind(loop, cookie)) {
         return;
     } else if (!nothing_present(loop, text, sizeof(text))) {
         loop_end(loop, PAGEFERRY_EVENT_FAILED, PF_REASON_MISMATCH, text);

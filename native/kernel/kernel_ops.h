@@ -36,7 +36,7 @@ struct kernel_outcome {
 struct kernel_span {
     uint64_t address;      /* in the VMM's address space */
     uint64_t length_bytes;
-    uint64_t file_offset;  /* in the backing file; meaningless on private memory */
+    uint64_t file_offset;  /* in the backing file, or in what stands in for one on private memory (view.h) */
 };
 
 enum kernel_event_kind {
@@ -79,13 +79,15 @@ struct kernel_event {
  *
  *   read_events  up to `capacity` events straight into `events`, in the kernel's order; their number, 0 when there is
  *                none. What has been read lies there at once: its reader may die in the very next instruction
- *   populate     write whole pages to the page cache through our own view of the file; maps nothing (shared only)
- *   map          UFFDIO_CONTINUE, wakes
+ *   populate     write whole pages to the page cache through our own view of the file; maps nothing (shared memory, and
+ *                private units of many pages, where a staging file stands in for the cache)
+ *   map          UFFDIO_CONTINUE, wakes. Private units: UFFDIO_COPY of what was populated
  *   copy         UFFDIO_COPY, wakes: fills and maps in one call, refuses where anything is
  *   zero         UFFDIO_ZEROPAGE, wakes
- *   punch        drops page-cache bytes, in every mapping (shared only)
+ *   punch        drops page-cache bytes, in every mapping (as populate); part of a unit is zeroed instead
  *   poison       UFFDIO_POISON, wakes; MAPPED when the markers are set, ALREADY where something is mapped.
  *                map and copy replace a marker without a word, on shared memory zero does too: leave those pages out
+ *                (map, copy, zero, poison: of units of many pages, whole ones)
  *   wake         wakes the threads that sleep in the span; they fault again
  */
 struct kernel_ops {

@@ -41,16 +41,14 @@ static bool is_uffd(int fd)
     return strcmp(target, "anon_inode:[userfaultfd]") == 0;
 }
 
-/* A tmpfs mounted with huge=, or a memfd while huge pages are forced on, says so in st_blksize: one write may bring
- * 512 pages into the cache. For us that is memory on huge pages, like hugetlbfs. */
-static enum fd_kind file_kind(const struct stat *file, const struct statfs *system)
+static enum fd_kind file_kind(const struct statfs *system)
 {
     enum fd_kind kind = FD_KIND_OTHER;
 
     if ((unsigned long)system->f_type == HUGETLBFS_MAGIC)
         kind = FD_KIND_HUGETLB;
     else if ((unsigned long)system->f_type == TMPFS_MAGIC)
-        kind = (uint64_t)file->st_blksize == KERNEL_PAGE_BYTES ? FD_KIND_SHARED_FILE : FD_KIND_HUGETLB;
+        kind = FD_KIND_SHARED_FILE;
     return kind;
 }
 
@@ -66,10 +64,28 @@ int mapping_fd_kind(int fd, enum fd_kind *kind)
     if (S_ISREG(file.st_mode) && (flags & O_ACCMODE) == O_RDWR) {
         if (fstatfs(fd, &system) < 0)
             return -errno;
-        *kind = file_kind(&file, &system);
+        *kind = file_kind(&system);
     } else if (is_uffd(fd)) {
         *kind = FD_KIND_UFFD;
     }
+    return 0;
+}
+
+/* st_blksize of a pool's file is its page. Of a tmpfs file it is more than a page where the mount has huge=, or for a
+ * memfd where huge pages are forced on: one write may bring 512 pages into the cache. */
+int mapping_file_pages(int fd, struct file_pages *pages)
+{
+    enum thp_shmem setting = THP_SHMEM_NEVER;
+    struct statfs system;
+    struct stat file;
+    bool pool;
+
+    if (fstat(fd, &file) < 0 || fstatfs(fd, &system) < 0)
+        return -errno;
+    pool = (unsigned long)system.f_type == HUGETLBFS_MAGIC;
+    pages->unit_bytes = pool ? (uint64_t)file.st_blksize : KERNEL_PAGE_BYTES;
+    pages->brings_more = !pool && ((uint64_t)file.st_blksize != KERNEL_PAGE_BYTES ||
+                                   (mapping_thp_shmem(&setting) == 0 && setting == THP_SHMEM_FORCED));
     return 0;
 }
 
@@ -81,6 +97,7 @@ struct look {
     uint64_t end;
     uint64_t covered_end;
     bool inside; /* the mapping being read overlaps the range */
+    bool sized;  /* one that did has told its page size */
 };
 
 static void see_header(struct look *look, struct mapping_facts *facts, uint64_t start, uint64_t end, char sharing)
@@ -109,15 +126,27 @@ static void see_flags(struct mapping_facts *facts, const char *flags)
     facts->locked |= has_flag(flags, "lo");
 }
 
+static void see_page_size(struct mapping_facts *facts, uint64_t page_bytes, bool first)
+{
+    if (first)
+        facts->unit_bytes = page_bytes;
+    else if (facts->unit_bytes != page_bytes)
+        facts->unit_bytes = 0;
+}
+
 static void see_line(struct look *look, struct mapping_facts *facts, const char *line)
 {
     static const char flags_name[] = "VmFlags:";
-    uint64_t start, end;
+    uint64_t start, end, page_kib;
     char access[5];
 
     if (strncmp(line, flags_name, sizeof(flags_name) - 1) == 0) {
         if (look->inside)
             see_flags(facts, line + sizeof(flags_name) - 1);
+    } else if (sscanf(line, "KernelPageSize: %" SCNu64 " kB", &page_kib) == 1) {
+        if (look->inside)
+            see_page_size(facts, page_kib * 1024, !look->sized);
+        look->sized |= look->inside;
     } else if (sscanf(line, "%" SCNx64 "-%" SCNx64 " %4s", &start, &end, access) == 3) {
         see_header(look, facts, start, end, access[3]);
     }

@@ -13,12 +13,20 @@
 enum fd_kind {
     FD_KIND_OTHER = 0,
     FD_KIND_UFFD,        /* anon_inode:[userfaultfd] */
-    FD_KIND_SHARED_FILE, /* memfd or tmpfs file with 4 KiB pages, open for writing */
-    FD_KIND_HUGETLB      /* memfd or file on hugetlbfs */
+    FD_KIND_SHARED_FILE, /* memfd or tmpfs file, open for writing: 4 KiB pages, transparent huge ones perhaps */
+    FD_KIND_HUGETLB      /* memfd or file on hugetlbfs, open for writing: huge pages of a pool */
 };
 
 /* 0 and the kind, or -errno. */
 int mapping_fd_kind(int fd, enum fd_kind *kind);
+
+struct file_pages {
+    uint64_t unit_bytes; /* what the kernel maps of it at once: 4096, or its pool's page */
+    bool brings_more;    /* small pages, but a write to one may bring in others: huge=, or huge pages forced on */
+};
+
+/* Of a RAM file of one of the two kinds above. 0 or -errno. */
+int mapping_file_pages(int fd, struct file_pages *pages);
 
 struct mapping_facts {
     bool mapped;             /* every byte of the range is mapped */
@@ -28,6 +36,7 @@ struct mapping_facts {
     bool locked;             /* VmFlags lo somewhere */
     bool huge_pages_barred;  /* VmFlags nh on all of it */
     uint64_t present_pages;  /* pages with an entry in the page table of that process */
+    uint64_t unit_bytes;     /* what the kernel maps at once, on all of it; 0: it differs */
 };
 
 /* Looks at [address, address + length_bytes) of a process through /proc/PID/{smaps,pagemap}. 0 or -errno:

@@ -19,6 +19,10 @@
  *   ESRCH                GONE                                                  test_gone_after_exit
  *   all else             REFUSED                                               test_refused_*
  *
+ * Where the kernel maps units larger than a page (huge pages of a pool), the calls that map take whole units only. A zero
+ * page does not exist there: `zero` copies zeros, with the same refusals (test_units.c). `map` of private units is a COPY
+ * out of the staging file, which forgets them then.
+ *
  * EIO of CONTINUE: the page in the cache has a memory error. The guest gets what it would get without us, an access
  * that fails: UFFDIO_POISON, and on we go (test_map_of_broken_memory_is_poison; the error itself is played there).
  *
@@ -42,7 +46,7 @@ struct rest {
     uint64_t address;
     uint64_t length_bytes;
     uint64_t file_offset;
-    const uint8_t *bytes; /* copy only */
+    const uint8_t *bytes; /* of copies only */
 };
 
 /* One system call on the front of `rest`: 0 or the errno, and the field. */
@@ -124,8 +128,10 @@ static enum kernel_result meaning(const struct uffd *uffd, const struct rest *re
         result = KERNEL_ABSENT;
     else if (error == EFAULT && attempt == attempt_map)
         return KERNEL_ABSENT; /* a hole: the mapping is there, so its sleepers are the caller's */
+    else if (error == EFAULT && uffd->view.kind == VIEW_STAGING)
+        result = KERNEL_FULL; /* our own file had no memory for a page of it that nobody has written */
     if (result == KERNEL_ABSENT)
-        wake(uffd, rest->address, KERNEL_PAGE_BYTES);
+        wake(uffd, rest->address, view_unit_bytes(&uffd->view));
     return result;
 }
 
@@ -138,11 +144,11 @@ static void advance(struct rest *rest, uint64_t length_bytes)
         rest->bytes += length_bytes;
 }
 
-static uint64_t half_of(uint64_t length_bytes)
+static uint64_t half_of(uint64_t length_bytes, uint64_t unit_bytes)
 {
-    uint64_t half_bytes = length_bytes / 2 / KERNEL_PAGE_BYTES * KERNEL_PAGE_BYTES;
+    uint64_t half_bytes = length_bytes / 2 / unit_bytes * unit_bytes;
 
-    return half_bytes != 0 ? half_bytes : KERNEL_PAGE_BYTES;
+    return half_bytes != 0 ? half_bytes : unit_bytes;
 }
 
 /* Repeats `attempt` along the span until it is done or a page answers with something else than progress. */
@@ -151,19 +157,19 @@ static struct kernel_outcome along(const struct uffd *uffd, const struct kernel_
 {
     struct rest rest = {span->address, span->length_bytes, span->file_offset, bytes};
     struct kernel_outcome outcome = {.result = KERNEL_MAPPED};
-    uint64_t piece_bytes = rest.length_bytes;
+    uint64_t piece_bytes = rest.length_bytes, unit_bytes = view_unit_bytes(&uffd->view);
 
     while (rest.length_bytes != 0) {
         struct attempt made = attempt(uffd, &rest, piece_bytes);
         if (made.error == EIO && attempt == attempt_map)
-            made = attempt_poison(uffd, &rest, KERNEL_PAGE_BYTES);
+            made = attempt_poison(uffd, &rest, unit_bytes);
         if (made.error == 0 && made.field <= 0)
             made.field = (int64_t)piece_bytes; /* a kernel that says 0 and nothing: all of it */
         if (made.error == 0 || (made.error == EAGAIN && made.field > 0)) {
             advance(&rest, (uint64_t)made.field);
             piece_bytes = rest.length_bytes;
-        } else if (made.error == ENOENT && piece_bytes > KERNEL_PAGE_BYTES) {
-            piece_bytes = half_of(piece_bytes);
+        } else if (made.error == ENOENT && piece_bytes > unit_bytes) {
+            piece_bytes = half_of(piece_bytes, unit_bytes);
         } else {
             outcome.result = meaning(uffd, &rest, made.error, attempt);
             break;
@@ -173,9 +179,23 @@ static struct kernel_outcome along(const struct uffd *uffd, const struct kernel_
     return outcome;
 }
 
+/* Private units: what was gathered is copied in, and not needed any more; nor is it where something is mapped already. */
+static struct kernel_outcome map_staged(const struct uffd *uffd, const struct kernel_span *span)
+{
+    struct kernel_outcome outcome = along(uffd, span, uffd->view.bytes + span->file_offset, attempt_copy);
+    struct kernel_span done = *span;
+
+    done.length_bytes = outcome.done_bytes + (outcome.result == KERNEL_ALREADY ? uffd->view.unit_bytes : 0);
+    if (done.length_bytes != 0)
+        view_punch(&uffd->view, -1, &done);
+    return outcome;
+}
+
 static struct kernel_outcome op_map(void *kernel, const struct kernel_span *span)
 {
-    return along(kernel, span, NULL, attempt_map);
+    const struct uffd *uffd = kernel;
+
+    return uffd->view.kind == VIEW_STAGING ? map_staged(uffd, span) : along(uffd, span, NULL, attempt_map);
 }
 
 static struct kernel_outcome op_copy(void *kernel, const struct kernel_span *span, const void *bytes)
@@ -183,9 +203,25 @@ static struct kernel_outcome op_copy(void *kernel, const struct kernel_span *spa
     return along(kernel, span, bytes, attempt_copy);
 }
 
+static struct kernel_outcome zero_units(const struct uffd *uffd, const struct kernel_span *span)
+{
+    struct kernel_outcome outcome = {.result = KERNEL_MAPPED};
+    uint64_t unit_bytes = uffd->view.unit_bytes, done_bytes = 0;
+
+    while (done_bytes < span->length_bytes && outcome.result == KERNEL_MAPPED) {
+        struct kernel_span unit = {span->address + done_bytes, unit_bytes, span->file_offset + done_bytes};
+        outcome = along(uffd, &unit, uffd->view.zeros, attempt_copy);
+        done_bytes += outcome.done_bytes;
+    }
+    outcome.done_bytes = done_bytes;
+    return outcome;
+}
+
 static struct kernel_outcome op_zero(void *kernel, const struct kernel_span *span)
 {
-    return along(kernel, span, NULL, attempt_zero);
+    const struct uffd *uffd = kernel;
+
+    return uffd->view.zeros != NULL ? zero_units(uffd, span) : along(uffd, span, NULL, attempt_zero);
 }
 
 static struct kernel_outcome op_poison(void *kernel, const struct kernel_span *span)
@@ -204,44 +240,18 @@ static struct kernel_outcome op_wake(void *kernel, const struct kernel_span *spa
 
 /* ---------------------------------------------------------------------------- the page cache, through our own view */
 
-static enum kernel_result file_meaning(int error)
-{
-    return error == ENOSPC || error == ENOMEM || error == EDQUOT ? KERNEL_FULL : KERNEL_REFUSED;
-}
-
-/* pwrite may stop short, at a folio's end or where memory ran out; the next one says which (test_full_tmpfs). The
- * source is our own resident buffer: pwrite of one that is not shows a zero page for an instant. */
 static struct kernel_outcome op_populate(void *kernel, const struct kernel_span *span, const void *bytes)
 {
     const struct uffd *uffd = kernel;
-    struct kernel_outcome outcome = {.result = KERNEL_MAPPED};
-    uint64_t done_bytes = 0;
 
-    while (done_bytes < span->length_bytes) {
-        ssize_t rc = pwrite(uffd->backing_fd, (const uint8_t *)bytes + done_bytes, span->length_bytes - done_bytes,
-                            (off_t)(span->file_offset + done_bytes));
-        if (rc > 0) {
-            done_bytes += (uint64_t)rc;
-        } else if (rc == 0 || errno != EINTR) {
-            outcome.result = rc == 0 ? KERNEL_REFUSED : file_meaning(errno);
-            break;
-        }
-    }
-    outcome.done_bytes = done_bytes / KERNEL_PAGE_BYTES * KERNEL_PAGE_BYTES;
-    return outcome;
+    return view_populate(&uffd->view, uffd->backing_fd, span, bytes);
 }
 
 static struct kernel_outcome op_punch(void *kernel, const struct kernel_span *span)
 {
     const struct uffd *uffd = kernel;
-    int rc;
 
-    do {
-        rc = fallocate(uffd->backing_fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, (off_t)span->file_offset,
-                       (off_t)span->length_bytes);
-    } while (rc < 0 && errno == EINTR);
-    return (struct kernel_outcome){.result = rc < 0 ? file_meaning(errno) : KERNEL_MAPPED,
-                                   .done_bytes = rc < 0 ? 0 : span->length_bytes};
+    return view_punch(&uffd->view, uffd->backing_fd, span);
 }
 
 /* --------------------------------------------------------------------------------------------------------- events */

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
  * The real kernel_ops: one userfaultfd of a VMM and, for shared memory, the file behind it. The meaning of every
- * errno of every uffd call is decided in uffd.c and nowhere else.
+ * errno of every uffd call is decided in uffd.c and nowhere else; those of the page cache are view.c's.
  */
 #ifndef PAGEFERRY_UFFD_H
 #define PAGEFERRY_UFFD_H
@@ -9,10 +9,12 @@
 #include <stdbool.h>
 
 #include "kernel_ops.h"
+#include "view.h"
 
 struct uffd {
     int fd;
-    int backing_fd; /* -1: private memory */
+    int backing_fd;   /* -1: private memory */
+    struct view view; /* view_open: where it is not all zeros, which is small pages and pwrite */
 };
 
 extern const struct kernel_ops uffd_kernel_ops; /* `kernel` is a struct uffd */

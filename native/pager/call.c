@@ -10,8 +10,11 @@ static const int call_counter[] = {
     [CALL_WAKE] = STATS_wakes_total,
 };
 
-static bool takes_memory(enum call call)
+/* Of the guest's: what is staged takes only ours, for as long as its unit is not whole. */
+static bool takes_memory(const struct engine *engine, enum call call)
 {
+    if (engine->private_memory && place_has_cache(engine))
+        return call == CALL_MAP || call == CALL_ZERO;
     return call == CALL_POPULATE || call == CALL_COPY || call == CALL_ZERO;
 }
 
@@ -64,7 +67,7 @@ static void went_full(struct engine *engine, uint64_t page)
 
 static void went_well(struct engine *engine, enum call call, uint64_t page)
 {
-    if (engine->full && takes_memory(call)) {
+    if (engine->full && takes_memory(engine, call)) {
         engine->full = false;
         engine->out.report(engine->out.owner, ENGINE_REPORT_FULL_OVER, page, 0, "there is memory again");
     }
@@ -87,7 +90,7 @@ struct kernel_outcome place_call(struct engine *engine, enum call call, uint64_t
     if (engine->gone)
         return outcome;
     regions_span(engine->regions, page, count, &span);
-    if (takes_memory(call) && atomic_load_explicit(&engine->table->header->placed, memory_order_relaxed) == 0)
+    if (takes_memory(engine, call) && atomic_load_explicit(&engine->table->header->placed, memory_order_relaxed) == 0)
         atomic_store_explicit(&engine->table->header->placed, 1, memory_order_release);
     outcome = call_kernel(engine, call, &span, bytes);
     engine->last_result = outcome.result;
@@ -141,6 +144,9 @@ void place_wake(struct engine *engine, uint64_t page, uint64_t count)
 uint64_t place_cut(const struct engine *engine, uint64_t page, uint64_t count)
 {
     struct kernel_span span;
+    uint64_t unit_pages = engine->regions->unit_pages, most = PLACE_RUN_MAX;
 
-    return regions_span(engine->regions, page, count < PLACE_RUN_MAX ? count : PLACE_RUN_MAX, &span);
+    if (unit_pages > 1 && unit_pages - page % unit_pages < most)
+        most = unit_pages - page % unit_pages;
+    return regions_span(engine->regions, page, count < most ? count : most, &span);
 }

@@ -44,7 +44,7 @@ struct placed place_zeros(struct engine *engine, uint64_t page, uint64_t count, 
 
 void place_removed(struct engine *engine, uint64_t page, uint64_t count)
 {
-    bool doubt = !engine->private_memory && place_in_doubt(table_word(engine->table, page)), held = false;
+    bool doubt = place_has_cache(engine) && place_in_doubt(table_word(engine->table, page)), held = false;
 
     for (uint64_t i = 0; i < count; i++) {
         held |= page_held(table_word(engine->table, page + i));
@@ -53,8 +53,8 @@ void place_removed(struct engine *engine, uint64_t page, uint64_t count)
     if (doubt && place_punch(engine, page, count) == PLACING_DONE)
         for (uint64_t i = 0; i < count; i++)
             place_word(engine, page + i, PAGE_ZERO, false, place_version(engine, page + i));
-    if (held) /* whose threads were left asleep */
-        place_wake(engine, page, count);
+    if (held) /* whose threads were left asleep; those of a unit by its start */
+        place_wake(engine, regions_unit(engine->regions, page), page % engine->regions->unit_pages + count);
 }
 
 /* What the cache holds goes. */
@@ -126,14 +126,26 @@ enum placing place_zero(struct engine *engine, uint64_t page)
     return placed.status;
 }
 
+/* Together, so that a unit of many pages is given back. */
+static uint64_t unclean_run(const struct engine *engine, uint64_t page)
+{
+    uint64_t most = place_cut(engine, page, engine->table->page_count - page), pages = 0;
+
+    while (pages < most && place_unclean(engine, table_word(engine->table, page + pages)))
+        pages++;
+    return pages;
+}
+
 void place_clean(struct engine *engine)
 {
-    for (uint64_t page = 0; page < engine->table->page_count && engine->unclean_count > 0; page++) {
-        uint64_t word = table_word(engine->table, page);
-        if (!place_unclean(engine, word))
-            continue;
-        if (place_punch(engine, page, 1) != PLACING_DONE)
+    uint64_t pages = 1;
+
+    for (uint64_t page = 0; page < engine->table->page_count && engine->unclean_count > 0; page += pages) {
+        pages = unclean_run(engine, page);
+        if (pages > 0 && place_punch(engine, page, pages) != PLACING_DONE)
             break;
-        place_word(engine, page, page_state(word), false, page_version(word));
+        for (uint64_t i = page; i < page + pages; i++)
+            place_word(engine, i, page_state(table_word(engine->table, i)), false, place_version(engine, i));
+        pages = pages > 0 ? pages : 1;
     }
 }

@@ -12,6 +12,7 @@
 #include <string.h>
 
 #include "place.h"
+#include "unit.h"
 #include "wait.h"
 
 /* --------------------------------------------------------------------------------------------------------- faults */
@@ -23,6 +24,8 @@ static bool take_fault(struct engine *engine, uint64_t page)
     struct page_step step = page_step(page_state(word), PAGE_EVENT_FAULT, wait_armed(engine));
     bool resolved = false;
 
+    if (unit_many(engine) && wait_armed(engine))
+        return unit_fault(engine, page);
     if (page_held(word) && step.action != PAGE_ACTION_PARK)
         step.action = PAGE_ACTION_NOTHING;
     switch (step.action) {
@@ -58,7 +61,7 @@ static void remove_waited(struct engine *engine, uint64_t page)
 {
     uint64_t word = table_word(engine->table, page);
 
-    place_word(engine, page, PAGE_ZERO, !engine->private_memory && place_in_doubt(word), page_version(word));
+    place_word(engine, page, PAGE_ZERO, place_has_cache(engine) && place_in_doubt(word), page_version(word));
     wait_settle(engine, page);
 }
 
@@ -84,6 +87,7 @@ static void remove_pages(struct engine *engine, uint64_t page, uint64_t count)
                 if (!cleared_alike(engine, word, table_word(engine->table, page + i)))
                     pages = i;
             place_removed(engine, page, pages);
+            unit_arrived(engine, page);
             break;
         case PAGE_ACTION_MAP_ZERO:
             remove_waited(engine, page);
@@ -213,6 +217,7 @@ static void take_over(struct engine *engine)
     uint32_t count = atomic_load(&engine->table->header->batch_count);
 
     place_recall(engine);
+    unit_take_over(engine);
     engine_asks_lost(engine);
     work_on_batch(engine, count < TABLE_BATCH_EVENTS ? count : TABLE_BATCH_EVENTS);
     empty_batch(engine->table->header, TABLE_BATCH_EVENTS);
@@ -286,7 +291,9 @@ uint64_t engine_sweep(struct engine *engine, uint64_t first_page, uint64_t page_
 
     if (page < end && page_count < end - page)
         end = page + page_count;
-    while (page < end && !engine->gone) {
+    if (unit_many(engine) && page < end)
+        mapped = unit_sweep(engine, page, end - page);
+    while (page < end && !engine->gone && !unit_many(engine)) {
         uint64_t most, pages = 0;
         if (!sweepable(engine, page)) {
             page++;

@@ -7,6 +7,7 @@
  */
 #include "engine.h"
 #include "place.h"
+#include "unit.h"
 #include "wait.h"
 
 enum verdict {
@@ -123,7 +124,7 @@ static void act_on_page(struct engine *engine, uint64_t page, uint64_t version, 
     switch (action) {
     case PAGE_ACTION_MAP_ZERO: /* an answer: ZERO is a lawful claim, and it waits in the table if it must */
         place_word(engine, page, PAGE_ZERO, page_stale(word), version);
-        if (wait_settle(engine, page))
+        if (wait_settle(engine, page) && !unit_many(engine))
             wait_observe(engine, page, 1);
         break;
     case PAGE_ACTION_POISON:
@@ -162,10 +163,12 @@ static struct placed act(struct engine *engine, const struct engine_news *news, 
         break;
     case PAGE_ACTION_PLACE:
         placed = place_data(engine, page, count, bytes, news->version);
-        wait_observe(engine, page, placed.pages);
+        if (!unit_many(engine)) /* else it is, as soon as its unit is mapped */
+            wait_observe(engine, page, placed.pages);
         break;
     case PAGE_ACTION_CLEAR:
         placed = place_zeros(engine, page, count, news->version);
+        unit_arrived(engine, page);
         break;
     case PAGE_ACTION_RAISE:
     case PAGE_ACTION_FORGET:

@@ -9,6 +9,7 @@
 
 #include <stddef.h>
 
+#include "unit.h"
 #include "wait.h"
 
 #define HOLE_TRIES 3
@@ -162,8 +163,7 @@ static struct placed copy_run(struct engine *engine, uint64_t page, uint64_t cou
     return placed;
 }
 
-/* The stale bits are set; writes, and says how far. */
-static struct placed write_run(struct engine *engine, uint64_t page, uint64_t count, const void *bytes)
+struct placed place_write(struct engine *engine, uint64_t page, uint64_t count, const void *bytes)
 {
     struct kernel_outcome outcome = place_call(engine, CALL_POPULATE, page, count, bytes);
     struct placed placed = {.pages = outcome.done_bytes / PAGE_BYTES, .status = PLACING_DONE};
@@ -177,10 +177,12 @@ struct placed place_data(struct engine *engine, uint64_t page, uint64_t count, c
 {
     struct placed placed;
 
+    if (unit_many(engine))
+        return unit_place(engine, page, count, bytes, version);
     if (engine->private_memory || !page_stale(table_word(engine->table, page))) {
         placed = copy_run(engine, page, count, bytes, version);
     } else {
-        placed = write_run(engine, page, count, bytes);
+        placed = place_write(engine, page, count, bytes);
         place_owned(engine, page, placed.pages, version);
         if (placed.pages > 0)
             place_map_or_wake(engine, page, placed.pages);
@@ -197,7 +199,7 @@ struct placed place_cached(struct engine *engine, uint64_t page, uint64_t count,
         /* Bytes of an older version are gone once the write begins; nothing below the new one will do then. */
         place_word(engine, page + i, PAGE_MISSING, true, missing ? place_version(engine, page + i) : version);
     }
-    placed = write_run(engine, page, count, bytes);
+    placed = place_write(engine, page, count, bytes);
     for (uint64_t i = 0; i < placed.pages; i++)
         place_word(engine, page + i, PAGE_CACHED, false, version);
     return placed;

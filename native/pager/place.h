@@ -46,6 +46,12 @@ static inline uint64_t place_version(const struct engine *engine, uint64_t page)
     return page_version(table_word(engine->table, page));
 }
 
+/* Bytes can lie somewhere before they are mapped: in the page cache, or in the staging file of private units. */
+static inline bool place_has_cache(const struct engine *engine)
+{
+    return !engine->private_memory || engine->regions->unit_pages > 1;
+}
+
 /* call.c: the kernel. */
 
 enum call { CALL_POPULATE, CALL_MAP, CALL_COPY, CALL_ZERO, CALL_PUNCH, CALL_POISON, CALL_WAKE };
@@ -56,7 +62,7 @@ struct kernel_outcome place_call(struct engine *engine, enum call call, uint64_t
 /* How an action ends on a result that its caller has no other use for. */
 enum placing place_status(enum kernel_result result);
 void place_wake(struct engine *engine, uint64_t page, uint64_t count);
-/* The part of a run that lies in one region and is not too long for one call. */
+/* The part of a run that lies in one region, and in one unit if units have many pages, and is not too long for one call. */
 uint64_t place_cut(const struct engine *engine, uint64_t page, uint64_t count);
 
 /* place.c, clear.c and poison.c: the actions. */
@@ -64,6 +70,8 @@ uint64_t place_cut(const struct engine *engine, uint64_t page, uint64_t count);
 /* Something lies, or may lie, in the page cache that has to go before the page is zeros or poison. */
 bool place_in_doubt(uint64_t word);
 
+/* The stale bits are set; writes, and says how far. */
+struct placed place_write(struct engine *engine, uint64_t page, uint64_t count, const void *bytes);
 /* The run actions: every page of the run is in one region, gets this action, and is in doubt like the first. */
 struct placed place_data(struct engine *engine, uint64_t page, uint64_t count, const void *bytes, uint64_t version);
 struct placed place_cached(struct engine *engine, uint64_t page, uint64_t count, const void *bytes, uint64_t version);
@@ -84,9 +92,11 @@ void place_clean(struct engine *engine);
 enum placing place_punch(struct engine *engine, uint64_t page, uint64_t count);
 
 /* POISON, of a page that is not: claims it, drops its bytes, marks it, and has it told. What cannot be done now is
- * owed. */
-void place_lost(struct engine *engine, uint64_t page, uint64_t version);
-/* Sets the marker of a page that is claimed so; who waits there wakes into it. */
+ * owed. What shares its unit is lost with it. Returns pages that were not lost before. */
+uint64_t place_lost(struct engine *engine, uint64_t page, uint64_t version);
+/* A unit of which something is lost, and not all: claims and drops the rest. */
+void place_lost_rest(struct engine *engine, uint64_t first_page);
+/* Sets the marker of a page that is claimed so, and its unit; who waits there wakes into it. */
 enum placing place_poison(struct engine *engine, uint64_t page);
 /* FRESH where nothing is mapped: the page of zeros takes the place of the marker. */
 enum placing place_fresh(struct engine *engine, uint64_t page);

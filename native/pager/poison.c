@@ -9,10 +9,14 @@
  * Each entry of the log is put while its word says that it is owed, and the word is told at once: of two that would be
  * one a successor can tell by the newest entry.
  *
+ * A marker is no smaller than what the kernel maps at once: where that is a unit of many pages, all of it is lost
+ * together and cleared together, each page with its own entry of the log.
+ *
  * On private memory only the VMM can take a mapping away. Until it has, the word is stale, and such poison cannot be
  * cleared: the old bytes would be back. It is marked when it faults again.
  */
 #include "log.h"
+#include "unit.h"
 #include "wait.h"
 
 #include <stddef.h>
@@ -44,31 +48,44 @@ static void log_owed(struct engine *engine, uint64_t page)
     place_store(engine, page, word & ~(PAGE_OWED | PAGE_HAD));
 }
 
-/* What is owed for this page, as far as it can be done now; last, that it is told. */
+/* Shared memory: the bytes of a unit that is lost go together, so that it is given back. False: not now. */
+static bool drop_lost(struct engine *engine, uint64_t first_page)
+{
+    uint64_t end = first_page + engine->regions->unit_pages, stale = 0;
+
+    for (uint64_t page = first_page; page < end && !engine->private_memory; page++)
+        stale += is_lost(table_word(engine->table, page)) && page_stale(table_word(engine->table, page));
+    if (stale > 0 && place_punch(engine, first_page, end - first_page) != PLACING_DONE)
+        return false;
+    for (uint64_t page = first_page; page < end && stale > 0; page++)
+        if (is_lost(table_word(engine->table, page)))
+            place_word(engine, page, PAGE_POISONED, false, place_version(engine, page));
+    return true;
+}
+
+/* What is owed for this page and its unit, as far as it can be done now; last, that it is told. */
 static void settle(struct engine *engine, uint64_t page)
 {
-    uint64_t word = table_word(engine->table, page);
+    uint64_t first_page = regions_unit(engine->regions, page), word;
 
-    if (is_lost(word) && page_stale(word) && !engine->private_memory) {
-        if (place_punch(engine, page, 1) != PLACING_DONE)
-            return;
-        place_word(engine, page, PAGE_POISONED, false, page_version(word));
-    }
+    if (!drop_lost(engine, first_page))
+        return;
+    word = table_word(engine->table, page);
     if (wait_armed(engine) && !page_held(word) && (is_lost(word) || page_state(word) == PAGE_ZERO) &&
         !wait_settle(engine, page) && !page_held(table_word(engine->table, page)))
         return;
-    if (!engine->gone)
-        log_owed(engine, page);
+    for (uint64_t i = 0; i < engine->regions->unit_pages && !engine->gone; i++)
+        log_owed(engine, first_page + i);
 }
 
 /* ---------------------------------------------------------------------------------------------------------- lost */
 
-void place_lost(struct engine *engine, uint64_t page, uint64_t version)
+static void claim_lost(struct engine *engine, uint64_t page, uint64_t version)
 {
     uint64_t word = table_word(engine->table, page), bits = PAGE_OWED;
     bool successor = atomic_load(&engine->table->header->takeovers) > 0; /* of one that placed it perhaps, unclaimed */
     bool had = page_state(word) == PAGE_OWNED || (successor && wait_armed(engine));
-    bool doubt = had || (!engine->private_memory && place_in_doubt(word));
+    bool doubt = had || (!engine->private_memory && (place_in_doubt(word) || unit_many(engine)));
 
     if (page_owed(word)) /* that its poison was cleared comes first; room is kept for that */
         log_owed(engine, page);
@@ -78,38 +95,86 @@ void place_lost(struct engine *engine, uint64_t page, uint64_t version)
         bits |= PAGE_HELD;
     place_store(engine, page, page_word(PAGE_POISONED, doubt, version) | bits);
     stats_add(engine->stats, STATS_poisoned_pages_total, 1);
+}
+
+/* A page without a floor is one of an image that never changes: all its pages have one version. */
+static uint64_t version_at_a_loss(const struct engine *engine, uint64_t page)
+{
+    uint64_t version = place_version(engine, page);
+
+    return version != 0 ? version : engine->frozen_version;
+}
+
+/* Those of the unit that are not lost yet; how many they were. What was staged of it is of no use any more. */
+static uint64_t claim_rest(struct engine *engine, uint64_t first_page)
+{
+    uint64_t pages = engine->regions->unit_pages, lost = 0;
+
+    for (uint64_t page = first_page; page < first_page + pages; page++)
+        if (!is_lost(table_word(engine->table, page))) {
+            claim_lost(engine, page, version_at_a_loss(engine, page));
+            lost++;
+        }
+    if (engine->private_memory && unit_many(engine))
+        place_punch(engine, first_page, pages);
+    return lost;
+}
+
+uint64_t place_lost(struct engine *engine, uint64_t page, uint64_t version)
+{
+    uint64_t lost = 1;
+
+    claim_lost(engine, page, version);
+    if (unit_many(engine))
+        lost += claim_rest(engine, regions_unit(engine->regions, page));
     settle(engine, page);
+    return lost;
+}
+
+void place_lost_rest(struct engine *engine, uint64_t first_page)
+{
+    claim_rest(engine, first_page);
+    drop_lost(engine, first_page);
 }
 
 /* A kernel that cannot: who touches the page waits. Where that was not told with the entry of the log, it is an alarm. */
-static void hold(struct engine *engine, uint64_t page)
+static void hold(struct engine *engine, uint64_t first_page)
 {
-    uint64_t word = table_word(engine->table, page);
+    for (uint64_t page = first_page; page < first_page + engine->regions->unit_pages; page++) {
+        uint64_t word = table_word(engine->table, page);
+        if (page_owed(word) || page != first_page)
+            place_store(engine, page, word | PAGE_HELD);
+        else
+            place_hold(engine, page, "the kernel cannot poison: who touches a lost page waits");
+    }
+}
 
-    if (page_owed(word))
-        place_store(engine, page, word | PAGE_HELD);
-    else
-        place_hold(engine, page, "the kernel cannot poison: who touches a lost page waits");
+/* So nothing was mapped: private memory has let go of the bytes too. */
+static void let_go(struct engine *engine, uint64_t first_page)
+{
+    for (uint64_t page = first_page; page < first_page + engine->regions->unit_pages; page++)
+        place_store(engine, page, table_word(engine->table, page) & ~PAGE_STALE);
 }
 
 enum placing place_poison(struct engine *engine, uint64_t page)
 {
+    uint64_t first_page = regions_unit(engine->regions, page), pages = engine->regions->unit_pages;
     struct kernel_outcome outcome = {.result = KERNEL_REFUSED};
     enum placing status = PLACING_DONE;
 
     if (!engine->without_poison)
-        outcome = place_call(engine, CALL_POISON, page, 1, NULL);
+        outcome = place_call(engine, CALL_POISON, first_page, pages, NULL);
     switch (outcome.result) {
-    case KERNEL_MAPPED: /* so nothing was: private memory has let go of the bytes too */
+    case KERNEL_MAPPED:
         if (engine->private_memory)
-            place_store(engine, page, table_word(engine->table, page) & ~PAGE_STALE);
+            let_go(engine, first_page);
         break;
     case KERNEL_ALREADY: /* marked before; or mapped still, on private memory */
     case KERNEL_ABSENT:
-        place_wake(engine, page, 1);
+        place_wake(engine, first_page, pages);
         break;
     case KERNEL_REFUSED:
-        hold(engine, page);
+        hold(engine, first_page);
         status = PLACING_HELD;
         break;
     default:
@@ -126,13 +191,12 @@ uint64_t engine_lost(struct engine *engine, uint64_t first_page, uint64_t page_c
     if (first_page < end && page_count < end - first_page)
         end = first_page + page_count;
     for (uint64_t page = first_page; page < end && !engine->gone; page++) {
-        uint64_t word = table_word(engine->table, page), version = page_version(word);
+        uint64_t word = table_word(engine->table, page);
         struct page_step step = page_step(page_state(word), PAGE_EVENT_LOST, wait_armed(engine));
         if (step.action != PAGE_ACTION_POISON)
             continue;
-        place_lost(engine, page, version != 0 ? version : engine->frozen_version);
+        changed += place_lost(engine, page, version_at_a_loss(engine, page));
         wait_note(engine, page, 1, word, PAGE_EVENT_LOST, PAGE_ACTION_POISON);
-        changed++;
     }
     return changed;
 }
@@ -156,21 +220,47 @@ enum placing place_fresh(struct engine *engine, uint64_t page)
     return status;
 }
 
-/* False: not now. The log is full, or the bytes cannot be dropped. */
-static bool clear_page(struct engine *engine, uint64_t page)
+/* Pages of the unit that are lost, each of them told; 0: one is not. */
+static uint64_t lost_and_told(struct engine *engine, uint64_t first_page)
 {
-    uint64_t word = table_word(engine->table, page);
+    uint64_t lost = 0;
 
-    log_owed(engine, page);
-    if (page_owed(table_word(engine->table, page)) || !log_takes_lost(engine))
-        return false;
-    if (page_stale(word) && place_punch(engine, page, 1) != PLACING_DONE)
-        return false;
-    place_store(engine, page, page_word(PAGE_ZERO, false, page_version(word)) | PAGE_OWED | PAGE_FRESH);
-    stats_add(engine->stats, STATS_poison_cleared_pages_total, 1);
+    for (uint64_t page = first_page; page < first_page + engine->regions->unit_pages; page++) {
+        log_owed(engine, page);
+        if (page_owed(table_word(engine->table, page)))
+            return 0;
+        lost += is_lost(table_word(engine->table, page));
+    }
+    return lost;
+}
+
+/* The page, and what shares its marker; how many those were. 0: not now. The log is full, or the bytes cannot be
+ * dropped. */
+static uint64_t clear_page(struct engine *engine, uint64_t page)
+{
+    uint64_t first_page = regions_unit(engine->regions, page), end = first_page + engine->regions->unit_pages;
+    uint64_t word = table_word(engine->table, page), lost = lost_and_told(engine, first_page);
+
+    if (lost == 0 || log_room(engine->table) < engine->clearing_count + lost || !drop_lost(engine, first_page))
+        return 0;
+    for (uint64_t i = first_page; i < end; i++)
+        if (is_lost(table_word(engine->table, i)))
+            place_store(engine, i, page_word(PAGE_ZERO, false, place_version(engine, i)) | PAGE_OWED | PAGE_FRESH);
+    stats_add(engine->stats, STATS_poison_cleared_pages_total, lost);
     settle(engine, page);
-    wait_note(engine, page, 1, word, PAGE_EVENT_CLEARED, PAGE_ACTION_FRESH);
-    return true;
+    wait_note(engine, page, lost, word, PAGE_EVENT_CLEARED, PAGE_ACTION_FRESH);
+    return lost;
+}
+
+/* Something of the unit clings to the guest; or it is so large that the log cannot tell of all of it. */
+static bool cannot_be_cleared(const struct engine *engine, uint64_t page)
+{
+    uint64_t first_page = regions_unit(engine->regions, page), pages = engine->regions->unit_pages;
+    bool clings = false;
+
+    for (uint64_t i = first_page; i < first_page + pages; i++)
+        clings |= engine_clings(engine, i);
+    return clings || pages > engine->table->header->log_capacity;
 }
 
 uint64_t engine_cleared(struct engine *engine, uint64_t first_page, uint64_t page_count, uint64_t *changed)
@@ -180,13 +270,14 @@ uint64_t engine_cleared(struct engine *engine, uint64_t first_page, uint64_t pag
     if (page < end && page_count < end - page)
         end = page + page_count;
     for (; page < end && !engine->gone; page++) {
-        uint64_t word = table_word(engine->table, page);
+        uint64_t word = table_word(engine->table, page), cleared;
         struct page_step step = page_step(page_state(word), PAGE_EVENT_CLEARED, wait_armed(engine));
-        if (step.action != PAGE_ACTION_FRESH || (engine->private_memory && page_stale(word)))
+        if (step.action != PAGE_ACTION_FRESH || cannot_be_cleared(engine, page))
             continue;
-        if (!clear_page(engine, page))
+        cleared = clear_page(engine, page);
+        if (cleared == 0)
             break;
-        *changed += 1;
+        *changed += cleared;
     }
     return page - first_page;
 }

@@ -35,14 +35,23 @@ static bool well_formed(const struct region *region)
            region->address <= UINT64_MAX - region_bytes(region);
 }
 
+/* The largest unit is far below where this wraps. */
+static bool whole_units(const struct region *region, uint64_t unit_pages)
+{
+    uint64_t own_pages = region->unit_pages == 0 ? 1 : region->unit_pages;
+
+    return own_pages == unit_pages && (region->first_page | region->page_count) % unit_pages == 0 &&
+           region->address / PAGE_BYTES % unit_pages == 0;
+}
+
 int regions_set(struct regions *regions, const struct region *list, uint32_t count)
 {
-    uint64_t next_page = 0;
-    bool good = count > 0 && count <= REGIONS_MAX;
+    uint64_t next_page = 0, unit_pages = count > 0 && list[0].unit_pages > 0 ? list[0].unit_pages : 1;
+    bool good = count > 0 && count <= REGIONS_MAX && (unit_pages & (unit_pages - 1)) == 0;
 
     memset(regions, 0, sizeof(*regions));
     for (uint32_t i = 0; good && i < count; i++)
-        good = well_formed(&list[i]);
+        good = well_formed(&list[i]) && whole_units(&list[i], unit_pages);
     if (!good)
         goto out;
     memcpy(regions->by_page, list, count * sizeof(*list));
@@ -60,6 +69,7 @@ out:
     if (good) {
         regions->count = count;
         regions->page_count = next_page;
+        regions->unit_pages = unit_pages;
     } else {
         memset(regions, 0, sizeof(*regions));
     }

@@ -2,6 +2,8 @@
 /* Parking and asking: see wait.h. */
 #include "wait.h"
 
+#include "unit.h"
+
 #define LATER_TRIES 32
 
 void wait_note(struct engine *engine, uint64_t page, uint64_t count, uint64_t word, enum page_event event,
@@ -88,6 +90,11 @@ void wait_ask(struct engine *engine, uint64_t page)
     struct engine_recent_ask *recent = &engine->recent_asks[page & (ENGINE_RECENT_ASKS - 1)];
 
     *recent = (struct engine_recent_ask){.page_plus_1 = page + 1, .read_ns = engine->read_ns};
+    wait_ask_with(engine, page);
+}
+
+void wait_ask_with(struct engine *engine, uint64_t page)
+{
     stats_add(engine->stats, STATS_asks_total, 1);
     engine->out.ask(engine->out.owner, page);
 }
@@ -175,12 +182,13 @@ bool wait_settle(struct engine *engine, uint64_t page)
     uint64_t word;
     int tries = 0;
 
+    page = regions_unit(engine->regions, page);
     do { /* judged each time: work on events in between may have changed the word */
         word = table_word(engine->table, page);
         step = page_step(page_state(word), PAGE_EVENT_FAULT, wait_armed(engine));
-        if (page_held(word))
+        if (page_held(word) || (unit_many(engine) && !unit_whole(engine, page)))
             return false;
-        status = resolve(engine, page, &step);
+        status = unit_many(engine) ? unit_resolve(engine, page) : resolve(engine, page, &step);
     } while (status == PLACING_LATER && wait_drain(engine, &tries));
     if (status == PLACING_LATER) {
         wait_note(engine, page, 1, word, PAGE_EVENT_FAULT, (enum page_action)step.action);

@@ -24,13 +24,15 @@ void wait_alarm(struct engine *engine, uint64_t page, uint64_t value, const char
 
 /* Asks for a page that has just become WANTED. */
 void wait_ask(struct engine *engine, uint64_t page);
+/* The same of one that shares its unit with it. */
+void wait_ask_with(struct engine *engine, uint64_t page);
 /* Once more, if it still is. */
 void wait_ask_again(struct engine *engine, uint64_t page);
 /* These pages are the guest's now: how long did those take that were asked? */
 void wait_observe(struct engine *engine, uint64_t page, uint64_t count);
 
 /* A thread waits for a page that has its content (CACHED, ZERO, OWNED, POISONED): brings it there now, or parks it.
- * True: now. */
+ * True: now. Of a unit of many pages: all of it, once it is whole. */
 bool wait_settle(struct engine *engine, uint64_t page);
 /* The fault of this page is parked. */
 bool wait_parked(const struct engine *engine, uint64_t page);

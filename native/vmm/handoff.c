@@ -5,6 +5,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <inttypes.h>
+#include <linux/magic.h>
 #include <poll.h>
 #include <stdarg.h>
 #include <stdio.h>
@@ -12,9 +13,11 @@
 #include <sys/ioctl.h>
 #include <sys/mman.h>
 #include <sys/socket.h>
+#include <sys/stat.h>
 #include <sys/syscall.h>
 #include <sys/time.h>
 #include <sys/un.h>
+#include <sys/vfs.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -40,7 +43,7 @@ struct role {
 
 #define RESTORE_FEATURES (UFFD_FEATURE_MISSING_SHMEM | UFFD_FEATURE_MINOR_SHMEM | UFFD_FEATURE_THREAD_ID)
 #define RESTORE_MODES (UFFDIO_REGISTER_MODE_MISSING | UFFDIO_REGISTER_MODE_MINOR)
-#define RESTORE_CALLS (CALL(_UFFDIO_WAKE) | CALL(_UFFDIO_COPY) | CALL(_UFFDIO_ZEROPAGE) | CALL(_UFFDIO_CONTINUE))
+#define RESTORE_CALLS (CALL(_UFFDIO_WAKE) | CALL(_UFFDIO_COPY) | CALL(_UFFDIO_CONTINUE)) /* a pool has no zero page */
 
 static const struct role roles[] = {
     {HANDOFF_RESTORE, "restore", RESTORE_FEATURES, RESTORE_MODES, RESTORE_CALLS, "minor faults on shared memory need "
@@ -183,6 +186,16 @@ static int connected(const struct handoff_request *request)
     return fd;
 }
 
+/* What the kernel maps at once: of a file on a pool of huge pages one of those. */
+static uint64_t ram_page_bytes(int fd)
+{
+    struct statfs system;
+    struct stat file;
+    bool pool = fstatfs(fd, &system) == 0 && (unsigned long)system.f_type == HUGETLBFS_MAGIC;
+
+    return pool && fstat(fd, &file) == 0 ? (uint64_t)file.st_blksize : 4096;
+}
+
 /* One message, two fds: Firecracker's JSON with a key more, which says that frames follow, and one for the role. */
 static void send_layout(int socket, int uffd, const struct handoff_request *request)
 {
@@ -199,12 +212,15 @@ static void send_layout(int socket, int uffd, const struct handoff_request *requ
         .msg_controllen = sizeof(control.bytes),
     };
     int fds[2] = {uffd, request->ram_fd};
+    uint64_t page_bytes = ram_page_bytes(request->ram_fd);
     ssize_t sent;
 
     data.iov_len = (size_t)snprintf(json, sizeof(json),
                                     "[{\"base_host_virt_addr\":%" PRIu64 ",\"size\":%" PRIu64 ",\"offset\":0,"
-                                    "\"page_size\":4096,\"page_size_kib\":4096,\"pageferry_frames\":1%s}]",
-                                    request->address, request->length_bytes, role_of(request->role)->key);
+                                    "\"page_size\":%" PRIu64 ",\"page_size_kib\":%" PRIu64
+                                    ",\"pageferry_frames\":1%s}]",
+                                    request->address, request->length_bytes, page_bytes, page_bytes,
+                                    role_of(request->role)->key);
     control.header.cmsg_level = SOL_SOCKET;
     control.header.cmsg_type = SCM_RIGHTS;
     control.header.cmsg_len = CMSG_LEN(sizeof(fds));

@@ -29,6 +29,10 @@ from pageferry.reasons import PageferryError, Reason
 # Firecracker's own handler: a message without its descriptor is waited for, five times 100 ms.
 FD_TRIES: Final = 5
 FD_PAUSE_S: Final = 0.1
+# What the kernel can map at once: a page, or a huge page of a pool.
+UNIT_BYTES: Final = (PAGE_BYTES, 2 << 20, 1 << 30)
+# The largest of them that may come while a guest waits for it: some milliseconds.
+BEHIND_BYTES_MAX: Final = 2 << 20
 # More than anybody sends; what is above two is refused, and closed.
 FDS_MAX: Final = 16
 FRAMES_KEY: Final = "pageferry_frames"
@@ -82,6 +86,7 @@ class Handoff:
     regions: tuple[Region, ...]
     frames: bool  # the VMM speaks frames on the connection from now on
     role: Role = Role.RESTORE
+    page_bytes: int = PAGE_BYTES  # of the memory, of whatever size the image's are; one of UNIT_BYTES
     in_its_place: bool = False  # somebody else has sent it, and hears words: onward.py
     table_fd: int = -1  # the page table of the fault client that hands it on; -1: all of it is here
     _released: bool = field(default=False, repr=False)
@@ -89,6 +94,11 @@ class Handoff:
     @property
     def shared(self) -> bool:
         return self.backing_fd >= 0
+
+    @property
+    def lands_first(self) -> bool:
+        """Its pages are so large that nobody can wait for one: the guest runs when all are here."""
+        return self.page_bytes > BEHIND_BYTES_MAX
 
     @property
     def handed_on(self) -> bool:
@@ -225,6 +235,8 @@ def receive(connection: socket.socket, *, uids: Collection[int], in_its_place: b
         value = _receive_value(connection, fds)
         regions, frames = parse(value)
         role = parse_role(value)
+        page_bytes = parse_page_bytes(value)
+        _check_tracked(role, page_bytes)
         pid = parse_pid(value)
         if pid is None:
             _check_count(len(fds))
@@ -249,7 +261,18 @@ def receive(connection: socket.socket, *, uids: Collection[int], in_its_place: b
         regions=regions,
         frames=frames,
         role=role,
+        page_bytes=page_bytes,
     )
+
+
+def _check_tracked(role: Role, page_bytes: int) -> None:
+    if role.tracks and page_bytes != PAGE_BYTES:
+        raise refused(
+            f"the memory has pages of {page_bytes} bytes: what is written to it is followed in pages of "
+            f"{PAGE_BYTES} alone",
+            "run a VM that is to be moved on memory without huge pages of a pool",
+            Reason.UNSUPPORTED,
+        )
 
 
 def _check_count(fd_count: int) -> None:
@@ -347,13 +370,13 @@ def parse(value: Any) -> tuple[tuple[Region, ...], bool]:
     if len(sizes) != 1:
         raise refused(f"the regions have different page sizes: {sorted(sizes)}")
     (page_bytes,) = sizes
-    if page_bytes != PAGE_BYTES:
+    if page_bytes not in UNIT_BYTES:
         raise refused(
-            f"the memory has pages of {page_bytes} bytes: only {PAGE_BYTES} can be served for now",
-            "restore on memory without huge pages",
+            f"the memory has pages of {page_bytes} bytes: {', '.join(map(str, UNIT_BYTES))} can be served",
+            "restore on memory with pages of one of these sizes",
             Reason.UNSUPPORTED,
         )
-    regions = tuple(_region(index, element) for index, element in enumerate(value))
+    regions = tuple(_region(index, element, page_bytes) for index, element in enumerate(value))
     _check_layout(regions)
     return tuple(sorted(regions, key=lambda region: region.offset_bytes)), value[0].get(FRAMES_KEY) == 1
 
@@ -369,6 +392,11 @@ def parse_role(value: Any) -> Role:
             "set PAGEFERRY_SHIM_ROLE to restore, track or both",
             Reason.UNSUPPORTED,
         ) from error
+
+
+def parse_page_bytes(value: Any) -> int:
+    """Of a value whose regions have been parsed: they have one page size."""
+    return _page_bytes(0, value[0])
 
 
 def parse_pid(value: Any) -> int | None:
@@ -401,7 +429,7 @@ def _page_bytes(index: int, element: Any) -> int:
     return PAGE_BYTES
 
 
-def _region(index: int, element: Any) -> Region:
+def _region(index: int, element: Any, page_bytes: int) -> Region:
     region = Region(
         address=_number(index, element, "base_host_virt_addr"),
         length_bytes=_number(index, element, "size"),
@@ -410,10 +438,10 @@ def _region(index: int, element: Any) -> Region:
     if region.length_bytes == 0:
         raise refused(f"region {index} is empty")
     for name in ("address", "length_bytes", "offset_bytes"):
-        if getattr(region, name) % PAGE_BYTES:
+        if getattr(region, name) % page_bytes:
             raise refused(
                 f"region {index} is unaligned: {name.removesuffix('_bytes')} {getattr(region, name):#x} "
-                f"is no multiple of {PAGE_BYTES}"
+                f"is no multiple of {page_bytes}"
             )
     if max(region.address, region.offset_bytes) + region.length_bytes > ADDRESS_END:
         raise refused(f"region {index} goes beyond 2^64")

@@ -34,7 +34,7 @@ from tests.support.build import ROOT, guest_program
 from tests.support.guest import Shape
 from tests.support.handoff_client import LIBC, PAGE_BYTES, Memory, Vmm, checked, layout, region, send
 from tests.support.pair import client, serve
-from tests.support.processes import PATIENCE_S, Process, command, unchanged
+from tests.support.processes import PATIENCE_S, Process, unchanged
 from tests.support.ramfile import run_folder
 from tests.support.requires import needs_userfaultfd
 
@@ -42,7 +42,7 @@ pytestmark = needs_userfaultfd
 SHAPE = Shape((64,), seed=31)
 NOBODY = "127.0.0.1:1"
 NOBODYS_UID = 65534
-SHMEM_ENABLED = Path("/sys/kernel/mm/transparent_hugepage/shmem_enabled")
+HUGE_BYTES = 2 << 20
 
 
 # -------------------------------------------------------------------------------------------------- the table
@@ -157,15 +157,11 @@ def unknown_name(stack: ExitStack, folder: Path) -> Wrong:
     return handed_over(stack, data_address="nowhere.invalid:7850")
 
 
-def huge_pages_forced(stack: ExitStack, folder: Path) -> Wrong:
-    """The setting is the whole machine's: only the client's view of it is changed, in a mount namespace."""
-    if os.geteuid() != 0 or not SHMEM_ENABLED.exists():
-        pytest.skip("needs root")
-    setting = folder / "shmem_enabled"
-    setting.write_text("[always] within_size advise never deny force\n")
-    view = f'mount --bind {setting} {SHMEM_ENABLED} && exec "$@"'
-    launcher = ["unshare", "--mount", "sh", "-c", view, "sh", *command("faultclient")]
-    return handed_over(stack, launcher=launcher, apart=True)
+def other_page_size(stack: ExitStack, folder: Path) -> Wrong:
+    """As if it lay on a pool of huge pages. Where it begins is never looked at."""
+    memory = stack.enter_context(Memory(SHAPE.page_count))
+    huge = region(HUGE_BYTES, HUGE_BYTES // PAGE_BYTES, page_size=HUGE_BYTES, page_size_kib=HUGE_BYTES)
+    return Wrong(layout(huge), memory.fds)
 
 
 def locked(stack: ExitStack, folder: Path) -> Wrong:
@@ -183,7 +179,7 @@ PROVOKE: dict[str, Callable[[ExitStack, Path], Wrong]] = {
     "full tmpfs": full_tmpfs,
     "unreachable page server": unreachable,
     "unknown name of the page server": unknown_name,
-    "huge pages forced on": huge_pages_forced,
+    "page size that is not the memory's": other_page_size,
     "memory locked": locked,
 }
 IN_THE_VMM = "no userfaultfd right"

@@ -8,6 +8,17 @@
 
 /* ------------------------------------------------------------------------------------------------- after each step */
 
+/* One that is lost takes its unit along. */
+static bool unit_is_to_be_lost(const struct world *world, uint64_t page)
+{
+    uint64_t first = regions_unit(&world->regions, page);
+    bool lost = false;
+
+    for (uint64_t i = first; i < first + world->regions.unit_pages; i++)
+        lost |= world->pages[i].server_lost || world->pages[i].by_order;
+    return lost;
+}
+
 static void check_movement(struct world *world, uint64_t page, uint64_t before, uint64_t after)
 {
     enum page_state was = page_state(before), is = page_state(after);
@@ -20,7 +31,7 @@ static void check_movement(struct world *world, uint64_t page, uint64_t before, 
         world_failed(world, page, "an owned page changes its version");
     if (!world_armed(world) && (is == PAGE_WANTED || is == PAGE_OWNED))
         world_failed(world, page, "WANTED or OWNED before arming");
-    if (is == PAGE_POISONED && !facts->server_lost && !facts->by_order)
+    if (is == PAGE_POISONED && !unit_is_to_be_lost(world, page))
         world_failed(world, page, "poisoned, and the server has it");
     told_note_lost(world, page);
     if (page_held(after) && !facts->held && !(is == PAGE_POISONED && world->sim.without_poison))
@@ -36,6 +47,18 @@ static void check_movement(struct world *world, uint64_t page, uint64_t before, 
         world_failed(world, page, "WANTED, and nobody asked");
 }
 
+/* Private units: what is CACHED is staged, and nothing but that. True: that is all there is to say of it. */
+static bool check_staged(struct world *world, uint64_t page, uint64_t word)
+{
+    const struct sim_page *memory = &world->sim.pages[page];
+
+    if (!world->private_memory)
+        return false;
+    if (!memory->staged || memory->staged_token != told_content(page, page_version(word)))
+        world_failed(world, page, "CACHED, and it is not staged");
+    return true;
+}
+
 /* What the memory must hold for each claim. */
 static void check_content(struct world *world, uint64_t page)
 {
@@ -43,25 +66,29 @@ static void check_content(struct world *world, uint64_t page)
     const struct sim_page *memory = &world->sim.pages[page];
     const struct world_page *facts = &world->pages[page];
     bool placed = atomic_load(&world->table.header->takeovers) > 0; /* perhaps, and not claimed yet */
+    bool room = world->regions.unit_pages > 1 && memory->token == 0; /* that came with another page of the unit */
 
     if (page_held(word))
         return;
     switch (page_state(word)) {
     case PAGE_MISSING:
     case PAGE_WANTED:
-        if (!page_stale(word) && memory->present && !placed)
+        if (!page_stale(word) && memory->present && !placed && !room)
             world_failed(world, page, "the cache holds something, and the stale bit is clear");
         break;
     case PAGE_CACHED:
-        if (memory->pte != SIM_PTE_NONE)
+        if (memory->pte != SIM_PTE_NONE && !(world->private_memory && placed))
             world_failed(world, page, "CACHED, and mapped");
-        if (memory->present && memory->token != told_content(page, page_version(word)))
+        if (check_staged(world, page, word))
+            break;
+        if (memory->present && memory->token != told_content(page, page_version(word)) &&
+            !(room && world_armed(world) && facts->expected == 0))
             world_failed(world, page, "CACHED, and these are not its bytes");
         if (!memory->present && (!world_armed(world) || facts->expected != 0))
             world_failed(world, page, "CACHED, and nothing is there");
         break;
     case PAGE_ZERO:
-        if (!page_stale(word) && memory->present && !placed)
+        if (!page_stale(word) && memory->present && !placed && !room)
             world_failed(world, page, "ZERO, and something is there");
         if (memory->present) /* by a worker before this one, and the guest has written there since */
             break;
@@ -77,7 +104,7 @@ static void check_content(struct world *world, uint64_t page)
             world_failed(world, page, "OWNED, and nothing is there");
         break;
     case PAGE_POISONED:
-        if (!world->private_memory && memory->present && !page_stale(word) && !placed)
+        if (!world->private_memory && memory->present && !page_stale(word) && !placed && !room)
             world_failed(world, page, "POISONED, and its bytes are still there");
         break;
     default:
@@ -119,9 +146,15 @@ void checks_step(struct world *world)
 
 /* -------------------------------------------------------------------------------------------------------- the end */
 
+/* One page that is held back keeps its unit from ever being whole. */
 static bool held(const struct world *world, uint64_t page)
 {
-    return page_held(table_word(&world->table, page));
+    uint64_t first = regions_unit(&world->regions, page);
+    bool any = false;
+
+    for (uint64_t i = first; i < first + world->regions.unit_pages; i++)
+        any |= page_held(table_word(&world->table, i));
+    return any;
 }
 
 /* A lost page that cannot be marked is held back, and settled. */
@@ -180,7 +213,7 @@ static void check_final(struct world *world)
         if (page_state(table_word(&world->table, page)) == PAGE_POISONED) {
             if (!world->pages[page].lost)
                 world_failed(world, page, "POISONED, and it was never lost");
-            if (!world->private_memory && (memory->present || memory->pte == SIM_PTE_MAPPED))
+            if (!world->private_memory && ((memory->present && memory->token != 0) || memory->pte == SIM_PTE_MAPPED))
                 world_failed(world, page, "POISONED, and the guest still has its bytes");
         } else if (found != world->pages[page].expected) {
             world_failed(world, page, "the guest ends with the wrong bytes");

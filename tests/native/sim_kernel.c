@@ -56,10 +56,40 @@ static uint64_t token_of(const uint8_t *page)
     return first == last ? first : SIM_TORN;
 }
 
+/* Room for all of a unit, zeros. */
+static void allocate(struct sim_kernel *sim, uint64_t page)
+{
+    uint64_t first = regions_unit(sim->regions, page);
+
+    for (uint64_t i = first; i < first + sim->regions->unit_pages; i++) {
+        if (!sim->pages[i].present)
+            sim->pages[i].token = 0;
+        sim->pages[i].present = true;
+    }
+}
+
 void sim_foreign(struct sim_kernel *sim, uint64_t page, uint64_t token)
 {
-    sim->pages[page].present = true;
+    allocate(sim, page);
     sim->pages[page].token = token;
+}
+
+void sim_lose_staging(struct sim_kernel *sim)
+{
+    for (uint64_t page = 0; page < sim->regions->page_count; page++) {
+        sim->pages[page].staged = false;
+        sim->pages[page].staged_token = 0;
+    }
+}
+
+static bool many(const struct sim_kernel *sim)
+{
+    return sim->regions->unit_pages > 1;
+}
+
+static bool stages(const struct sim_kernel *sim)
+{
+    return many(sim) && sim->private_memory;
 }
 
 /* -------------------------------------------------------------------------------------------------------- threads */
@@ -68,14 +98,15 @@ void sim_foreign(struct sim_kernel *sim, uint64_t page, uint64_t token)
 static void map_present(struct sim_kernel *sim, uint64_t page, bool fills)
 {
     struct sim_page *facts = &sim->pages[page];
+    uint64_t first = regions_unit(sim->regions, page);
 
     if (facts->pte != SIM_PTE_NONE || !(facts->present || fills))
         return;
-    if (!facts->present)
-        facts->token = 0;
-    facts->present = true;
-    facts->pte = SIM_PTE_MAPPED;
-    facts->ever_mapped = true;
+    allocate(sim, page);
+    for (uint64_t i = first; i < first + sim->regions->unit_pages; i++) {
+        sim->pages[i].pte = SIM_PTE_MAPPED;
+        sim->pages[i].ever_mapped = true;
+    }
 }
 
 enum sim_access sim_touch(struct sim_kernel *sim, uint32_t thread, uint64_t page, bool write, uint64_t *token)
@@ -100,7 +131,7 @@ enum sim_access sim_touch(struct sim_kernel *sim, uint32_t thread, uint64_t page
 static void wake_page(struct sim_kernel *sim, uint64_t page)
 {
     for (uint32_t i = 0; i < SIM_THREADS; i++)
-        if (sim->threads[i].page == page)
+        if (regions_unit(sim->regions, sim->threads[i].page) == page) /* the kernel knows the unit by its start */
             sim->threads[i].sleeps = false;
 }
 
@@ -151,7 +182,7 @@ const struct sim_removal *sim_removal_step(struct sim_kernel *sim, uint32_t inde
             for (uint64_t page = first_page; page < first_page + count; page++) {
                 if (removal->drops_data)
                     drop_data(sim, page);
-                if (!removal->drops_data || sim->private_memory) /* MADV_REMOVE leaves a poison marker */
+                if (!removal->drops_data || sim->private_memory || many(sim)) /* MADV_REMOVE leaves a poison marker */
                     sim->pages[page].pte = SIM_PTE_NONE;
             }
         removal->stage = SIM_REMOVAL_FREE;
@@ -162,13 +193,30 @@ const struct sim_removal *sim_removal_step(struct sim_kernel *sim, uint32_t inde
 
 void sim_discard(struct sim_kernel *sim, uint64_t page)
 {
-    drop_data(sim, page); /* a poison marker survives this on shared memory */
+    if (many(sim))
+        sim->pages[page].token = 0;
+    else
+        drop_data(sim, page); /* a poison marker survives this on shared memory */
+}
+
+void sim_discard_unit(struct sim_kernel *sim, uint64_t page)
+{
+    uint64_t first = regions_unit(sim->regions, page);
+
+    for (uint64_t i = first; i < first + sim->regions->unit_pages; i++) {
+        drop_data(sim, i);
+        if (many(sim)) /* and not on a pool */
+            sim->pages[i].pte = SIM_PTE_NONE;
+    }
 }
 
 void sim_drop_mapping(struct sim_kernel *sim, uint64_t page)
 {
-    if (sim->pages[page].pte == SIM_PTE_MAPPED)
-        sim->pages[page].pte = SIM_PTE_NONE;
+    uint64_t first = regions_unit(sim->regions, page);
+
+    for (uint64_t i = first; i < first + sim->regions->unit_pages; i++)
+        if (sim->pages[i].pte == SIM_PTE_MAPPED)
+            sim->pages[i].pte = SIM_PTE_NONE;
 }
 
 static bool any_removal(const struct sim_kernel *sim, enum sim_removal_stage stage)
@@ -214,7 +262,7 @@ static uint64_t address_of(const struct sim_kernel *sim, uint64_t page)
 {
     struct kernel_span span;
 
-    regions_span(sim->regions, page, 1, &span);
+    regions_span(sim->regions, regions_unit(sim->regions, page), 1, &span);
     return span.address;
 }
 
@@ -333,22 +381,59 @@ static enum kernel_result refused(struct sim_kernel *sim, uint64_t page, const c
     return KERNEL_REFUSED;
 }
 
+static void audit_write(struct sim_kernel *sim, uint64_t page)
+{
+    if (sim->table != NULL && (!is_stale(sim, page) || page_held(table_word(sim->table, page)) ||
+                               (!is_state(sim, page, PAGE_MISSING) && !is_state(sim, page, PAGE_WANTED))))
+        failed(sim, page, "a page is written that is not marked stale, or claimed");
+}
+
+static enum kernel_result stage_page(struct sim_kernel *sim, uint64_t page, const uint8_t *bytes)
+{
+    struct sim_page *facts = &sim->pages[page];
+
+    audit_write(sim, page);
+    facts->staged = true;
+    facts->staged_token = SIM_TORN;
+    hook(sim, sim->middle, SIM_POPULATE);
+    facts->staged_token = token_of(bytes);
+    return KERNEL_MAPPED;
+}
+
 static enum kernel_result populate_page(struct sim_kernel *sim, uint64_t page, const uint8_t *bytes)
 {
     struct sim_page *facts = &sim->pages[page];
 
+    if (stages(sim))
+        return stage_page(sim, page, bytes);
     if (sim->private_memory)
         return refused(sim, page, "populate on private memory");
     if (facts->ever_mapped || facts->pte != SIM_PTE_NONE)
         failed(sim, page, "a page is written that may be mapped");
-    if (sim->table != NULL && (!is_stale(sim, page) || page_held(table_word(sim->table, page)) ||
-                               (!is_state(sim, page, PAGE_MISSING) && !is_state(sim, page, PAGE_WANTED))))
-        failed(sim, page, "a page is written that is not marked stale, or claimed");
-    facts->present = true;
+    audit_write(sim, page);
+    allocate(sim, page);
     facts->token = SIM_TORN; /* for as long as the write takes */
     hook(sim, sim->middle, SIM_POPULATE);
     facts->token = token_of(bytes);
     return KERNEL_MAPPED;
+}
+
+/* What was gathered is forgotten whether it is taken or not. */
+static enum kernel_result map_staged_page(struct sim_kernel *sim, uint64_t page)
+{
+    struct sim_page *facts = &sim->pages[page];
+    bool there = facts->pte == SIM_PTE_MAPPED;
+
+    if (sim->table != NULL && !is_state(sim, page, PAGE_CACHED) && !is_state(sim, page, PAGE_ZERO))
+        failed(sim, page, "a unit is copied that is not whole");
+    if (!there) {
+        map_page(sim, page);
+        facts->present = true;
+        facts->token = facts->staged ? facts->staged_token : 0;
+    }
+    facts->staged = false;
+    facts->staged_token = 0;
+    return there ? KERNEL_ALREADY : KERNEL_MAPPED;
 }
 
 static enum kernel_result continue_page(struct sim_kernel *sim, uint64_t page, const uint8_t *bytes)
@@ -356,6 +441,8 @@ static enum kernel_result continue_page(struct sim_kernel *sim, uint64_t page, c
     struct sim_page *facts = &sim->pages[page];
 
     (void)bytes;
+    if (stages(sim))
+        return map_staged_page(sim, page);
     if (sim->private_memory)
         return refused(sim, page, "CONTINUE on private memory");
     if (sim->table != NULL && !is_state(sim, page, PAGE_OWNED))
@@ -394,8 +481,9 @@ static enum kernel_result zero_page(struct sim_kernel *sim, uint64_t page, const
         failed(sim, page, "ZEROPAGE for a page that is not claimed as zeros");
     if (sim->table != NULL && is_stale(sim, page))
         failed(sim, page, "ZEROPAGE while the stale bit would let it be punched again");
-    if (facts->pte == SIM_PTE_MAPPED || facts->present || (facts->pte == SIM_PTE_POISON && sim->private_memory))
-        return KERNEL_ALREADY; /* on shared memory a hole behind a marker is filled, and the marker goes */
+    if (facts->pte == SIM_PTE_MAPPED || facts->present ||
+        (facts->pte == SIM_PTE_POISON && sim->private_memory && !many(sim)))
+        return KERNEL_ALREADY; /* on shared memory a hole behind a marker is filled, and the marker goes; COPY does so */
     map_page(sim, page);
     facts->present = true;
     facts->token = 0;
@@ -405,13 +493,33 @@ static enum kernel_result zero_page(struct sim_kernel *sim, uint64_t page, const
 static enum kernel_result punch_page(struct sim_kernel *sim, uint64_t page, const uint8_t *bytes)
 {
     (void)bytes;
+    if (stages(sim)) {
+        sim->pages[page].staged = false;
+        sim->pages[page].staged_token = 0;
+        return KERNEL_MAPPED;
+    }
     if (sim->private_memory)
         return refused(sim, page, "punch on private memory");
     if (sim->table != NULL && !is_stale(sim, page))
         failed(sim, page, "punched without the stale bit");
     if (sim->table != NULL && sim->pages[page].ever_mapped && !is_state(sim, page, PAGE_POISONED))
         failed(sim, page, "a page is punched that may be the guest's");
-    drop_data(sim, page);
+    if (many(sim)) {
+        allocate(sim, page);
+        sim->pages[page].token = 0;
+    } else {
+        drop_data(sim, page);
+    }
+    return KERNEL_MAPPED;
+}
+
+/* A whole unit of a pool. Its marker goes too. */
+static enum kernel_result punch_unit(struct sim_kernel *sim, uint64_t first)
+{
+    for (uint64_t page = first; page < first + sim->regions->unit_pages; page++)
+        punch_page(sim, page, NULL);
+    if (!stages(sim))
+        sim_discard_unit(sim, first);
     return KERNEL_MAPPED;
 }
 
@@ -436,13 +544,32 @@ static enum kernel_result wake_one(struct sim_kernel *sim, uint64_t page, const 
     return KERNEL_MAPPED;
 }
 
+
 static page_call *const page_calls[SIM_CALL_COUNT] = {
     [SIM_POPULATE] = populate_page, [SIM_MAP] = continue_page, [SIM_COPY] = copy_page, [SIM_ZERO] = zero_page,
     [SIM_PUNCH] = punch_page,       [SIM_POISON] = poison_page, [SIM_WAKE] = wake_one,
 };
 
-static bool takes_memory(enum sim_call call)
+/* Of one unit: at once, and alike for all its pages. */
+static enum kernel_result unit_call(struct sim_kernel *sim, enum sim_call call, uint64_t first, const uint8_t *bytes)
 {
+    enum kernel_result result = KERNEL_MAPPED, other;
+
+    if (call == SIM_PUNCH)
+        return punch_unit(sim, first);
+    for (uint64_t i = 0; i < sim->regions->unit_pages; i++) {
+        other = page_calls[call](sim, first + i, bytes == NULL ? NULL : bytes + i * PAGE_BYTES);
+        result = i == 0 ? other : result;
+        if (other != result)
+            failed(sim, first + i, "a unit is no unit any more");
+    }
+    return result;
+}
+
+static bool takes_memory(const struct sim_kernel *sim, enum sim_call call)
+{
+    if (stages(sim))
+        return call == SIM_MAP || call == SIM_ZERO;
     return call == SIM_POPULATE || call == SIM_COPY || call == SIM_ZERO;
 }
 
@@ -470,9 +597,9 @@ static enum kernel_result stopped(struct sim_kernel *sim, enum sim_call call, ui
         wake_page(sim, page); /* nobody else would */
         return KERNEL_ABSENT;
     }
-    if (takes_memory(call) && sim->full && !(call == SIM_POPULATE && sim->pages[page].present))
+    if (takes_memory(sim, call) && sim->full && !(call == SIM_POPULATE && sim->pages[page].present))
         return KERNEL_FULL;
-    if ((takes_memory(call) || call == SIM_PUNCH) && sim->full_permille > 0 &&
+    if ((takes_memory(sim, call) || call == SIM_PUNCH) && sim->full_permille > 0 &&
         sim_below(&sim->random, 1000) < sim->full_permille)
         return KERNEL_FULL;
     return KERNEL_MAPPED;
@@ -494,6 +621,28 @@ static uint64_t pages_inside(const struct sim_kernel *sim, const struct kernel_s
     return regions_pages(sim->regions, &start, start + span->length_bytes, page);
 }
 
+/* Pages that a call does in one go. */
+static uint64_t at_once(const struct sim_kernel *sim, enum sim_call call, uint64_t page, uint64_t left)
+{
+    uint64_t unit_pages = sim->regions->unit_pages;
+    bool punch = call == SIM_PUNCH && page % unit_pages == 0 && left >= unit_pages;
+
+    return maps(call) || punch ? unit_pages : 1;
+}
+
+static enum kernel_result call_pages(struct sim_kernel *sim, enum sim_call call, uint64_t page, uint64_t count,
+                                     const uint8_t *bytes)
+{
+    return count > 1 ? unit_call(sim, call, page, bytes) : page_calls[call](sim, page, bytes);
+}
+
+static void audit_held(struct sim_kernel *sim, enum sim_call call, uint64_t page, uint64_t count)
+{
+    for (uint64_t i = page; i < page + count && sim->table != NULL && (maps(call) || call == SIM_POPULATE); i++)
+        if (page_held(table_word(sim->table, i)))
+            failed(sim, i, "a page that is held back is filled or mapped");
+}
+
 static struct kernel_outcome run_call(struct sim_kernel *sim, enum sim_call call, const struct kernel_span *span,
                                       const uint8_t *bytes)
 {
@@ -510,16 +659,18 @@ static struct kernel_outcome run_call(struct sim_kernel *sim, enum sim_call call
         failed(sim, page, "tried again, and the events that refused it are still unread");
     if (sim->gone && maps(call)) /* its file is there, and a WAKE looks at no mapping */
         outcome.result = KERNEL_GONE;
-    for (uint64_t i = 0; i < inside && outcome.result == KERNEL_MAPPED; i++) {
+    if (many(sim) && maps(call) && (page | count) % sim->regions->unit_pages != 0)
+        outcome.result = refused(sim, page, "a part of a unit is to be mapped");
+    for (uint64_t i = 0, pages; i < inside && outcome.result == KERNEL_MAPPED; i += pages) {
+        pages = at_once(sim, call, page + i, inside - i);
         if (i > 0 && call != SIM_WAKE)
             hook(sim, sim->middle, call); /* a signal ends a call between two pages, too */
         outcome.result = stopped(sim, call, page + i, i);
-        if ((maps(call) || call == SIM_POPULATE) && sim->table != NULL && page_held(table_word(sim->table, page + i)))
-            failed(sim, page + i, "a page that is held back is filled or mapped");
+        audit_held(sim, call, page + i, pages);
         if (outcome.result == KERNEL_MAPPED)
-            outcome.result = page_calls[call](sim, page + i, bytes == NULL ? NULL : bytes + i * PAGE_BYTES);
+            outcome.result = call_pages(sim, call, page + i, pages, bytes == NULL ? NULL : bytes + i * PAGE_BYTES);
         if (outcome.result == KERNEL_MAPPED)
-            outcome.done_bytes += PAGE_BYTES;
+            outcome.done_bytes += pages * PAGE_BYTES;
     }
     if (outcome.result == KERNEL_MAPPED && inside < count && maps(call))
         outcome.result = changing(sim) ? KERNEL_LATER : KERNEL_ABSENT;

@@ -6,6 +6,10 @@
  * later, and that until then every call that maps answers LATER; that CONTINUE and COPY overwrite a poison marker.
  * test_kernels.c holds it against the real one.
  *
+ * Where the regions have units of many pages it is memory in huge pages: all pages of a unit are present and mapped
+ * together, what is allocated is zeros, a call that maps takes whole units, and a hole of less than one is zeros. Private
+ * units gather what is populated in a staging file, which is the worker's and dies with it (sim_lose_staging).
+ *
  * Content is a token, not bytes: a page handed to the engine carries its token in its first and its last eight bytes
  * (sim_stamp). Token 0 is a page of zeros. A write that was cut off leaves SIM_TORN.
  *
@@ -47,6 +51,8 @@ struct sim_page {
     bool present;     /* in the page cache; on private memory: there is a page */
     bool ever_mapped; /* the guest may have been there since its content was last dropped */
     uint64_t token;
+    bool staged;         /* private units: these bytes wait for the rest of their unit */
+    uint64_t staged_token;
 };
 
 struct sim_thread {
@@ -120,6 +126,9 @@ void sim_stamp(uint8_t *page, uint64_t token);
 /* Bytes that somebody else has left in the cache. */
 void sim_foreign(struct sim_kernel *sim, uint64_t page, uint64_t token);
 
+/* The worker is dead, and its staging file with it. */
+void sim_lose_staging(struct sim_kernel *sim);
+
 /* A thread that does not sleep touches a page. SIM_READS_TOKEN: it is mapped, and this is what is there; the caller
  * may store a token. SIM_SLEEPS: an event was raised. */
 enum sim_access sim_touch(struct sim_kernel *sim, uint32_t thread, uint64_t page, bool write, uint64_t *token);
@@ -130,8 +139,9 @@ uint32_t sim_unread(const struct sim_kernel *sim);
 bool sim_remove(struct sim_kernel *sim, uint64_t start, uint64_t end, bool drops_data);
 /* Lets one that was read go one step further; returns it when it is done with, else NULL. */
 const struct sim_removal *sim_removal_step(struct sim_kernel *sim, uint32_t index);
-/* PUNCH_HOLE: no event. */
+/* PUNCH_HOLE: no event. Of a unit of many pages this one becomes zeros; sim_discard_unit drops all of it. */
 void sim_discard(struct sim_kernel *sim, uint64_t page);
+void sim_discard_unit(struct sim_kernel *sim, uint64_t page);
 /* Swap, reclaim or collapse: a mapping goes, its data stays; no event. */
 void sim_drop_mapping(struct sim_kernel *sim, uint64_t page);
 /* MADV_COLLAPSE or another resolver: what is present is mapped, on private memory zeros where nothing is; who sleeps

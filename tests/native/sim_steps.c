@@ -12,6 +12,11 @@ static uint64_t below(struct world *world, uint64_t limit)
     return sim_below(&world->random, limit);
 }
 
+static bool many(const struct world *world)
+{
+    return world->regions.unit_pages > 1;
+}
+
 /* Some page; now and then one that a thread waits for, if there is one. */
 static uint64_t page_in_need(struct world *world)
 {
@@ -169,13 +174,25 @@ static void find_link(struct world *world)
     }
 }
 
+/* In the units of these pages. */
+static bool any_drops(const struct world *world, uint64_t first, uint64_t count)
+{
+    uint64_t end = regions_unit(&world->regions, first + count - 1) + world->regions.unit_pages;
+    bool any = false;
+
+    for (uint64_t page = regions_unit(&world->regions, first); page < end; page++)
+        any |= world->pages[page].drops > 0;
+    return any;
+}
+
 static void lose_page(struct world *world)
 {
     uint64_t page = page_in_need(world), lost = 0;
+    bool dropped = any_drops(world, page, 1);
 
     for (uint64_t i = 0; i < WORLD_PAGES; i++)
         lost += world->pages[i].server_lost;
-    if (lost >= 12 || world->pages[page].drops > 0)
+    if (lost >= (many(world) ? 2 : 12) || dropped)
         return;
     world->pages[page].server_lost = true;
     if (below(world, 2) == 0)
@@ -186,14 +203,13 @@ static void lose_page(struct world *world)
 static void order_poison(struct world *world)
 {
     uint64_t first = page_in_need(world), count = 1 + below(world, 3), lost = 0;
-    bool dropped = false;
+    bool dropped;
 
     if (count > WORLD_PAGES - first)
         count = WORLD_PAGES - first;
     for (uint64_t i = 0; i < WORLD_PAGES; i++)
         lost += world->pages[i].lost;
-    for (uint64_t i = 0; i < count; i++)
-        dropped |= world->pages[first + i].drops > 0; /* zero already, and lost too: both would be right */
+    dropped = any_drops(world, first, count); /* zero already, and lost too: both would be right */
     if (lost < 16 && !dropped)
         told_lost(world, first, count);
 }
@@ -356,9 +372,16 @@ static void check_read(struct world *world, uint64_t page, uint64_t token)
 }
 
 /* Cleared, and what fills the page was refused, for now or for good. */
-static bool marked_still(uint64_t word)
+static bool marked_still(const struct world *world, uint64_t page)
 {
-    return page_fresh(word) && (page_owed(word) || page_held(word));
+    uint64_t first = regions_unit(&world->regions, page);
+    bool still = false;
+
+    for (uint64_t i = first; i < first + world->regions.unit_pages; i++) {
+        uint64_t word = table_word(&world->table, i);
+        still |= page_fresh(word) && (page_owed(word) || page_held(word));
+    }
+    return still;
 }
 
 static void run_thread(struct world *world, uint32_t thread, bool new_targets)
@@ -386,7 +409,7 @@ static void run_thread(struct world *world, uint32_t thread, bool new_targets)
         world->targets[thread] = 0;
         break;
     case SIM_SIGBUS:
-        if (!world->pages[page].lost && !marked_still(table_word(&world->table, page)))
+        if (!world->pages[page].lost && !marked_still(world, page))
             world_failed(world, page, "SIGBUS on a page that is not lost");
         world->targets[thread] = 0;
         break;
@@ -421,6 +444,10 @@ static void madvise_something(struct world *world, bool drops_data)
 
     if (below(world, 4) == 0)
         start -= below(world, 20) * PAGE_BYTES;
+    if (many(world)) { /* the kernel takes whole ones only */
+        start -= start % (WORLD_UNIT_PAGES * PAGE_BYTES);
+        end = start + (1 + below(world, 2)) * WORLD_UNIT_PAGES * PAGE_BYTES;
+    }
     if (sim_remove(&world->sim, start, end, drops_data) && drops_data)
         count_drops(world, start, end, 1);
 }
@@ -450,11 +477,26 @@ static void report_discard(struct world *world)
         i++;
     if (i == WORLD_DROPS)
         return;
+    if (many(world) && below(world, 2) == 0) {
+        drop.first_page = regions_unit(&world->regions, drop.first_page);
+        drop.page_count = (1 + below(world, 2)) * WORLD_UNIT_PAGES;
+    }
     if (drop.page_count > WORLD_PAGES - drop.first_page)
         drop.page_count = WORLD_PAGES - drop.first_page;
     for (uint64_t page = 0; page < drop.page_count; page++)
         world->pages[drop.first_page + page].drops++;
     world->drops[i] = drop;
+}
+
+/* A hole of whole units gives them back, of less it zeroes. */
+static void punch(struct world *world, const struct world_drop *drop, uint64_t page)
+{
+    uint64_t first = regions_unit(&world->regions, page), end = first + world->regions.unit_pages;
+
+    if (first < drop->first_page || end > drop->first_page + drop->page_count)
+        sim_discard(&world->sim, page);
+    else if (page == first)
+        sim_discard_unit(&world->sim, page);
 }
 
 static void discard_goes_on(struct world *world, uint32_t index)
@@ -469,14 +511,32 @@ static void discard_goes_on(struct world *world, uint32_t index)
         drop->reported = true;
     } else if (below(world, 2) == 0 || world->healing) {
         for (uint64_t page = drop->first_page; page < drop->first_page + drop->page_count; page++) {
-            sim_discard(&world->sim, page);
+            punch(world, drop, page);
             world->pages[page].expected = 0;
             world->pages[page].lost_mapped = false;
             world->pages[page].drops--;
         }
         drop->used = false;
-    } else if (drop->page_count == 1 && sim_remove(&world->sim, start, start + PAGE_BYTES, true)) {
+    } else if (drop->page_count == 1 && !many(world) && sim_remove(&world->sim, start, start + PAGE_BYTES, true)) {
         drop->used = false; /* MADV_REMOVE: its event comes first */
+    }
+}
+
+/* What of it is not here yet comes as if nothing had been. */
+static void discard_unit_silently(struct world *world, uint64_t first)
+{
+    bool quiet = true;
+
+    for (uint64_t page = first; page < first + WORLD_UNIT_PAGES; page++)
+        quiet = quiet && world->pages[page].drops == 0 &&
+                page_state(table_word(&world->table, page)) != PAGE_POISONED;
+    if (!quiet)
+        return;
+    sim_discard_unit(&world->sim, first);
+    for (uint64_t page = first; page < first + WORLD_UNIT_PAGES; page++) {
+        enum page_state state = page_state(table_word(&world->table, page));
+        if (state == PAGE_OWNED || state == PAGE_CACHED)
+            world->pages[page].expected = 0;
     }
 }
 
@@ -486,7 +546,9 @@ static void discard_silently(struct world *world)
     uint64_t page = below(world, WORLD_PAGES);
     enum page_state state = page_state(table_word(&world->table, page));
 
-    if ((state == PAGE_OWNED || state == PAGE_CACHED) && world->pages[page].drops == 0) {
+    if (many(world)) {
+        discard_unit_silently(world, regions_unit(&world->regions, page));
+    } else if ((state == PAGE_OWNED || state == PAGE_CACHED) && world->pages[page].drops == 0) {
         sim_discard(&world->sim, page);
         world->pages[page].expected = 0;
     }
@@ -499,8 +561,10 @@ static void map_silently(struct world *world, uint64_t page)
 
     if (thread->sleeps)
         page = thread->page;
-    if (page_state(table_word(&world->table, page)) == PAGE_OWNED)
-        sim_map_silently(&world->sim, page);
+    for (uint64_t i = regions_unit(&world->regions, page), end = i + world->regions.unit_pages; i < end; i++)
+        if (page_state(table_word(&world->table, i)) != PAGE_OWNED)
+            return;
+    sim_map_silently(&world->sim, page);
 }
 
 static void vmm(struct world *world)

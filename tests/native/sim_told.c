@@ -3,12 +3,14 @@
 #include "sim_told.h"
 
 #include "pager/log.h"
+#include "sim_units.h"
 
 uint64_t told_content(uint64_t page, uint64_t version)
 {
     uint64_t state = page * UINT64_C(0x100000001b3) ^ version << 17, token = sim_random(&state);
+    uint64_t unit = page / WORLD_UNIT_PAGES * UINT64_C(0x1000193) ^ version << 13; /* some are nothing but zeros */
 
-    return token % 4 == 0 ? 0 : token;
+    return token % 4 == 0 || sim_random(&unit) % 8 == 0 ? 0 : token;
 }
 
 static struct model_world model_of(const struct world *world)
@@ -61,7 +63,7 @@ static bool is_marked(const struct model_world *model, uint64_t word)
     return model->armed && page_state(word) == PAGE_POISONED && !page_held(word) && !model->without_poison;
 }
 
-static void check_word(struct world *world, uint64_t page, uint64_t must_be)
+void told_word(struct world *world, uint64_t page, uint64_t must_be)
 {
     uint64_t word = table_word(&world->table, page), ignored = 0;
 
@@ -71,6 +73,11 @@ static void check_word(struct world *world, uint64_t page, uint64_t must_be)
         ignored |= PAGE_OWED | PAGE_HAD;
     if ((word & ~ignored) != (must_be & ~ignored))
         world_failed(world, page, "the step left another word than it must");
+}
+
+static bool many(const struct world *world)
+{
+    return world->regions.unit_pages > 1;
 }
 
 /* ------------------------------------------------------------------------------------------------------------ news */
@@ -95,11 +102,29 @@ void told_note_lost(struct world *world, uint64_t page)
         world_failed(world, page, "poisoned, and still mapped");
 }
 
+/* Whatever shares a unit with these pages is lost and cleared with them. */
+static void note_lost_units(struct world *world, uint64_t first, uint64_t count)
+{
+    uint64_t end = regions_unit(&world->regions, first + count - 1) + world->regions.unit_pages;
+
+    for (uint64_t page = regions_unit(&world->regions, first); page < end; page++)
+        told_note_lost(world, page);
+}
+
+static void allow_clearing(struct world *world, uint64_t first, uint64_t count, bool allowed)
+{
+    uint64_t end = regions_unit(&world->regions, first + count - 1) + world->regions.unit_pages;
+
+    for (uint64_t page = regions_unit(&world->regions, first); page < end; page++)
+        world->pages[page].may_clear = allowed && page_state(table_word(&world->table, page)) == PAGE_POISONED;
+}
+
 struct told {
     uint64_t first, count, version;
     enum engine_kind kind;
     uint64_t taken, dropped, stale;
     struct model_outcome outcomes[WORLD_PAGES];
+    struct units_told units; /* instead, where a page is not alone in its unit */
 };
 
 static const enum page_event events[] = {
@@ -109,9 +134,24 @@ static const enum page_event events[] = {
     [ENGINE_FLOOR] = PAGE_EVENT_FLOOR,
 };
 
+static void foretell_units(struct world *world, struct told *told)
+{
+    units_begin(&told->units, world);
+    units_news(&told->units, told->kind, told->first, told->count, told->version);
+    told->taken = told->units.taken;
+    told->dropped = told->units.dropped;
+    told->stale = told->units.stale;
+    world->alarm_expected = told->units.alarm;
+}
+
 static void foretell(struct world *world, struct told *told)
 {
     struct model_world model = model_of(world);
+
+    if (many(world)) {
+        foretell_units(world, told);
+        return;
+    }
 
     world->alarm_expected = false;
     for (uint64_t i = 0; i < told->count; i++) {
@@ -150,15 +190,16 @@ void told_news(struct world *world, enum engine_kind kind, uint64_t first, uint6
             world_failed(world, first, "news is taken, dropped or refused that must not be");
         if (world->alarm_seen != world->alarm_expected)
             world_failed(world, first, "an alarm is missing");
-        for (uint64_t i = 0; i < count; i++) {
-            check_word(world, first + i, told.outcomes[i].word);
+        if (many(world))
+            units_check(world, &told.units);
+        for (uint64_t i = 0; i < count && !many(world); i++) {
+            told_word(world, first + i, told.outcomes[i].word);
             if (told.outcomes[i].cell)
                 entered_as(world, first + i, words[i], events[kind], told.outcomes[i].word,
                            told.outcomes[i].class != MODEL_ALARM);
         }
     }
-    for (uint64_t i = 0; i < count; i++)
-        told_note_lost(world, first + i);
+    note_lost_units(world, first, count);
     for (uint64_t i = 0; i < count; i++) /* asked in the middle of it, and then its bytes could not be kept either */
         if (page_state(words[i]) == PAGE_MISSING && page_state(table_word(&world->table, first + i)) == PAGE_WANTED)
             world->pages[first + i].again = true;
@@ -172,15 +213,22 @@ void told_removed(struct world *world, uint64_t first, uint64_t count)
     struct model_world model = model_of(world);
     struct calm before = calm_before(world);
     uint64_t words[WORLD_PAGES], poison_calls = world->sim.calls[SIM_POISON], poisoned = 0;
+    struct units_told units;
 
     for (uint64_t i = 0; i < count; i++)
         words[i] = table_word(&world->table, first + i);
+    units_begin(&units, world);
+    units_removed(&units, first, count);
     engine_removed(&world->engine, first, count);
     if (!was_calm(world, &before, 0))
         return;
-    for (uint64_t i = 0; i < count; i++) {
+    if (many(world)) {
+        units_check(world, &units);
+        poisoned = units.poisoned;
+    }
+    for (uint64_t i = 0; i < count && !many(world); i++) {
         uint64_t next = model_removed(&model, words[i]);
-        check_word(world, first + i, next);
+        told_word(world, first + i, next);
         entered(world, first + i, words[i], PAGE_EVENT_REMOVED, next);
         poisoned += is_marked(&model, words[i]);
     }
@@ -195,25 +243,29 @@ void told_lost(struct world *world, uint64_t first, uint64_t count)
     struct model_world model = model_of(world);
     struct calm before = calm_before(world);
     uint64_t words[WORLD_PAGES], changed, must_change = 0;
+    struct units_told units;
 
     for (uint64_t i = 0; i < count; i++) {
         words[i] = table_word(&world->table, first + i);
         world->pages[first + i].by_order = true;
         must_change += page_state(words[i]) != PAGE_POISONED;
     }
+    units_begin(&units, world);
+    units_lost(&units, first, count);
     changed = engine_lost(&world->engine, first, count);
     if (was_calm(world, &before, 0)) {
-        if (changed != must_change)
+        if (changed != (many(world) ? units.changed : must_change))
             world_failed(world, first, "more or less is poisoned than was ordered");
-        for (uint64_t i = 0; i < count; i++) {
+        if (many(world))
+            units_check(world, &units);
+        for (uint64_t i = 0; i < count && !many(world); i++) {
             uint64_t next = model_lost(&model, words[i]);
-            check_word(world, first + i, next);
+            told_word(world, first + i, next);
             if (page_state(words[i]) != PAGE_POISONED)
                 entered(world, first + i, words[i], PAGE_EVENT_LOST, next);
         }
     }
-    for (uint64_t i = 0; i < count; i++)
-        told_note_lost(world, first + i);
+    note_lost_units(world, first, count);
 }
 
 /* It goes as far as the log has room. */
@@ -222,18 +274,24 @@ void told_cleared(struct world *world, uint64_t first, uint64_t count)
     struct model_world model = model_of(world);
     struct calm before = calm_before(world);
     uint64_t words[WORLD_PAGES], looked, changed = 0, must_change = 0;
+    struct units_told units;
 
-    for (uint64_t i = 0; i < count; i++) {
+    units_begin(&units, world);
+    for (uint64_t i = 0; i < count; i++)
         words[i] = table_word(&world->table, first + i);
-        world->pages[first + i].may_clear = page_state(words[i]) == PAGE_POISONED;
-    }
+    allow_clearing(world, first, count, true);
     looked = engine_cleared(&world->engine, first, count, &changed);
     if (was_calm(world, &before, 0)) {
-        if (looked < count && log_room(&world->table) > world->engine.clearing_count + 1)
+        if (looked < count && log_room(&world->table) > world->engine.clearing_count + world->regions.unit_pages)
             world_failed(world, first + looked, "not cleared, and nothing was in the way");
-        for (uint64_t i = 0; i < looked; i++) {
+        if (many(world)) {
+            units_cleared(&units, first, looked);
+            units_check(world, &units);
+            must_change = units.changed;
+        }
+        for (uint64_t i = 0; i < looked && !many(world); i++) {
             uint64_t next = model_cleared(&model, words[i]);
-            check_word(world, first + i, next);
+            told_word(world, first + i, next);
             must_change += page_state(next) != page_state(words[i]);
             if (page_state(next) != page_state(words[i]))
                 entered(world, first + i, words[i], PAGE_EVENT_CLEARED, next);
@@ -241,10 +299,8 @@ void told_cleared(struct world *world, uint64_t first, uint64_t count)
         if (changed != must_change)
             world_failed(world, first, "more or less is cleared than was lost");
     }
-    for (uint64_t i = 0; i < count; i++) {
-        told_note_lost(world, first + i);
-        world->pages[first + i].may_clear = false;
-    }
+    note_lost_units(world, first, count);
+    allow_clearing(world, first, count, false);
 }
 
 /* What a reader knows it keeps for good; a worker that dies before it has noted that tells the same once more. */
@@ -334,12 +390,51 @@ static uint64_t foretell_asks(const struct world *world, const uint64_t *words)
     return asks;
 }
 
+/* The same where pages share units: the batch is known only after it was read, the words were noted before. */
+static void foretell_batch_of_units(struct world *world, struct units_told *told)
+{
+    const struct kernel_event *batch = world->sim.newest_batch;
+    uint64_t page, first, count;
+
+    for (int i = 0; i < world->sim.newest_batch_count; i++) {
+        uint64_t start = batch[i].start;
+        if (batch[i].kind == KERNEL_EVENT_REMOVE && world->private_memory)
+            while ((count = regions_pages(&world->regions, &start, batch[i].end, &first)) > 0)
+                units_removed(told, first, count);
+    }
+    for (int i = 0; i < world->sim.newest_batch_count; i++)
+        if (batch[i].kind == KERNEL_EVENT_FAULT && regions_page(&world->regions, batch[i].address, &page))
+            units_fault(told, page);
+}
+
+static void told_turn_of_units(struct world *world)
+{
+    struct calm before = calm_before(world);
+    uint64_t poison_calls = world->sim.calls[SIM_POISON], asks = stats_get(&world->stats, STATS_asks_total);
+    struct units_told told;
+
+    units_begin(&told, world);
+    engine_turn(&world->engine, world->now_ns);
+    foretell_batch_of_units(world, &told);
+    if (!was_calm(world, &before, 1))
+        return;
+    units_check(world, &told);
+    if (world->sim.calls[SIM_POISON] - poison_calls != told.poisoned)
+        world_failed(world, WORLD_PAGES, "a poisoned unit is marked again, each time");
+    if (stats_get(&world->stats, STATS_asks_total) - asks != told.asks)
+        world_failed(world, WORLD_PAGES, "a batch does not ask for what is missing of each unit, once each");
+}
+
 void told_turn(struct world *world)
 {
     struct calm before = calm_before(world);
     uint64_t words[WORLD_PAGES], poison_calls = world->sim.calls[SIM_POISON], poisoned = 0;
     uint64_t asks = stats_get(&world->stats, STATS_asks_total);
 
+    if (many(world)) {
+        told_turn_of_units(world);
+        return;
+    }
     for (uint64_t page = 0; page < WORLD_PAGES; page++)
         words[page] = table_word(&world->table, page);
     engine_turn(&world->engine, world->now_ns);
@@ -350,7 +445,7 @@ void told_turn(struct world *world)
         return;
     foretell_batch(world, words, &poisoned);
     for (uint64_t page = 0; page < WORLD_PAGES; page++)
-        check_word(world, page, words[page]);
+        told_word(world, page, words[page]);
     if (world->sim.calls[SIM_POISON] - poison_calls != poisoned)
         world_failed(world, WORLD_PAGES, "a poisoned page is marked again, each time");
 }
@@ -360,15 +455,22 @@ void told_sweep(struct world *world, uint64_t first, uint64_t count)
     struct model_world model = model_of(world);
     struct calm before = calm_before(world);
     uint64_t words[WORLD_PAGES];
+    struct units_told units;
 
     for (uint64_t page = 0; page < WORLD_PAGES; page++)
         words[page] = table_word(&world->table, page);
+    units_begin(&units, world);
+    units_swept(&units, first, count);
     engine_sweep(&world->engine, first, count);
     if (!was_calm(world, &before, 0))
         return;
+    if (many(world)) {
+        units_check(world, &units);
+        return;
+    }
     for (uint64_t page = 0; page < WORLD_PAGES; page++) {
         uint64_t next = page - first < count ? model_swept(&model, words[page]) : words[page];
-        check_word(world, page, next);
+        told_word(world, page, next);
         if (page - first < count && page_state(words[page]) == PAGE_CACHED && model.armed)
             entered(world, page, words[page], PAGE_EVENT_SWEEP, next);
     }

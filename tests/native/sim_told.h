@@ -17,6 +17,8 @@ void told_lost(struct world *world, uint64_t first, uint64_t count);
 void told_cleared(struct world *world, uint64_t first, uint64_t count);
 void told_turn(struct world *world);
 void told_sweep(struct world *world, uint64_t first, uint64_t count);
+/* The page's word is this one, but for what it may owe. */
+void told_word(struct world *world, uint64_t page, uint64_t must_be);
 /* If the word says POISONED, the guest may not read the page any more; if it has ended that, it reads zeros. */
 void told_note_lost(struct world *world, uint64_t page);
 /* One entry of the poison log, if there is one, comes to a reader. */

@@ -12,11 +12,12 @@
 #include "sim_steps.h"
 
 /* Pages and addresses in different orders, with a gap, and two regions that touch. */
-static const struct region layout[] = {
+static const struct region small_layout[] = {
     {.address = UINT64_C(0x7f0000200000), .first_page = 0, .page_count = 48},
     {.address = UINT64_C(0x7f0000010000), .first_page = 48, .page_count = 16},
     {.address = UINT64_C(0x7f0000020000), .first_page = 64, .page_count = 32},
 };
+#define REGIONS 3
 
 /* --------------------------------------------------------------------------------------------------------- failing */
 
@@ -37,7 +38,8 @@ void world_failed(struct world *world, uint64_t page, const char *text)
 {
     printf("seed %llu step %llu: page %llu: %s\n", (unsigned long long)world->seed, (unsigned long long)world->steps,
            (unsigned long long)page, text);
-    printf("%s memory, %s, %s, takeovers %u, kills %llu\n", world->private_memory ? "private" : "shared",
+    printf("%s memory in units of %llu, %s, %s, takeovers %u, kills %llu\n",
+           world->private_memory ? "private" : "shared", (unsigned long long)world->regions.unit_pages,
            world->live ? "live" : "immutable", world_armed(world) ? "armed" : "unarmed",
            atomic_load(&world->table.header->takeovers), (unsigned long long)world->kills);
     if (page < WORLD_PAGES) {
@@ -228,6 +230,7 @@ static void take_over(struct world *world)
     die_after_log_put(world);
     world->alarm_expected = false;
     world->sim.refused_page_plus_1 = 0; /* who knew of it is dead */
+    sim_lose_staging(&world->sim);
     table_close(&world->table);
     if (table_adopt(fd, WORLD_PAGES, &world->table) < 0)
         world_failed(world, WORLD_PAGES, "the table is not adopted");
@@ -252,6 +255,17 @@ static void run_killable(struct world *world, void (*step)(struct world *))
     next(world);
 }
 
+static void set_regions(struct world *world, uint64_t unit_pages)
+{
+    struct region layout[REGIONS];
+
+    memcpy(layout, small_layout, sizeof(layout));
+    for (int i = 0; i < REGIONS; i++)
+        layout[i].unit_pages = unit_pages;
+    if (regions_set(&world->regions, layout, REGIONS) < 0)
+        world_failed(world, 0, "regions_set");
+}
+
 void world_begin(struct world *world)
 {
     memset((char *)world + offsetof(struct world, now_ns), 0,
@@ -274,14 +288,13 @@ void world_begin(struct world *world)
     world->round = UINT64_C(1) << 32 | 1;
     world->frozen_version = world->live ? 0 : world->round;
     world->link_up = true;
-    if (regions_set(&world->regions, layout, 3) < 0)
-        world_failed(world, 0, "regions_set");
+    set_regions(world, sim_below(&world->random, 4) == 0 ? WORLD_UNIT_PAGES : 1);
     sim_open(&world->sim, &world->regions, world->private_memory, sim_random(&world->random));
     world->sim.table = &world->table;
     world->sim.owner = world;
     world->sim.failed = sim_failed;
     if (sim_below(&world->random, 2) == 0)
-        world->table.header->log_capacity = UINT64_C(1) << sim_below(&world->random, 4);
+        world->table.header->log_capacity = world->regions.unit_pages << sim_below(&world->random, 4);
     else
         world->table.header->log_capacity = TABLE_LOG_ENTRIES;
     world->without_poison = sim_below(&world->random, 8) == 0;

@@ -17,7 +17,8 @@
 #include "sim_model.h"
 
 #define WORLD_PAGES 96
-#define WORLD_ANSWERS 256
+#define WORLD_UNIT_PAGES 8 /* of VMs whose memory is in huge pages */
+#define WORLD_ANSWERS 512
 #define WORLD_DROPS 4
 
 struct world_page {

@@ -57,7 +57,7 @@ static void begin(uint64_t pages)
     int fd;
 
     CHECK(tracked_start_arriving(&vmm, pages));
-    pager = (struct uffd){vmm.uffd, vmm.ram_fd};
+    pager = (struct uffd){.fd = vmm.uffd, .backing_fd = vmm.ram_fd};
     CHECK_EQ(table_create(pages, &table), 0);
     fd = table_fd_for_reading();
     CHECK_EQ(open_image(fd, error), 0);

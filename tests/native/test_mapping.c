@@ -67,25 +67,39 @@ static void test_files_not_open_for_writing(void)
 
 static void test_huge_memfd(void)
 {
-    CHECK_EQ(kind_of(memfd_create("ram", MFD_CLOEXEC | MFD_HUGETLB)), FD_KIND_HUGETLB);
+    struct file_pages pages;
+    int fd = memfd_create("ram", MFD_CLOEXEC | MFD_HUGETLB | 21u << MAP_HUGE_SHIFT); /* of 2 MiB */
+
+    CHECK_EQ(mapping_file_pages(fd, &pages), 0);
+    CHECK_EQ(pages.unit_bytes, 2 << 20);
+    CHECK(!pages.brings_more);
+    CHECK_EQ(kind_of(fd), FD_KIND_HUGETLB);
 }
 
-static enum fd_kind kind_of_tmpfs(const char *option, const char *value)
+static bool brings_more(const char *option, const char *value)
 {
     int fd = real_tmpfs_file("8m", option, value);
+    struct file_pages pages;
 
     CHECK(fd >= 0 && ftruncate(fd, 4 << 20) == 0);
-    return kind_of(fd);
+    CHECK_EQ(mapping_file_pages(fd, &pages), 0);
+    CHECK_EQ(pages.unit_bytes, REAL_PAGE);
+    CHECK_EQ(kind_of(fd), FD_KIND_SHARED_FILE);
+    return pages.brings_more;
 }
 
-/* Its mount says huge=, so one page written brings 512. */
+/* Its mount says huge=, so one page written brings 512. Those of huge=advise are kept off by MADV_NOHUGEPAGE. Where huge
+ * pages are forced on it is so for all, whatever the mount says. */
 static void test_tmpfs_of_huge_pages(void)
 {
-    CHECK_EQ(kind_of_tmpfs("huge", "always"), FD_KIND_HUGETLB);
-    CHECK_EQ(kind_of_tmpfs("huge", "within_size"), FD_KIND_HUGETLB);
-    CHECK_EQ(kind_of_tmpfs("huge", "advise"), FD_KIND_SHARED_FILE); /* and MADV_NOHUGEPAGE keeps them off */
-    CHECK_EQ(kind_of_tmpfs("huge", "never"), FD_KIND_SHARED_FILE);
-    CHECK_EQ(kind_of_tmpfs(NULL, NULL), FD_KIND_SHARED_FILE);
+    enum thp_shmem setting = THP_SHMEM_NEVER;
+    bool forced = mapping_thp_shmem(&setting) == 0 && setting == THP_SHMEM_FORCED;
+
+    CHECK(brings_more("huge", "always"));
+    CHECK(brings_more("huge", "within_size"));
+    CHECK_EQ(brings_more("huge", "advise"), forced);
+    CHECK_EQ(brings_more("huge", "never"), forced);
+    CHECK_EQ(brings_more(NULL, NULL), forced);
 }
 
 /* --------------------------------------------------------------------------------------------------------- mappings */

@@ -52,6 +52,32 @@ static void a_span_ends_with_its_region(void)
     CHECK_EQ(regions_span(&regions, UINT64_MAX, 1, &span), 0);
 }
 
+static void a_unit_is_in_one_region_and_the_same_in_all(void)
+{
+    struct region units[2];
+    struct regions regions;
+
+    memcpy(units, two, sizeof(units));
+    units[0].unit_pages = units[1].unit_pages = 8;
+    CHECK_EQ(regions_set(&regions, units, 2), 0);
+    CHECK_EQ(regions.unit_pages, 8);
+    CHECK_EQ(regions_unit(&regions, 0), 0);
+    CHECK_EQ(regions_unit(&regions, 15), 8);
+    CHECK_EQ(regions_unit(&regions, 16), 16);
+    units[1].unit_pages = 4; /* another */
+    CHECK_EQ(regions_set(&regions, units, 2), -EINVAL);
+    units[0].unit_pages = units[1].unit_pages = 3; /* no power of two */
+    CHECK_EQ(regions_set(&regions, units, 2), -EINVAL);
+    units[0].unit_pages = units[1].unit_pages = 16; /* more than the second has */
+    CHECK_EQ(regions_set(&regions, units, 2), -EINVAL);
+    units[0].unit_pages = units[1].unit_pages = 8;
+    units[1].address += 4 * PAGE_BYTES; /* one begins in the middle */
+    CHECK_EQ(regions_set(&regions, units, 2), -EINVAL);
+    CHECK_EQ(regions_set(&regions, two, 2), 0);
+    CHECK_EQ(regions.unit_pages, 1);
+    CHECK_EQ(regions_unit(&regions, 7), 7);
+}
+
 static void a_removal_may_span_regions_and_gaps(void)
 {
     struct regions regions;
@@ -107,6 +133,7 @@ int main(void)
 {
     RUN(addresses_need_not_be_in_the_order_of_pages);
     RUN(a_span_ends_with_its_region);
+    RUN(a_unit_is_in_one_region_and_the_same_in_all);
     RUN(a_removal_may_span_regions_and_gaps);
     RUN(bad_regions_are_refused);
     return check_done();

@@ -280,7 +280,7 @@ static void test_what_arrives_counts_as_written(void)
     struct uffd pager;
 
     begin_arriving();
-    pager = (struct uffd){vmm.uffd, vmm.ram_fd};
+    pager = (struct uffd){.fd = vmm.uffd, .backing_fd = vmm.ram_fd};
     copies(&pager, 5);
     CHECK_EQ(uffd_kernel_ops.populate(&pager, &continued, bytes).result, KERNEL_MAPPED);
     CHECK_EQ(uffd_kernel_ops.populate(&pager, &cached, bytes).result, KERNEL_MAPPED);
@@ -305,7 +305,7 @@ static void test_an_absent_page_that_was_reset_still_faults(void)
     struct uffd pager;
 
     begin_arriving();
-    pager = (struct uffd){vmm.uffd, vmm.ram_fd};
+    pager = (struct uffd){.fd = vmm.uffd, .backing_fd = vmm.ram_fd};
     tracked_order(&vmm, TRACKED_WRITE, 33, 1);
     while (uffd_kernel_ops.read_events(&pager, &event, 1) == 0)
         usleep(100);
@@ -325,7 +325,7 @@ static void test_protection_alone(void)
     struct uffd pager;
 
     begin_arriving();
-    pager = (struct uffd){vmm.uffd, vmm.ram_fd};
+    pager = (struct uffd){.fd = vmm.uffd, .backing_fd = vmm.ram_fd};
     copies(&pager, 3);
     clean();
     tracked_order(&vmm, TRACKED_READ, 40, 0); /* which sleeps on a fault that nobody will answer */

@@ -41,8 +41,9 @@ static void run_vm(void)
     if (!world.sim.gone)
         world_heal(&world);
     if (world.verbose)
-        printf("seed %llu: step %llu, %s, %s, %u takeovers, %llu asks, %llu faults%s\n", (unsigned long long)world.seed,
+        printf("seed %llu: step %llu, %s in units of %llu, %s, %u takeovers, %llu asks, %llu faults%s\n", (unsigned long long)world.seed,
                (unsigned long long)world.steps, world.private_memory ? "private" : "shared",
+               (unsigned long long)world.regions.unit_pages,
                world.live ? "live" : "immutable", atomic_load(&world.table.header->takeovers),
                (unsigned long long)stats_get(&world.stats, STATS_asks_total),
                (unsigned long long)stats_get(&world.stats, STATS_faults_total), world.dead ? ", gone" : "");

@@ -3,7 +3,7 @@
  * A stand-in VMM that knows what every page of its memory must hold, and the maker of its images.
  *
  *     guest image PATH --pages N [--seed S] [--data-percent P] [--n N]    --n 0: an older one, for errors
- *     guest run --pages N[,N...] --memory memfd|file:PATH|private --handoff SOCKET [--seed S] [--data-percent P]
+ *     guest run --pages N[,N...] --memory memfd[-2M|-1G]|file:PATH|private[-2M] --handoff SOCKET [--seed S] [--data-percent P]
  *               [--threads T] [--generation 1.1|1.7|1.12|2.0] [--event-remove] [--reverse] [--early P,...] [--bare]
  *
  * `run` makes its RAM, registers it, hands it over, touches the pages of --early itself as a VMM does while it loads
@@ -71,15 +71,23 @@ static uint32_t numbers(char *text, uint64_t *values, uint32_t capacity)
 
 static void set_memory(struct ram_options *ram, const char *text)
 {
-    if (strcmp(text, "memfd") == 0) {
+    size_t length = strcspn(text, "-:");
+
+    if (strcmp(text + length, "-2M") == 0)
+        ram->huge_bytes = UINT64_C(2) << 20;
+    else if (strcmp(text + length, "-1G") == 0)
+        ram->huge_bytes = UINT64_C(1) << 30;
+    else if (text[length] == '-')
+        usage("huge pages are -2M or -1G");
+    if (strncmp(text, "memfd", length) == 0 && length == 5) {
         ram->kind = RAM_MEMFD;
-    } else if (strcmp(text, "private") == 0) {
+    } else if (strncmp(text, "private", length) == 0 && length == 7) {
         ram->kind = RAM_PRIVATE;
     } else if (strncmp(text, "file:", 5) == 0) {
         ram->kind = RAM_FILE;
         ram->path = text + 5;
     } else {
-        usage("--memory is memfd, file:PATH or private");
+        usage("--memory is memfd, memfd-2M, memfd-1G, file:PATH, private or private-2M");
     }
 }
 

@@ -5,6 +5,8 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <inttypes.h>
+#include <linux/magic.h>
+#include <linux/memfd.h>
 #include <linux/userfaultfd.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -12,6 +14,8 @@
 #include <sys/ioctl.h>
 #include <sys/mman.h>
 #include <sys/socket.h>
+#include <sys/stat.h>
+#include <sys/statfs.h>
 #include <sys/syscall.h>
 #include <sys/un.h>
 #include <unistd.h>
@@ -28,12 +32,33 @@ static _Noreturn void refused(const char *what)
 
 /* ------------------------------------------------------------------------------------------------------- memory */
 
+/* The same bits for memfd_create as for mmap. */
+static unsigned huge_flag(const struct ram *ram)
+{
+    uint64_t huge_bytes = ram->options.huge_bytes;
+
+    return huge_bytes == 0 ? 0 : (unsigned)__builtin_ctzll(huge_bytes) << MAP_HUGE_SHIFT;
+}
+
+/* What the kernel maps at once, as it says itself where there is a file. */
+static uint64_t page_size(const struct ram *ram)
+{
+    struct statfs system;
+    struct stat file;
+
+    if (ram->fd >= 0 && fstatfs(ram->fd, &system) == 0 && fstat(ram->fd, &file) == 0 &&
+        (unsigned long)system.f_type == HUGETLBFS_MAGIC)
+        return (uint64_t)file.st_blksize;
+    return ram->fd < 0 && ram->options.huge_bytes != 0 ? ram->options.huge_bytes : PAGE_BYTES;
+}
+
 static void open_file(struct ram *ram)
 {
     if (ram->options.kind == RAM_PRIVATE)
         return;
     if (ram->options.kind == RAM_MEMFD)
-        ram->fd = memfd_create("guest-ram", MFD_CLOEXEC);
+        ram->fd = memfd_create("guest-ram", MFD_CLOEXEC | (ram->options.huge_bytes != 0 ? MFD_HUGETLB : 0) |
+                                                huge_flag(ram));
     else
         ram->fd = open(ram->options.path, O_RDWR | O_CREAT | O_CLOEXEC, 0600);
     if (ram->fd < 0 || ftruncate(ram->fd, (off_t)(ram->pages * PAGE_BYTES)) < 0)
@@ -45,10 +70,11 @@ static void map_regions(struct ram *ram)
 {
     const struct ram_options *options = &ram->options;
     uint64_t bytes = ram->pages * PAGE_BYTES, offset = 0;
+    int huge = ram->fd < 0 && options->huge_bytes != 0 ? (int)(MAP_HUGETLB | huge_flag(ram)) : 0;
     uint8_t *start = NULL;
 
     if (options->region_count > 1) {
-        start = mmap(NULL, bytes, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+        start = mmap(NULL, bytes, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | huge, -1, 0);
         if (start == MAP_FAILED)
             refused("address space");
     }
@@ -56,7 +82,7 @@ static void map_regions(struct ram *ram)
         uint64_t length = options->region_pages[i] * PAGE_BYTES;
         uint8_t *at = start == NULL ? NULL : options->reverse ? start + bytes - offset - length : start + offset;
         int flags = (at != NULL ? MAP_FIXED : 0) |
-                    (ram->fd >= 0 ? MAP_SHARED : MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE);
+                    (ram->fd >= 0 ? MAP_SHARED : MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE) | huge;
         void *region = mmap(at, length, PROT_READ | PROT_WRITE, flags, ram->fd, ram->fd >= 0 ? (off_t)offset : 0);
         if (region == MAP_FAILED)
             refused("mmap of the RAM");
@@ -148,21 +174,32 @@ int ram_punch(const struct ram *ram, uint64_t first, uint64_t count)
 
 /* The fields of each generation (Firecracker): page_size_kib, in bytes, came with 1.7, page_size with 1.12; 2.0 will
  * have dropped the first. */
-static int write_layout(const struct ram *ram, char *json, size_t json_bytes)
+static void write_sizes(const struct ram *ram, char *sizes, size_t sizes_bytes)
 {
     const char *generation = ram->options.generation;
-    const char *sizes = strcmp(generation, "1.1") == 0   ? ""
-                        : strcmp(generation, "1.7") == 0  ? ",\"page_size_kib\":4096"
-                        : strcmp(generation, "1.12") == 0 ? ",\"page_size\":4096,\"page_size_kib\":4096"
-                        : strcmp(generation, "2.0") == 0  ? ",\"page_size\":4096"
-                                                          : NULL;
-    uint64_t offset = 0;
-    int used = 0;
+    unsigned long long bytes = page_size(ram);
 
-    if (sizes == NULL) {
+    if (strcmp(generation, "1.1") == 0) {
+        sizes[0] = '\0';
+    } else if (strcmp(generation, "1.7") == 0) {
+        snprintf(sizes, sizes_bytes, ",\"page_size_kib\":%llu", bytes);
+    } else if (strcmp(generation, "1.12") == 0) {
+        snprintf(sizes, sizes_bytes, ",\"page_size\":%llu,\"page_size_kib\":%llu", bytes, bytes);
+    } else if (strcmp(generation, "2.0") == 0) {
+        snprintf(sizes, sizes_bytes, ",\"page_size\":%llu", bytes);
+    } else {
         errno = EINVAL;
         refused("generation of the handshake");
     }
+}
+
+static int write_layout(const struct ram *ram, char *json, size_t json_bytes)
+{
+    char sizes[96];
+    uint64_t offset = 0;
+    int used = 0;
+
+    write_sizes(ram, sizes, sizeof(sizes));
     for (uint32_t i = 0; i < ram->options.region_count; i++) {
         uint64_t length = ram->options.region_pages[i] * PAGE_BYTES;
         used += snprintf(json + used, json_bytes - (size_t)used,

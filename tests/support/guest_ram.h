@@ -17,8 +17,11 @@ enum ram_kind {
     RAM_PRIVATE, /* anonymous: MISSING, one descriptor, as Firecracker's */
 };
 
+/* The first and the last may lie on huge pages of a pool; a file does if its file system says so. */
+
 struct ram_options {
     enum ram_kind kind;
+    uint64_t huge_bytes;     /* of the pool's pages; 0: none */
     const char *path;        /* RAM_FILE */
     uint64_t region_pages[RAM_REGIONS_MAX];
     uint32_t region_count;

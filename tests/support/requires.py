@@ -5,6 +5,7 @@ import ctypes
 import os
 import platform
 from functools import cache
+from pathlib import Path
 
 import pytest
 
@@ -23,4 +24,9 @@ def has_userfaultfd_right() -> bool:
 needs_userfaultfd = pytest.mark.skipif(
     not has_userfaultfd_right(),
     reason="no userfaultfd right: run as root, or set vm.unprivileged_userfaultfd=1",
+)
+
+needs_huge_pages = pytest.mark.skipif(
+    os.geteuid() != 0 or not Path("/sys/kernel/mm/hugepages/hugepages-2048kB").exists(),
+    reason="needs root and a kernel with huge pages of 2 MiB: for a pool of them",
 )

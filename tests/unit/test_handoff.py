@@ -26,6 +26,7 @@ from pageferry.host.handoff import (
     Role,
     identify,
     parse,
+    parse_page_bytes,
     parse_role,
     receive,
 )
@@ -78,6 +79,12 @@ def refusal(connection: socket.socket) -> PageferryError:
 def regions_of(*elements: Any) -> tuple[Region, ...]:
     regions, _ = parse(list(elements))
     return regions
+
+
+def page_bytes_of(*elements: Any) -> int:
+    value = list(elements)
+    parse(value)
+    return parse_page_bytes(value)
 
 
 def why_not(*elements: Any) -> PageferryError:
@@ -391,14 +398,49 @@ def test_no_pidfd_to_be_had(
 def test_the_older_name_of_the_page_size_is_bytes_too() -> None:
     old = region(ADDRESS, 512, generation="1.7")
     assert regions_of(old | {"page_size_kib": 4096}) == regions_of(old)
-    error = why_not(old | {"page_size_kib": 2097152})
-    assert error.reason is Reason.UNSUPPORTED
-    assert "pages of 2097152 bytes" in str(error)
+    assert page_bytes_of(old | {"page_size_kib": 2097152}) == 2097152
 
 
 def test_the_newer_name_counts() -> None:
-    assert regions_of(region(ADDRESS, 16, page_size=4096, page_size_kib=2097152))
-    assert why_not(region(ADDRESS, 512, page_size=2097152, page_size_kib=4096)).reason is Reason.UNSUPPORTED
+    assert page_bytes_of(region(ADDRESS, 16, page_size=4096, page_size_kib=2097152)) == 4096
+    assert page_bytes_of(region(ADDRESS, 512, page_size=2097152, page_size_kib=4096)) == 2097152
+
+
+def test_without_either_name_pages_are_small() -> None:
+    assert page_bytes_of(region(ADDRESS, 512, generation="1.1")) == 4096
+
+
+def test_sizes_that_can_be_served() -> None:
+    assert page_bytes_of(region(0, 2 << 18, page_size=1 << 30)) == 1 << 30
+    error = why_not(region(0, 512, page_size=65536))
+    assert error.reason is Reason.UNSUPPORTED
+    assert "pages of 65536 bytes: 4096, 2097152, 1073741824 can be served" in str(error)
+
+
+@pytest.mark.parametrize("key", ["base_host_virt_addr", "size", "offset"])
+def test_regions_are_whole_pages_of_their_size(key: str) -> None:
+    huge = region(ADDRESS, 1024, page_size=2097152)
+    assert regions_of(huge)
+    assert "is no multiple of 2097152" in str(why_not(huge | {key: huge[key] + 4096}))
+
+
+def test_only_a_huge_page_that_nobody_can_wait_for_lands_first(
+    pair: tuple[socket.socket, socket.socket], pipe: tuple[int, int]
+) -> None:
+    send(pair[1], layout(region(0, 1 << 18, page_size=1 << 30)), pipe[:1])
+    with taken(pair[0]) as handoff:
+        assert handoff.page_bytes == 1 << 30
+        assert handoff.lands_first
+
+
+@pytest.mark.parametrize("role", ["track", "both"])
+def test_writes_are_not_followed_on_huge_pages(
+    pair: tuple[socket.socket, socket.socket], pipe: tuple[int, int], role: str
+) -> None:
+    send(pair[1], layout(region(0, 512, page_size=2097152, pageferry_role=role)), pipe)
+    error = refusal(pair[0])
+    assert error.reason is Reason.UNSUPPORTED
+    assert "what is written to it is followed in pages of 4096 alone" in str(error)
 
 
 GOOD = region(ADDRESS, 16)

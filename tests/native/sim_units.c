@@ -1,0 +1,226 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* The reference of sim_units.h. */
+#include "sim_units.h"
+
+#include "sim_told.h"
+
+static const enum page_event events[] = {
+    [ENGINE_DATA] = PAGE_EVENT_DATA,
+    [ENGINE_ZEROS] = PAGE_EVENT_ZEROS,
+    [ENGINE_POISON] = PAGE_EVENT_LOST,
+    [ENGINE_FLOOR] = PAGE_EVENT_FLOOR,
+};
+
+void units_begin(struct units_told *told, const struct world *world)
+{
+    *told = (struct units_told){
+        .model = {.armed = world_armed(world),
+                  .private_memory = world->private_memory,
+                  .without_poison = world->engine.without_poison,
+                  .frozen_version = world->engine.frozen_version},
+        .unit_pages = world->regions.unit_pages,
+    };
+    for (uint64_t page = 0; page < WORLD_PAGES; page++)
+        told->words[page] = table_word(&world->table, page);
+}
+
+static uint64_t start_of(const struct units_told *told, uint64_t page)
+{
+    return page - page % told->unit_pages;
+}
+
+/* How many pages of its unit are in this state. */
+static uint64_t count_of(const struct units_told *told, uint64_t page, enum page_state state)
+{
+    uint64_t start = start_of(told, page), count = 0;
+
+    for (uint64_t i = start; i < start + told->unit_pages; i++)
+        count += page_state(told->words[i]) == state;
+    return count;
+}
+
+static bool any_held(const struct units_told *told, uint64_t page)
+{
+    uint64_t start = start_of(told, page);
+    bool held = false;
+
+    for (uint64_t i = start; i < start + told->unit_pages; i++)
+        held |= page_held(told->words[i]);
+    return held;
+}
+
+static void lose_unit(struct units_told *told, uint64_t page)
+{
+    uint64_t start = start_of(told, page);
+
+    for (uint64_t i = start; i < start + told->unit_pages; i++) {
+        told->changed += page_state(told->words[i]) != PAGE_POISONED;
+        told->words[i] = model_lost(&told->model, told->words[i]);
+    }
+}
+
+/* Touched or removed: it is marked each time, or held back where the kernel cannot. */
+static void touch_lost(struct units_told *told, uint64_t page)
+{
+    uint64_t start = start_of(told, page);
+
+    lose_unit(told, page);
+    told->poisoned += !page_held(told->words[start]) && !told->model.without_poison;
+    for (uint64_t i = start; i < start + told->unit_pages; i++)
+        told->words[i] = model_fault(&told->model, told->words[i]);
+}
+
+/* If it is whole: the guest's, if somebody waits for it, or there are bytes to be mapped. */
+static bool settle(struct units_told *told, uint64_t page, bool waited)
+{
+    uint64_t start = start_of(told, page);
+    bool whole = count_of(told, page, PAGE_MISSING) + count_of(told, page, PAGE_WANTED) == 0 && !any_held(told, page);
+
+    if (count_of(told, page, PAGE_POISONED) > 0) {
+        if (waited)
+            touch_lost(told, page);
+        return waited;
+    }
+    if (!whole || (!waited && count_of(told, page, PAGE_CACHED) == 0))
+        return whole;
+    for (uint64_t i = start; i < start + told->unit_pages; i++)
+        told->words[i] = page_word(PAGE_OWNED, false, page_version(told->words[i])) |
+                         (told->words[i] & (PAGE_FRESH | PAGE_OWED));
+    return true;
+}
+
+static void ask_cell(struct units_told *told, uint64_t page, enum page_event event)
+{
+    told->cells[page_state(told->words[page])][event][told->model.armed]++;
+}
+
+static void news_of_page(struct units_told *told, enum engine_kind kind, uint64_t page, uint64_t version)
+{
+    uint64_t word = told->words[page];
+    struct model_outcome outcome = model_news(&told->model, word, kind, version);
+    bool waited = page_state(word) == PAGE_WANTED && kind == ENGINE_ZEROS;
+
+    if (outcome.cell)
+        ask_cell(told, page, events[kind]);
+    told->taken += outcome.class == MODEL_TAKEN;
+    told->dropped += outcome.class == MODEL_DROPPED;
+    told->stale += outcome.class == MODEL_STALE || (outcome.class == MODEL_ALARM && kind != ENGINE_FLOOR);
+    told->alarm |= outcome.class == MODEL_ALARM;
+    if (outcome.class != MODEL_TAKEN)
+        return;
+    told->words[page] = outcome.word;
+    if (kind == ENGINE_POISON) {
+        lose_unit(told, page);
+    } else if (told->model.armed && kind != ENGINE_FLOOR) {
+        /* what goes over at once for a page by itself has to wait for the others here, and what is in doubt with it */
+        told->words[page] = page_word(kind == ENGINE_DATA ? PAGE_CACHED : PAGE_ZERO, waited && page_stale(word), version);
+        settle(told, page, waited);
+    }
+}
+
+void units_news(struct units_told *told, enum engine_kind kind, uint64_t first, uint64_t count, uint64_t version)
+{
+    for (uint64_t page = first; page < first + count; page++)
+        news_of_page(told, kind, page, version);
+}
+
+static bool in_doubt(uint64_t word)
+{
+    return page_stale(word) || page_held(word) || page_state(word) == PAGE_CACHED;
+}
+
+static bool clears(uint64_t word)
+{
+    return page_state(word) == PAGE_MISSING || page_state(word) == PAGE_CACHED;
+}
+
+/* What nobody waits for is done in runs of one unit, of pages alike; only then is it looked at. */
+void units_removed(struct units_told *told, uint64_t first, uint64_t count)
+{
+    uint64_t page = first, end = first + count;
+
+    while (told->model.armed && page < end) {
+        uint64_t word = told->words[page];
+        bool doubt = in_doubt(word);
+        ask_cell(told, page, PAGE_EVENT_REMOVED);
+        if (clears(word)) {
+            uint64_t unit_end = start_of(told, page) + told->unit_pages, run = page;
+            while (run < end && run < unit_end && clears(told->words[run]) && in_doubt(told->words[run]) == doubt) {
+                told->words[run] = page_word(PAGE_ZERO, false, page_version(told->words[run]));
+                run++;
+            }
+            settle(told, page, false);
+            page = run;
+            continue;
+        }
+        if (page_state(word) == PAGE_WANTED)
+            told->words[page] = page_word(PAGE_ZERO, in_doubt(word), page_version(word));
+        if (page_state(word) == PAGE_WANTED || page_state(word) == PAGE_POISONED)
+            settle(told, page, true);
+        page++;
+    }
+}
+
+void units_fault(struct units_told *told, uint64_t page)
+{
+    uint64_t start = start_of(told, page);
+
+    if (!any_held(told, page))
+        ask_cell(told, page, PAGE_EVENT_FAULT);
+    if (!told->model.armed || settle(told, page, true) || any_held(told, page))
+        return;
+    for (uint64_t i = start; i < start + told->unit_pages; i++)
+        if (page_state(told->words[i]) == PAGE_MISSING) {
+            told->words[i] = model_fault(&told->model, told->words[i]);
+            told->asks++;
+        }
+}
+
+void units_lost(struct units_told *told, uint64_t first, uint64_t count)
+{
+    for (uint64_t page = first; page < first + count; page++)
+        if (page_state(told->words[page]) != PAGE_POISONED) {
+            ask_cell(told, page, PAGE_EVENT_LOST);
+            lose_unit(told, page);
+        }
+}
+
+static bool clings(const struct units_told *told, uint64_t start)
+{
+    bool any = false;
+
+    for (uint64_t i = start; i < start + told->unit_pages; i++)
+        any |= told->model.private_memory && page_state(told->words[i]) == PAGE_POISONED && page_stale(told->words[i]);
+    return any;
+}
+
+void units_cleared(struct units_told *told, uint64_t first, uint64_t looked)
+{
+    for (uint64_t page = first; page < first + looked; page++) {
+        uint64_t start = start_of(told, page);
+        if (page_state(told->words[page]) != PAGE_POISONED || clings(told, start))
+            continue;
+        ask_cell(told, page, PAGE_EVENT_CLEARED);
+        for (uint64_t i = start; i < start + told->unit_pages; i++) {
+            told->changed += page_state(told->words[i]) == PAGE_POISONED;
+            told->words[i] = model_cleared(&told->model, told->words[i]);
+        }
+    }
+}
+
+void units_swept(struct units_told *told, uint64_t first, uint64_t count)
+{
+    for (uint64_t page = start_of(told, first); page < first + count; page += told->unit_pages)
+        if (told->model.armed)
+            settle(told, page, false);
+}
+
+void units_check(struct world *world, const struct units_told *told)
+{
+    for (uint64_t page = 0; page < WORLD_PAGES; page++)
+        told_word(world, page, told->words[page]);
+    for (int state = 0; state < PAGE_STATE_COUNT; state++)
+        for (int event = 0; event < PAGE_EVENT_COUNT; event++)
+            for (int armed = 0; armed < 2; armed++)
+                world->cells[state][event][armed] += told->cells[state][event][armed];
+}
