@@ -74,8 +74,8 @@ static bool may_come_behind(struct loop *loop, uint64_t cookie)
                loop->engine.counts[PAGE_MISSING] + loop->engine.counts[PAGE_WANTED] == 0;
 
     if (!may)
-        refuse_order(loop, cookie, PF_REASON_UNSUPPORTED,
-                     "huge pages of 1 GiB cannot come while a guest waits for them: arm when all is here (POPULATED)");
+        orders_refuse(loop, cookie, PF_REASON_UNSUPPORTED,
+                      "huge pages of 1 GiB cannot come while a guest waits for them: arm when all is here (POPULATED)");
     return may;
 }
 
