@@ -7,7 +7,7 @@ The guest itself holds every word of every page against what the image must have
 import array
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -53,11 +53,21 @@ def server(tmp_path: Path, image: Path) -> Iterator[Process]:
         yield process
 
 
-def until_asleep(vmm: KvmVmm) -> None:
+def until(happens: Callable[[], bool], what: str) -> None:
     deadline = time.monotonic() + PATIENCE_S
-    while not vmm.asleep():
-        assert time.monotonic() < deadline, "the vCPU does not wait for its page"
+    while not happens():
+        assert time.monotonic() < deadline, what
         time.sleep(0.001)
+
+
+def until_asleep(vmm: KvmVmm) -> None:
+    until(vmm.asleep, "the vCPU does not wait for its page")
+
+
+def stopped(process: Process) -> bool:
+    """Each thread of it: the one that takes the signal stops the others when it has its turn."""
+    threads = Path(f"/proc/{process.pid}/task").iterdir()
+    return all("T (stopped)" in (thread / "status").read_text() for thread in threads)
 
 
 def start(run: Client) -> KvmVmm:
@@ -92,6 +102,7 @@ def test_a_vcpu_is_called_away_while_the_server_is_silent(tmp_path: Path, server
         assert vmm.stopped() == f"out {2 * MULTIPLIER % 2**64} 0"
         server.kick(signal.SIGSTOP)
         try:
+            until(lambda: stopped(server), "the server does not stop")
             vmm.do("touch 2")
             for _ in range(3):
                 until_asleep(vmm)
