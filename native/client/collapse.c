@@ -43,7 +43,7 @@ __attribute__((format(printf, 3, 4))) static int refuse(struct pass *pass, int r
     return -reason;
 }
 
-/* ----------------------------------------------------------------------------------------------------- which pieces */
+/* ---------------------------------------------------------------------------------------------------- which pieces */
 
 /* A file's huge page can only be mapped where address and offset agree. */
 static void cut(struct pass *pass)
@@ -84,7 +84,7 @@ static bool is_full(const struct pass *pass, uint64_t address, uint64_t offset_b
     return mapping_present(loop->vmm_pid, address, COLLAPSE_BYTES, &present) == 0 && present == PIECE_PAGES;
 }
 
-/* ------------------------------------------------------------------------------------------------------------ looks */
+/* ----------------------------------------------------------------------------------------------------------- looks */
 
 static int look(struct pass *pass, struct collapse_facts *facts)
 {
@@ -93,8 +93,8 @@ static int look(struct pass *pass, struct collapse_facts *facts)
     if (rc == -ESRCH)
         rc = refuse(pass, PF_REASON_NO_VMM, "the VMM has exited");
     else if (rc == -EACCES || rc == -EPERM)
-        rc = refuse(pass, PF_REASON_NOT_ALLOWED, "process %d cannot be looked at: run as its user, or with CAP_SYS_PTRACE",
-                    pass->loop->vmm_pid);
+        rc = refuse(pass, PF_REASON_NOT_ALLOWED, "process %d cannot be looked at: run as its user, or with "
+                    "CAP_SYS_PTRACE", pass->loop->vmm_pid);
     else if (rc < 0)
         rc = refuse(pass, PF_REASON_BUG, "cannot look at process %d: %s", pass->loop->vmm_pid, strerror(-rc));
     return rc;
@@ -131,8 +131,8 @@ static int check(struct pass *pass)
     int rc;
 
     if (!atomic_load(&loop->may_collapse))
-        return refuse(pass, PF_REASON_WRONG_PHASE, "pages of this VM are missing, or a page server tracks what it writes: "
-                      "huge pages have to wait");
+        return refuse(pass, PF_REASON_WRONG_PHASE, "pages of this VM are missing, or a page server tracks what it "
+                      "writes: huge pages have to wait");
     if (loop->vmm_pid <= 0 || loop->vmm.pidfd < 0)
         return refuse(pass, PF_REASON_NOT_ALLOWED, "it is not known which process the VMM is");
     rc = let_in(pass, &facts);
@@ -140,17 +140,18 @@ static int check(struct pass *pass)
         return rc;
     pass->out->huge_before = pass->out->huge = facts.huge_bytes / COLLAPSE_BYTES;
     if (facts.pool || lies_in_a_pool(loop))
-        rc = refuse(pass, PF_REASON_UNSUPPORTED, "the memory lies on huge pages of a pool: it has been huge all the time");
+        rc = refuse(pass, PF_REASON_UNSUPPORTED, "the memory lies on huge pages of a pool: it has been huge all the "
+                    "time");
     else if (pass->out->extents == 0 && pass->askew > 0)
         rc = refuse(pass, PF_REASON_UNSUPPORTED, "the VMM has mapped its RAM file askew: address and offset must be a "
                     "multiple of 2 MiB apart");
     else if (facts.barred)
-        rc = refuse(pass, PF_REASON_UNSUPPORTED, "the VMM keeps MADV_NOHUGEPAGE on its memory: start it under the shim, or "
-                    "let it ask for MADV_HUGEPAGE after COMPLETE");
+        rc = refuse(pass, PF_REASON_UNSUPPORTED, "the VMM keeps MADV_NOHUGEPAGE on its memory: start it under the shim, "
+                    "or let it ask for MADV_HUGEPAGE after COMPLETE");
     return rc;
 }
 
-/* ------------------------------------------------------------------------------------------------------------- pass */
+/* ------------------------------------------------------------------------------------------------------------ pass */
 
 static bool cancelled(const struct pass *pass)
 {
@@ -225,7 +226,7 @@ static int judge(struct pass *pass)
         refuse(pass, 0, "%llu pieces: set /sys/kernel/mm/transparent_hugepage/shmem_enabled to another value than deny",
                refused);
     else if (refused > 0)
-        refuse(pass, 0, "the kernel refuses %llu of %llu pieces: MADV_COLLAPSE needs Linux 6.1, and 6.2 on shared memory",
+        refuse(pass, 0, "the kernel refuses %llu of %llu pieces: MADV_COLLAPSE needs Linux 6.1",
                refused, (unsigned long long)pass->out->full);
     else if (memory > 0)
         refuse(pass, 0, "no memory in pieces of 2 MiB for %llu of %llu: free some, or raise the VMM's memory limit",

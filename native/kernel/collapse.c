@@ -19,7 +19,7 @@
 #define TRIES 5
 #define FIRST_PAUSE_NS 1000000L
 
-/* -------------------------------------------------------------------------------------------------------- one piece */
+/* ------------------------------------------------------------------------------------------------------- one piece */
 
 /* EBUSY and EAGAIN pass: somebody reads a page of it, or it lies on a list that the kernel empties now and then. */
 static enum collapse_result meaning(int error)
@@ -60,7 +60,7 @@ bool collapse_is_whole(int fd, uint64_t offset_bytes)
     return hole >= 0 && (uint64_t)hole >= offset_bytes + COLLAPSE_BYTES;
 }
 
-/* ------------------------------------------------------------------------------------------------------------ smaps */
+/* ----------------------------------------------------------------------------------------------------------- smaps */
 
 struct look {
     const struct kernel_span *spans;
@@ -122,7 +122,7 @@ int collapse_look(pid_t pid, const struct kernel_span *spans, uint32_t span_coun
     return rc;
 }
 
-/* -------------------------------------------------------------------------------------------- what stands in the way */
+/* ------------------------------------------------------------------------------------------ what stands in the way */
 
 static bool file_says(const char *path, const char *words)
 {

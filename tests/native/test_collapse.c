@@ -107,7 +107,7 @@ static void read_all(void)
         CHECK_EQ(real_do(&vm.real, REAL_READ, page, 1, 0), image_word(page));
 }
 
-/* ------------------------------------------------------------------------------------------------- huge pages again */
+/* ------------------------------------------------------------------------------------------------ huge pages again */
 
 /* The piece with a hole is left alone; khugepaged, which a VMM lets in by the same MADV_HUGEPAGE, may fill it. */
 static void check_huge(const struct pageferry_collapse *collapse, uint64_t full)
@@ -215,7 +215,7 @@ static void test_cancelled(void)
     end();
 }
 
-/* ------------------------------------------------------------------------------------------------------ who may not */
+/* ----------------------------------------------------------------------------------------------------- who may not */
 
 static void refused(int reason, const char *fragment)
 {
@@ -305,7 +305,7 @@ static void test_askew(void)
     end();
 }
 
-/* ------------------------------------------------------------------------------------------------- the kernel's call */
+/* ----------------------------------------------------------------------------------------------- the kernel's call */
 
 static void test_what_its_errors_mean(void)
 {
