@@ -109,13 +109,14 @@ static void read_all(void)
 
 /* ------------------------------------------------------------------------------------------------ huge pages again */
 
-/* The piece with a hole is left alone; khugepaged, which a VMM lets in by the same MADV_HUGEPAGE, may fill it. */
+/* The piece with a hole is left alone. Of private memory khugepaged, which a VMM lets in by the same MADV_HUGEPAGE, may
+ * fill it at any moment; of shared memory where somebody has set shmem_enabled so. */
 static void check_huge(const struct pageferry_collapse *collapse, uint64_t full)
 {
     CHECK_EQ(strlen(collapse->error), 0);
     CHECK_EQ(collapse->extents, PIECES);
     CHECK(collapse->full >= full && collapse->huge_before <= collapse->full);
-    CHECK_EQ(collapse->huge, collapse->full);
+    CHECK(collapse->huge >= collapse->full);
 }
 
 static void collapses(enum real_memory memory)
@@ -126,7 +127,7 @@ static void collapses(enum real_memory memory)
     CHECK(arrived(memory, true));
     CHECK_EQ(pageferry_vm_collapse(vm.vm, &collapse), 0);
     check_huge(&collapse, PIECES - 1);
-    CHECK(memory == REAL_PRIVATE || collapse.full == PIECES - 1);
+    CHECK(memory == REAL_PRIVATE || (collapse.full == PIECES - 1 && collapse.huge == PIECES - 1));
     CHECK_EQ(progress.done_bytes, PIECES * COLLAPSE_BYTES);
     CHECK_EQ(progress.total_bytes, PIECES * COLLAPSE_BYTES);
     read_all();
@@ -177,7 +178,7 @@ static void test_poisoned(void)
     for (int passes = 0; passes < 2; passes++) {
         CHECK_EQ(pageferry_vm_collapse(vm.vm, &collapse), 0);
         check_huge(&collapse, PIECES - 2);
-        CHECK_EQ(collapse.full, PIECES - 2);
+        CHECK(collapse.full == PIECES - 2 && collapse.huge == PIECES - 2);
         CHECK_EQ(real_do(&vm.real, REAL_READ, LOST_PAGE, 1, 0), REAL_SIGBUS);
         CHECK_EQ(real_do(&vm.real, REAL_READ, LOST_PAGE + 1, 1, 0), image_word(LOST_PAGE + 1));
     }
