@@ -24,6 +24,7 @@
 
 #define PATIENCE_MS 20000
 #define LOOKS 20000
+#define LSB_OF_A_PAGE 12
 
 const char *kvm_absent(void)
 {
@@ -179,6 +180,17 @@ bool kvm_stopped(struct kvm_vm *vm, const char *format, ...)
     return false;
 }
 
+bool kvm_lost(struct kvm_vm *vm, uint64_t *page)
+{
+    int code = 0, lsb = 0;
+
+    if (ask(vm, "wait") && sscanf(vm->answer, "sigbus %d %d %" SCNu64, &code, &lsb, page) == 3 &&
+        code == BUS_MCEERR_AR && lsb == LSB_OF_A_PAGE)
+        return true;
+    printf("the vCPU has stopped with \"%s\"\n", vm->answer);
+    return false;
+}
+
 bool kvm_touch(struct kvm_vm *vm, uint64_t page, uint64_t word)
 {
     return kvm_do(vm, "touch %" PRIu64, page) && kvm_stopped(vm, "out %" PRIu64 " 0", word);
@@ -209,6 +221,19 @@ bool kvm_sleeps(const struct kvm_vm *vm)
         usleep(1000);
     }
     return strstr(where, "userfault") != NULL;
+}
+
+uint64_t kvm_differs(const struct kvm_vm *vm, int ram_fd)
+{
+    uint64_t words[KVM_PAGE / sizeof(uint64_t)], wrong = 0;
+
+    for (uint64_t page = 0; page < vm->pages; page++) {
+        bool same = pread(ram_fd, words, sizeof(words), (off_t)(page * KVM_PAGE)) == (ssize_t)sizeof(words);
+        for (size_t i = 0; same && i < sizeof(words) / sizeof(words[0]); i++)
+            same = words[i] == vm->ledger[page];
+        wrong += !same;
+    }
+    return wrong;
 }
 
 bool kvm_ready(struct kvm_vm *vm)

@@ -39,8 +39,12 @@ __attribute__((format(printf, 2, 3))) bool kvm_do(struct kvm_vm *vm, const char 
 __attribute__((format(printf, 2, 3))) bool kvm_stopped(struct kvm_vm *vm, const char *format, ...);
 /* The two together, for a program that ends by itself. */
 bool kvm_touch(struct kvm_vm *vm, uint64_t page, uint64_t word);
+/* Until the vCPU stops; whether by a machine check as the kernel makes them for KVM, and on which page. */
+bool kvm_lost(struct kvm_vm *vm, uint64_t *page);
 /* The vCPU's thread comes to wait for a page, as the kernel sees it. */
 bool kvm_sleeps(const struct kvm_vm *vm);
+/* Whole pages of the RAM file that hold something else than the ledger says, read past the guest and its mapping. */
+uint64_t kvm_differs(const struct kvm_vm *vm, int ram_fd);
 /* `work` that was stopped: its turns, if it has found nothing wrong. 0 otherwise. */
 uint64_t kvm_turns(struct kvm_vm *vm);
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Each case of test_kvm.c: a real vCPU over the pager and over rounds, both driven through C."""
+"""Each case of test_restored.c and test_tracked.c: a real vCPU over the pager and over rounds, through C."""
 
 import subprocess
 
@@ -7,13 +7,17 @@ import pytest
 
 from tests.kvm.vmm import build
 
-PROGRAM = build() / "test_kvm"
-CASES = subprocess.run([PROGRAM, "list"], stdout=subprocess.PIPE, text=True, check=True).stdout.split()
+
+def cases(program: str) -> list[tuple[str, str]]:
+    told = subprocess.run([build() / program, "list"], stdout=subprocess.PIPE, text=True, check=True).stdout
+    return [(program, case) for case in told.split()]
 
 
-@pytest.mark.parametrize("case", CASES)
-def test_case(case: str) -> None:
-    ran = subprocess.run([PROGRAM, case], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+@pytest.mark.parametrize(("program", "case"), [*cases("test_restored"), *cases("test_tracked")])
+def test_case(program: str, case: str) -> None:
+    ran = subprocess.run(
+        [build() / program, case], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
     skips = [line.partition(": ")[2] for line in ran.stdout.splitlines() if line.startswith("SKIP ")]
     if skips:
         pytest.skip(skips[0])
