@@ -123,6 +123,8 @@ static void test_rounds_of_a_running_guest(void)
     CHECK(kvm_do(&kvm, "stop"));
     turns = kvm_turns(&kvm);
     CHECK(turns > 0);
+    CHECK(kvm_do(&kvm, "work 500 1000000000 2")); /* after the last round */
+    CHECK_EQ(kvm_turns(&kvm), 500);
     CHECK(map_wrong(&client, kvm.ram_fd) > 0); /* without the last round it holds old pages */
     CHECK_EQ(rounds_freeze(image->rounds), 0);
     CHECK(map_read(&client) > 0);
