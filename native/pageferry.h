@@ -110,10 +110,12 @@ enum pageferry_order_kind {
     PAGEFERRY_ORDER_LET_GO = 5,     /* of a VM that was handed on, after COMPLETE: no page server has it any more, so the
                                        registration ends as that of any other. Without an answer; before, nothing */
     /* The three below: page_count pages from page `value` on, within the image. Answered by DONE, or by FAILED. */
-    PAGEFERRY_ORDER_POISON = 6,       /* lost from now on: their bytes leave the memory, an access raises SIGBUS. Also after
-                                         COMPLETE, as long as the registration stands */
-    PAGEFERRY_ORDER_CLEAR_POISON = 7, /* those of them that are poisoned are fresh memory from now on, zeros; old bytes
-                                         never return */
+    PAGEFERRY_ORDER_POISON = 6,       /* lost from now on: their bytes leave the memory, an access raises SIGBUS. With them
+                                         all of the huge page that they lie in. Also after COMPLETE, as long as the
+                                         registration stands: by handed_on, or because something is poisoned */
+    PAGEFERRY_ORDER_CLEAR_POISON = 7, /* those of them that are poisoned are fresh memory from now on, zeros, whatever the
+                                         source says of them; old bytes never return. UNSUPPORTED: a page of private
+                                         memory that was told as POISONED_MAPPED, until the VMM has dropped it */
     PAGEFERRY_ORDER_ZAP = 8           /* their mappings go: the next access faults again. Their data stays, or goes for ever
                                          with PAGEFERRY_ZAP_DROP. By a VMM that speaks frames, in its own address space */
 };
@@ -148,7 +150,7 @@ enum pageferry_event_kind {
     PAGEFERRY_EVENT_PHASE = 13,      /* the source has told its phase (value), page 1: it asks to cancel; on change */
     PAGEFERRY_EVENT_DONE = 14,       /* cookie of the order; page: pages it changed; ZAP: value: enum pageferry_zap_method */
     PAGEFERRY_EVENT_POISON_CLEARED = 15 /* page, value: so many from there are fresh memory; cookie: number in the log, which
-                                           counts POISONED and this together */
+                                           counts POISONED and this together. Both come before the DONE of their order */
 };
 
 #define PAGEFERRY_POISONED_WAS_MAPPED 1u /* the guest had it before, and may have read it */

@@ -54,7 +54,7 @@ int frame_receive(int fd, struct frame_reader *reader, struct frame *frame)
     }
     reader->have_bytes = 0;
     memcpy(frame, reader->bytes, sizeof(*frame));
-    if (frame->magic != FRAME_MAGIC || frame->kind < FRAME_ACCEPTED || frame->kind > FRAME_ZAPPED)
+    if (frame->magic != FRAME_MAGIC || frame->kind < FRAME_ACCEPTED)
         return -EPROTO;
     return 1;
 }

@@ -10,11 +10,14 @@
  *                               empties a RAM file before it starts
  *   client -> shim   COMPLETE   every page is here: discards need no report any more. The socket may close, unless pages
  *                               are poisoned. offset_bytes: bits FRAME_COMPLETE_*
- *   client -> VMM    POISONED   [offset, offset + length) is lost from now on. Once a page; sequence counts from 1
+ *   client -> VMM    POISONED   [offset, offset + length) is lost from now on. Once a page; sequence counts from 1. A client
+ *                               that has taken over from another may say what that one said last once more: the same
+ *                               number
  *   client -> VMM    POISON_HELD  the same where the kernel cannot poison: who touches it waits. The VMM is asked what to
  *                               do, and may answer CLEAR
  *   VMM -> client    CLEAR      the poison of these pages is to end: fresh memory, zeros
- *   client -> VMM    CLEARED    so it is; sequence and place of the CLEAR, length_bytes: what was poisoned of it
+ *   client -> VMM    CLEARED    so it is; sequence and place of the CLEAR, length_bytes: what was poisoned of it. With
+ *                               sequence 0: this page is, by somebody else's word
  *   client -> shim   ZAP        drop the mappings of [offset, offset + length), at most 2 MiB, and keep the data
  *   shim -> client   ZAPPED     sequence of the ZAP; length_bytes: so much is done, offset_bytes: enum zap_method; or length 0
  *                               and offset_bytes an errno

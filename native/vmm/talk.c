@@ -7,6 +7,7 @@
  * stays, and a report of it as a discard would make zeros of pages that have not arrived.
  */
 #include <errno.h>
+#include <inttypes.h>
 #include <poll.h>
 #include <pthread.h>
 #include <signal.h>
@@ -53,6 +54,17 @@ static void let_huge_pages_in(const struct handoff *handoff, const struct frame 
         shim_say("the RAM stays on small pages: %s", strerror(errno));
 }
 
+/* An unmodified VMM has no use for this; whoever reads its log has. Of many, the first and every doubling. */
+static void note_poison(const struct frame *frame)
+{
+    const char *then = frame->kind == FRAME_POISON_HELD ? "whoever touches it waits until its poison is cleared"
+                                                        : "an access to it raises SIGBUS";
+
+    if (frame->sequence <= 16 || (frame->sequence & (frame->sequence - 1)) == 0)
+        shim_say("the page at offset %" PRIu64 " of the RAM is lost, number %" PRIu64 ": %s", frame->offset_bytes,
+                 frame->sequence, then);
+}
+
 static enum handoff_heard take(struct handoff *handoff, const struct frame *frame)
 {
     enum handoff_heard heard = HANDOFF_HEARD_ALL;
@@ -63,6 +75,8 @@ static enum handoff_heard take(struct handoff *handoff, const struct frame *fram
     } else if (frame->kind == FRAME_DISCARDED && frame->sequence == handoff->sequence) {
         handoff->answered = frame->sequence;
         handoff->keep = frame->length_bytes != 0;
+    } else if (frame->kind == FRAME_POISONED || frame->kind == FRAME_POISON_HELD) {
+        note_poison(frame);
     } else if (frame->kind == FRAME_ZAP) {
         heard = HANDOFF_HEARD_ZAP;
     }

@@ -1,0 +1,53 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The shim says on stderr what is lost, and goes on with everything else."""
+
+from pathlib import Path
+
+from tests.kernel.resolver import (
+    ACCEPTED,
+    CLEARED,
+    COMPLETE,
+    DISCARD,
+    DISCARDED,
+    POISON_HELD,
+    POISONED,
+    Frame,
+    Resolver,
+    listen,
+)
+from tests.kernel.vmm import PAGE_BYTES, Starter
+
+UNKNOWN = 4711
+
+
+def test_lost_pages_are_said_and_nothing_else_happens(start: Starter, tmp_path: Path) -> None:
+    """Of many the first ones and every doubling; kinds that are unknown are passed over, COMPLETE still counts."""
+    with (
+        listen(tmp_path / "uffd.sock") as listener,
+        start("map", "read:2", "punch:5", "punch:6") as vmm,
+        Resolver(listener) as resolver,
+    ):
+        resolver.say(ACCEPTED)
+        vmm.expect("map 0 0")
+        for number in range(1, 41):
+            resolver.say(POISONED, number, number * PAGE_BYTES, PAGE_BYTES)
+        resolver.say(POISON_HELD, 64, 64 * PAGE_BYTES, PAGE_BYTES)
+        resolver.say(CLEARED, 0, 3 * PAGE_BYTES, PAGE_BYTES)
+        resolver.say(UNKNOWN, 1, 2, 3)
+        assert resolver.fault_page() == 2
+        resolver.fill(2, 9)
+        vmm.expect("read 9 0")
+        assert resolver.hear() == Frame(DISCARD, 1, 5 * PAGE_BYTES, PAGE_BYTES)
+        resolver.say(DISCARDED, 1)
+        vmm.expect("punch 0 0")
+        resolver.say(COMPLETE)
+        vmm.expect("punch 0 0")
+        status, said = vmm.end()
+    lines = said.splitlines()
+    assert status == 0
+    assert len(lines) == 18
+    assert lines[0] == (
+        f"pageferry-shim: the page at offset {PAGE_BYTES} of the RAM is lost, number 1: an access to it raises SIGBUS"
+    )
+    assert lines[16].startswith(f"pageferry-shim: the page at offset {32 * PAGE_BYTES} of the RAM is lost, number 32: ")
+    assert lines[17].endswith("number 64: whoever touches it waits until its poison is cleared")
