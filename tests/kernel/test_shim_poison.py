@@ -21,7 +21,7 @@ UNKNOWN = 4711
 
 
 def test_lost_pages_are_said_and_nothing_else_happens(start: Starter, tmp_path: Path) -> None:
-    """Of many the first ones and every doubling; kinds that are unknown are passed over, COMPLETE still counts."""
+    """Of many, the first and each doubling; unknown kinds are passed over, and COMPLETE still counts."""
     with (
         listen(tmp_path / "uffd.sock") as listener,
         start("map", "read:2", "punch:5", "punch:6") as vmm,
