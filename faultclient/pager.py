@@ -108,6 +108,16 @@ class CollapseProgress:
         self.shared.cancel = 1
 
 
+class ZapMethod(IntEnum):
+    """The way that DONE of a zap names. As pageferry.h has them."""
+
+    NONE = 0  # there was nothing to do
+    DONTNEED = lib.PAGEFERRY_ZAPPED_BY_DONTNEED
+    DONTNEED_LOCKED = lib.PAGEFERRY_ZAPPED_BY_DONTNEED_LOCKED
+    REMAP = lib.PAGEFERRY_ZAPPED_BY_REMAP
+    PUNCH = lib.PAGEFERRY_ZAPPED_BY_PUNCH
+
+
 class Client:
     """What the VMs of this process share. Close its pagers first."""
 
@@ -239,6 +249,12 @@ class Pager:
         """Those that are poisoned are fresh memory from now on. Answered by DONE (page: how many), or by
         FAILED; told by POISON_CLEARED."""
         self._order(lib.PAGEFERRY_ORDER_CLEAR_POISON, first_page, cookie, page_count=page_count)
+
+    def zap(self, first_page: int, page_count: int, *, drop: bool = False, cookie: int = 0) -> None:
+        """The mappings of these pages go, so that the next access faults again; with `drop` their data goes for
+        ever, too. Answered by DONE (page: how many, value: a ZapMethod), or by FAILED."""
+        flags = lib.PAGEFERRY_ZAP_DROP if drop else 0
+        self._order(lib.PAGEFERRY_ORDER_ZAP, first_page, cookie, page_count=page_count, flags=flags)
 
     def unregister(self) -> None:
         """Of a VM that was handed on, after COMPLETE: nobody else has it any more."""

@@ -120,7 +120,7 @@ enum pageferry_order_kind {
                                          with PAGEFERRY_ZAP_DROP. By a VMM that speaks frames, in its own address space */
 };
 
-#define PAGEFERRY_ZAP_DROP 1u /* flags: the data goes too, the pages read zero from now on */
+#define PAGEFERRY_ZAP_DROP 1 /* flags: the data goes too, the pages read zero from now on */
 
 struct pageferry_order {
     uint32_t kind;

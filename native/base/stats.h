@@ -17,9 +17,10 @@
     X(faults_again_total, "of them, on a page that was asked or parked already") \
     X(faults_resolved_total, "of them, resolved in the same turn: nothing had to be fetched") \
     X(removes_total, "REMOVE events read from the kernel") \
-    X(removed_pages_total, "pages that events or the shim's reports named as dropped") \
+    X(removed_pages_total, "pages that events or the shim's reports named as dropped; our own zaps are not among them") \
     X(discards_total, "reports of the shim that the VMM drops memory") \
     X(discards_kept_total, "of them, answered with: keep it; the VMM cleans up before it starts") \
+    X(zapped_pages_total, "pages whose mappings were dropped, with their data or without, by our own zaps") \
     X(events_other_total, "events of kinds that nobody asked for") \
     X(asks_total, "pages asked urgently; each ask is counted once") \
     X(asks_again_total, "pages asked once more: link lost, answer dropped, LATER") \

@@ -290,7 +290,7 @@ int pageferry_vm_order(struct pageferry_vm *vm, const struct pageferry_order *or
 {
     int rc = 0;
 
-    if (order->kind < PAGEFERRY_ORDER_ARM || order->kind > PAGEFERRY_ORDER_CLEAR_POISON)
+    if (order->kind < PAGEFERRY_ORDER_ARM || order->kind > PAGEFERRY_ORDER_ZAP)
         rc = -PF_REASON_BAD_REQUEST;
     else if (!ring_put(&vm->loop.orders, order))
         rc = -PF_REASON_BUSY;

@@ -188,6 +188,8 @@ static void take_vmm(struct loop *loop)
         take_discard(loop, &span);
     } else if (said == VMM_CLEAR) {
         poison_clear(loop, &span);
+    } else if (said == VMM_ZAPPED) {
+        zapper_answered(loop, &span);
     } else if (said == VMM_GONE) {
         vmm_is_gone(loop);
     }
@@ -288,6 +290,7 @@ static uint64_t idle_ns(const struct loop *loop, bool more)
     } else if (loop->stage == LOOP_COMPLETE && !loop->let_go) {
         next_ns = least(next_ns, engine_next_ns(&loop->engine));
     }
+    next_ns = least(next_ns, zapper_next_ns(loop));
     if (more || next_ns <= loop->now_ns || loop->now_ns - loop->active_ns < (uint64_t)loop->spin_us * 1000)
         return 0;
     return next_ns == UINT64_MAX ? UINT64_MAX : next_ns - loop->now_ns;
@@ -412,6 +415,7 @@ void *loop_run(void *argument)
         more |= poison_turn(loop);
         if (loop->stage < LOOP_COMPLETE)
             look_at_progress(loop);
+        more |= zapper_turn(loop); /* behind what may have armed */
         if (loop->stage >= LOOP_COMPLETE && loop->settled_stage != loop->stage)
             settle_down(loop);
         watch_vmm(loop);

@@ -21,6 +21,7 @@
 #include "tell.h"
 #include "urgent.h"
 #include "vmm.h"
+#include "zapper.h"
 
 #define LOOP_ORDER_STOP 0 /* internal kind: the thread ends */
 
@@ -53,6 +54,7 @@ struct loop {
     struct vmm vmm;
     uint32_t vmm_watched; /* its socket, for these */
     struct poison poison;
+    struct zapper zapper;
     struct ring orders; /* struct pageferry_order, from the owner of the handle */
     struct tell tell;   /* events, to it */
     struct stats stats;

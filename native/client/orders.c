@@ -153,6 +153,12 @@ bool orders_take(struct loop *loop)
         case PAGEFERRY_ORDER_CLEAR_POISON:
             poison_order(loop, &order);
             break;
+        case PAGEFERRY_ORDER_ZAP:
+            zapper_order(loop, &order);
+            break;
+        default:
+            orders_refuse(loop, order.cookie, PF_REASON_UNSUPPORTED, "this order is unknown here");
+            break;
         }
     }
     return go_on;

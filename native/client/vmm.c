@@ -140,9 +140,9 @@ enum vmm_said vmm_ready(struct vmm *vmm, struct vmm_span *span, uint64_t now_ns)
         said = VMM_CLOSED;
     } else if (rc < 0) {
         said = ended(vmm, now_ns);
-    } else if (rc == 1 && (frame.kind == FRAME_DISCARD || frame.kind == FRAME_CLEAR)) {
+    } else if (rc == 1 && (frame.kind == FRAME_DISCARD || frame.kind == FRAME_CLEAR || frame.kind == FRAME_ZAPPED)) {
         *span = span_of(&frame);
-        said = frame.kind == FRAME_DISCARD ? VMM_DISCARD : VMM_CLEAR;
+        said = frame.kind == FRAME_DISCARD ? VMM_DISCARD : frame.kind == FRAME_CLEAR ? VMM_CLEAR : VMM_ZAPPED;
     }
     return said;
 }
@@ -167,6 +167,18 @@ void vmm_poisoned(struct vmm *vmm, const struct vmm_span *span, bool held)
 void vmm_cleared(struct vmm *vmm, const struct vmm_span *span)
 {
     say_span(vmm, FRAME_CLEARED, span);
+}
+
+bool vmm_hears(const struct vmm *vmm)
+{
+    return vmm->frames && vmm->accepted && vmm->fd >= 0;
+}
+
+bool vmm_zap(struct vmm *vmm, const struct vmm_span *span)
+{
+    if (vmm_hears(vmm))
+        say_span(vmm, FRAME_ZAP, span);
+    return vmm_hears(vmm);
 }
 
 void vmm_complete(struct vmm *vmm)

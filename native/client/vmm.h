@@ -35,7 +35,7 @@ struct vmm_span {
     uint64_t length_bytes;
 };
 
-enum vmm_said { VMM_NOTHING = 0, VMM_DISCARD, VMM_CLEAR, VMM_CLOSED, VMM_GONE };
+enum vmm_said { VMM_NOTHING = 0, VMM_DISCARD, VMM_CLEAR, VMM_ZAPPED, VMM_CLOSED, VMM_GONE };
 
 void vmm_start(struct vmm *vmm, int fd, int pidfd, bool frames, uint64_t now_ns);
 /* The faults of this VM are served from now on. */
@@ -61,6 +61,11 @@ void vmm_discarded(struct vmm *vmm, const struct vmm_span *discard, bool kept);
 void vmm_poisoned(struct vmm *vmm, const struct vmm_span *span, bool held);
 /* These are fresh memory: the answer to its CLEAR, or, with sequence 0, by somebody else's word. */
 void vmm_cleared(struct vmm *vmm, const struct vmm_span *span);
+/* It takes frames: what it is told now may be answered. */
+bool vmm_hears(const struct vmm *vmm);
+/* Tells it to drop the mappings of these bytes, at most 2 MiB; its answer is a ZAPPED of this sequence. On private memory
+ * their data goes with them. False: it does not hear that any more. */
+bool vmm_zap(struct vmm *vmm, const struct vmm_span *span);
 /* Every page is there: nothing has to be reported any more. */
 void vmm_complete(struct vmm *vmm);
 void vmm_close_socket(struct vmm *vmm);

@@ -18,7 +18,8 @@
  *   VMM -> client    CLEAR      the poison of these pages is to end: fresh memory, zeros
  *   client -> VMM    CLEARED    so it is; sequence and place of the CLEAR, length_bytes: what was poisoned of it. With
  *                               sequence 0: this page is, by somebody else's word
- *   client -> shim   ZAP        drop the mappings of [offset, offset + length), at most 2 MiB, and keep the data
+ *   client -> shim   ZAP        drop the mappings of [offset, offset + length), at most 2 MiB. Shared memory keeps its data;
+ *                               that of private memory is not wanted any more, and goes with them. One at a time
  *   shim -> client   ZAPPED     sequence of the ZAP; length_bytes: so much is done, offset_bytes: enum zap_method; or length 0
  *                               and offset_bytes an errno
  *

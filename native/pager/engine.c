@@ -117,6 +117,16 @@ void engine_removed(struct engine *engine, uint64_t first_page, uint64_t page_co
     remove_pages(engine, first_page, page_count);
 }
 
+/* Of these pages, those that our own zap under way has announced. */
+static uint64_t announced(const struct engine *engine, uint64_t first_page, uint64_t count)
+{
+    uint64_t first = first_page > engine->zap_first ? first_page : engine->zap_first;
+    uint64_t end = first_page + count, zap_end = engine->zap_first + engine->zap_count;
+
+    end = end < zap_end ? end : zap_end;
+    return first < end ? end - first : 0;
+}
+
 /* A REMOVE event: on shared memory it says only "look again" (DESIGN 3.8). */
 static void take_remove(struct engine *engine, const struct kernel_event *event)
 {
@@ -124,7 +134,7 @@ static void take_remove(struct engine *engine, const struct kernel_event *event)
 
     stats_add(engine->stats, STATS_removes_total, 1);
     while ((count = regions_pages(engine->regions, &start, event->end, &first_page)) > 0) {
-        stats_add(engine->stats, STATS_removed_pages_total, count);
+        stats_add(engine->stats, STATS_removed_pages_total, count - announced(engine, first_page, count));
         if (engine->private_memory)
             remove_pages(engine, first_page, count);
     }

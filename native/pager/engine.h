@@ -102,6 +102,8 @@ struct engine {
     uint64_t clearing_count; /* of them, those whose poison was cleared: room is kept for these */
     uint64_t owed_due_ns;
     uint64_t owed_page;      /* where the next look for them begins */
+    uint64_t zap_first;      /* our own zap under way: pages whose mappings the VMM was told to drop */
+    uint64_t zap_count;
     uint32_t last_result;    /* of the newest kernel call, for the trace */
     uint32_t parked_count;
     uint64_t counts[PAGE_STATE_COUNT];
@@ -161,6 +163,11 @@ uint64_t engine_cleared(struct engine *engine, uint64_t first_page, uint64_t pag
 bool engine_clings(const struct engine *engine, uint64_t page);
 /* Something was not done yet of what engine_lost or engine_cleared have claimed, or it has not been told to the log. */
 bool engine_owes(const struct engine *engine, uint64_t first_page, uint64_t page_count);
+/* drop.c: the VMM will be told to drop the mappings of these pages; no others then are. page_count 0: it has. */
+void engine_zaps(struct engine *engine, uint64_t first_page, uint64_t page_count);
+/* Armed, shared memory, by an order: removed, and their bytes punched in every mapping, the guest's own too. Returns how
+ * many of the pages, from the first on; where it stops the kernel has refused. */
+uint64_t engine_drop(struct engine *engine, uint64_t first_page, uint64_t page_count);
 
 /* Armed: map what is cached, from `first_page` on, at most `page_count` pages looked at. Returns pages mapped. */
 uint64_t engine_sweep(struct engine *engine, uint64_t first_page, uint64_t page_count);

@@ -492,6 +492,8 @@ static enum kernel_result zero_page(struct sim_kernel *sim, uint64_t page, const
 
 static enum kernel_result punch_page(struct sim_kernel *sim, uint64_t page, const uint8_t *bytes)
 {
+    bool ordered = page - sim->drop_first < sim->drop_count;
+
     (void)bytes;
     if (stages(sim)) {
         sim->pages[page].staged = false;
@@ -500,9 +502,11 @@ static enum kernel_result punch_page(struct sim_kernel *sim, uint64_t page, cons
     }
     if (sim->private_memory)
         return refused(sim, page, "punch on private memory");
-    if (sim->table != NULL && !is_stale(sim, page))
+    if (sim->table != NULL && ordered && (is_state(sim, page, PAGE_MISSING) || is_state(sim, page, PAGE_CACHED)))
+        failed(sim, page, "a page is dropped that is not removed: its bytes would come back");
+    if (sim->table != NULL && !ordered && !is_stale(sim, page))
         failed(sim, page, "punched without the stale bit");
-    if (sim->table != NULL && sim->pages[page].ever_mapped && !is_state(sim, page, PAGE_POISONED))
+    if (sim->table != NULL && !ordered && sim->pages[page].ever_mapped && !is_state(sim, page, PAGE_POISONED))
         failed(sim, page, "a page is punched that may be the guest's");
     if (many(sim)) {
         allocate(sim, page);

@@ -95,6 +95,7 @@ struct sim_kernel {
     struct sim_removal removals[SIM_REMOVALS];
     struct sim_force force[SIM_CALL_COUNT];
     uint64_t calls[SIM_CALL_COUNT];
+    uint64_t drop_first, drop_count; /* pages whose data is to go, by an order: they may be the guest's */
     uint64_t refused_page_plus_1; /* LATER for this page, by a removal that has not been read since; 0: none */
     uint64_t troubles;       /* LATER, FULL, GONE and REFUSED given so far */
     uint64_t faults;         /* raised so far */

@@ -468,9 +468,19 @@ static void removal_goes_on(struct world *world, uint32_t index)
     count_drops(world, done->start, done->end, -1);
 }
 
-static void report_discard(struct world *world)
+/* Our own zap: announced, told to the VMM, and its event may come at any time after that. No word changes. */
+static void zap(struct world *world)
 {
-    struct world_drop drop = {.used = true, .first_page = page_in_need(world), .page_count = 1 + below(world, 6)};
+    uint64_t first = page_in_need(world), count = 1 + below(world, 12), start = address_of(world, first);
+
+    engine_zaps(&world->engine, first, count);
+    sim_remove(&world->sim, start, start + count * PAGE_BYTES, false);
+}
+
+static void report_discard(struct world *world, bool ordered)
+{
+    struct world_drop drop = {.used = true, .ordered = ordered, .first_page = page_in_need(world),
+                              .page_count = 1 + below(world, 6)};
     uint32_t i = 0;
 
     while (i < WORLD_DROPS && world->drops[i].used)
@@ -499,6 +509,18 @@ static void punch(struct world *world, const struct world_drop *drop, uint64_t p
         sim_discard_unit(&world->sim, page);
 }
 
+static void dropped(struct world *world, struct world_drop *drop)
+{
+    for (uint64_t page = drop->first_page; page < drop->first_page + drop->page_count; page++) {
+        if (!drop->ordered) /* else the engine has done it */
+            punch(world, drop, page);
+        world->pages[page].expected = 0;
+        world->pages[page].lost_mapped = false;
+        world->pages[page].drops--;
+    }
+    drop->used = false;
+}
+
 static void discard_goes_on(struct world *world, uint32_t index)
 {
     struct world_drop *drop = &world->drops[index];
@@ -506,17 +528,15 @@ static void discard_goes_on(struct world *world, uint32_t index)
 
     if (!drop->used)
         return;
-    if (!drop->reported) {
+    if (drop->ordered && !drop->reported) {
+        drop->reported = told_drop(world, drop->first_page, drop->page_count) == drop->page_count;
+    } else if (drop->ordered) {
+        dropped(world, drop);
+    } else if (!drop->reported) {
         told_removed(world, drop->first_page, drop->page_count);
         drop->reported = true;
     } else if (below(world, 2) == 0 || world->healing) {
-        for (uint64_t page = drop->first_page; page < drop->first_page + drop->page_count; page++) {
-            punch(world, drop, page);
-            world->pages[page].expected = 0;
-            world->pages[page].lost_mapped = false;
-            world->pages[page].drops--;
-        }
-        drop->used = false;
+        dropped(world, drop);
     } else if (drop->page_count == 1 && !many(world) && sim_remove(&world->sim, start, start + PAGE_BYTES, true)) {
         drop->used = false; /* MADV_REMOVE: its event comes first */
     }
@@ -573,14 +593,18 @@ static void vmm(struct world *world)
 
     if (world->private_memory && dice < 3) {
         map_silently(world, page);
+    } else if (world->private_memory && dice < 6 && world_armed(world)) {
+        report_discard(world, false); /* an order: the words first, then the VMM is told to zap */
     } else if (world->private_memory) {
         madvise_something(world, true);
-    } else if (dice < 2) {
+    } else if (dice < 1) {
         madvise_something(world, false);
+    } else if (dice < 2) {
+        zap(world);
     } else if (!world_armed(world)) {
         told_removed(world, page, 1); /* changes nothing, and nothing is dropped */
     } else if (dice < 5) {
-        report_discard(world);
+        report_discard(world, below(world, 3) == 0);
     } else if (dice < 6) {
         discard_silently(world);
     } else if (dice < 14) {

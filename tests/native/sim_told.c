@@ -335,6 +335,32 @@ void told_log(struct world *world, enum table_log_reader reader)
     world_pass(world, WORLD_TELL, SIM_AFTER);
 }
 
+uint64_t told_drop(struct world *world, uint64_t first, uint64_t count)
+{
+    struct model_world model = model_of(world);
+    struct calm before = calm_before(world);
+    uint64_t words[WORLD_PAGES], done;
+
+    for (uint64_t i = 0; i < count; i++)
+        words[i] = table_word(&world->table, first + i);
+    world->sim.drop_first = first;
+    world->sim.drop_count = count;
+    done = engine_drop(&world->engine, first, count);
+    world->sim.drop_count = 0;
+    if (!was_calm(world, &before, 0))
+        return done;
+    if (done != count)
+        world_failed(world, first, "pages are not dropped, and nothing was in the way");
+    for (uint64_t i = 0; i < count; i++) {
+        uint64_t next = model_removed(&model, words[i]);
+        check_word(world, first + i, next);
+        entered(world, first + i, words[i], PAGE_EVENT_REMOVED, next);
+        if (world->sim.pages[first + i].present)
+            world_failed(world, first + i, "dropped, and its bytes are still there");
+    }
+    return done;
+}
+
 /* --------------------------------------------------------------------------------------------------- engine's turns */
 
 /* The reference goes through the batch as the engine must: removals first. */

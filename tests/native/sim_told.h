@@ -15,6 +15,8 @@ void told_removed(struct world *world, uint64_t first, uint64_t count);
 /* By order. */
 void told_lost(struct world *world, uint64_t first, uint64_t count);
 void told_cleared(struct world *world, uint64_t first, uint64_t count);
+/* Armed, shared memory: an order drops these pages, all of them or as far as the kernel lets it. Pages done. */
+uint64_t told_drop(struct world *world, uint64_t first, uint64_t count);
 void told_turn(struct world *world);
 void told_sweep(struct world *world, uint64_t first, uint64_t count);
 /* The page's word is this one, but for what it may owe. */

@@ -231,6 +231,7 @@ static void take_over(struct world *world)
     world->alarm_expected = false;
     world->sim.refused_page_plus_1 = 0; /* who knew of it is dead */
     sim_lose_staging(&world->sim);
+    world->sim.drop_count = 0;          /* and of this */
     table_close(&world->table);
     if (table_adopt(fd, WORLD_PAGES, &world->table) < 0)
         world_failed(world, WORLD_PAGES, "the table is not adopted");

@@ -42,9 +42,9 @@ struct world_answer {
     uint64_t first_page, page_count, due_ns;
 };
 
-/* A discard that was reported and is yet to happen. */
+/* A discard that was reported and is yet to happen; or an order to drop pages, given again until it is done. */
 struct world_drop {
-    bool used, reported;
+    bool used, reported, ordered;
     uint64_t first_page, page_count;
 };
 
