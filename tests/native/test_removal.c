@@ -65,6 +65,49 @@ static void a_remove_event_on_shared_memory_changes_no_word(void)
     CHECK_EQ(bed.sim.calls[SIM_PUNCH], 0);
 }
 
+/* What the guest's balloon takes is counted, what our own zap drops is not. */
+static void our_own_zap_is_no_removal(void)
+{
+    bed_begin(false);
+    bed_news(ENGINE_DATA, 1, 1, V1);
+    engine_arm(&bed.engine);
+    engine_zaps(&bed.engine, 1, 2);
+    sim_remove(&bed.sim, bed_layout[0].address, bed_layout[0].address + 4 * PAGE_BYTES, false);
+    engine_turn(&bed.engine, bed.now_ns);
+    CHECK_EQ(bed_counter(STATS_removes_total), 1);
+    CHECK_EQ(bed_counter(STATS_removed_pages_total), 2);
+    sim_removal_step(&bed.sim, 0);
+    sim_removal_step(&bed.sim, 0);
+    engine_zaps(&bed.engine, 0, 0);
+    sim_remove(&bed.sim, bed_layout[0].address, bed_layout[0].address + 4 * PAGE_BYTES, false);
+    engine_turn(&bed.engine, bed.now_ns);
+    CHECK_EQ(bed_counter(STATS_removed_pages_total), 6);
+    CHECK_EQ(bed_state(1), PAGE_CACHED);
+}
+
+static void an_ordered_drop_is_zero_for_ever(void)
+{
+    bed_begin(false);
+    bed_news(ENGINE_DATA, 2, 2, V1);
+    CHECK_EQ(engine_drop(&bed.engine, 2, 2), 0); /* before arming there is nothing to drop */
+    engine_arm(&bed.engine);
+    bed_fault(0, 3); /* OWNED */
+    bed_fault(1, 4); /* WANTED */
+    bed.sim.drop_count = 8;
+    CHECK_EQ(engine_drop(&bed.engine, 0, 8), 8);
+    CHECK_EQ(bed_state(0), PAGE_ZERO);
+    CHECK_EQ(bed_state(2), PAGE_ZERO);
+    CHECK_EQ(bed_state(3), PAGE_OWNED);
+    CHECK(!bed.sim.pages[2].present);
+    CHECK(!bed.sim.pages[3].present);
+    CHECK_EQ(bed_news(ENGINE_DATA, 0, 8, V1), 0);
+    bed_fault(2, 3);
+    CHECK_EQ(bed_reads(3), 0);
+    bed_force(SIM_PUNCH, KERNEL_FULL, 1, 1);
+    CHECK_EQ(engine_drop(&bed.engine, 0, 4), 1); /* as far as it came */
+    CHECK_EQ(engine_drop(&bed.engine, PAGES, 1), 0);
+}
+
 static void a_reported_discard_is_zero_for_ever(void)
 {
     bed_begin(false);
@@ -302,6 +345,8 @@ int main(void)
     RUN(a_removal_on_private_memory_is_zero_for_ever);
     RUN(a_fault_is_read_before_the_removal_that_explains_it);
     RUN(a_remove_event_on_shared_memory_changes_no_word);
+    RUN(our_own_zap_is_no_removal);
+    RUN(an_ordered_drop_is_zero_for_ever);
     RUN(a_reported_discard_is_zero_for_ever);
     RUN(a_discard_is_claimed_even_when_the_punch_fails);
     RUN(poison_drops_the_bytes_and_stays);

@@ -86,6 +86,32 @@ static void test_frames(void)
     end();
 }
 
+static void test_zap(void)
+{
+    struct vmm_span span = {.sequence = 9, .offset_bytes = 8192, .length_bytes = 4096};
+
+    begin(true, true);
+    CHECK(!vmm_hears(&vmm)); /* before it is accepted it is told nothing else */
+    CHECK(!vmm_zap(&vmm, &span));
+    vmm_accept(&vmm);
+    hears(FRAME_ACCEPTED, 0);
+    CHECK(vmm_zap(&vmm, &span));
+    hears(FRAME_ZAP, 9);
+    says(FRAME_ZAPPED, 9);
+    CHECK_EQ(vmm_ready(&vmm, &span, 11 * S_NS), VMM_ZAPPED);
+    CHECK_EQ(span.sequence, 9);
+    CHECK_EQ(span.offset_bytes, 4096);
+    CHECK_EQ(span.length_bytes, 8192);
+    hang_up();
+    CHECK(!vmm_zap(&vmm, &span));
+    CHECK(!vmm_hears(&vmm));
+    end();
+    begin(false, true);
+    vmm_accept(&vmm);
+    CHECK(!vmm_zap(&vmm, &span));
+    end();
+}
+
 static void test_a_frame_in_pieces(void)
 {
     struct frame frame = {.magic = FRAME_MAGIC, .kind = FRAME_DISCARD, .sequence = 8};
@@ -191,6 +217,7 @@ static void test_no_socket(void)
 int main(void)
 {
     RUN(test_frames);
+    RUN(test_zap);
     RUN(test_a_frame_in_pieces);
     RUN(test_no_frame);
     RUN(test_ends_with_frames);
