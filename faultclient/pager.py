@@ -251,8 +251,8 @@ class Pager:
         self._order(lib.PAGEFERRY_ORDER_CLEAR_POISON, first_page, cookie, page_count=page_count)
 
     def zap(self, first_page: int, page_count: int, *, drop: bool = False, cookie: int = 0) -> None:
-        """The mappings of these pages go, so that the next access faults again; with `drop` their data goes for
-        ever, too. Answered by DONE (page: how many, value: a ZapMethod), or by FAILED."""
+        """The mappings of these pages go: the next access faults again. With `drop` their data goes too, for
+        ever. Answered by DONE (page: how many, value: a ZapMethod), or by FAILED."""
         flags = lib.PAGEFERRY_ZAP_DROP if drop else 0
         self._order(lib.PAGEFERRY_ORDER_ZAP, first_page, cookie, page_count=page_count, flags=flags)
 
