@@ -56,7 +56,7 @@ static int make_image(void)
     return fd;
 }
 
-/* A page server on loopback in a process of its own, for as long as this one lives. */
+/* A page server on loopback in a process of its own, for as long as this one lives; it has its image when this returns. */
 static pid_t serve(int listen_fd)
 {
     struct pageferry_server_options options = {.listen_fds = &listen_fd, .listen_fd_count = 1};
@@ -65,17 +65,25 @@ static pid_t serve(int listen_fd)
     uint64_t region_pages = PAGES;
     char error[PAGEFERRY_TEXT_BYTES];
     pid_t parent = getpid(), pid;
-    int image;
+    int image, ends[2];
+    char byte = 0;
 
+    if (pipe2(ends, O_CLOEXEC) < 0)
+        return -1;
     fflush(stdout);
     pid = fork();
-    if (pid != 0)
+    if (pid != 0) {
+        close(ends[1]);
+        pid = read(ends[0], &byte, 1) == 1 ? pid : -1;
+        close(ends[0]);
         return pid;
+    }
     prctl(PR_SET_PDEATHSIG, SIGKILL);
     image = make_image();
     if (getppid() != parent || image < 0 || pageferry_server_open(&options, &server) < 0 ||
         pageferry_image_inspect(image, NULL, NULL, &facts, error, sizeof(error)) < 0 ||
-        pageferry_server_add_file(server, "vm", image, &facts, &region_pages, 1, NULL, 0, error, sizeof(error)) < 0)
+        pageferry_server_add_file(server, "vm", image, &facts, &region_pages, 1, NULL, 0, error, sizeof(error)) < 0 ||
+        write(ends[1], &byte, 1) != 1)
         _exit(1);
     for (;;)
         pause();
