@@ -47,12 +47,17 @@ void zapper_order(struct loop *loop, const struct pageferry_order *order)
         .left_pages = order->page_count,
         .drop = (order->flags & PAGEFERRY_ZAP_DROP) != 0,
     };
-    uint64_t total = loop->regions.page_count;
+    uint64_t total = loop->regions.page_count, unit_pages = loop->regions.unit_pages;
 
     if ((order->flags & ~PAGEFERRY_ZAP_DROP) != 0)
         orders_refuse(loop, order->cookie, PF_REASON_BAD_REQUEST, "a flag of the zap is unknown");
     else if (order->page_count == 0 || order->value >= total || order->page_count > total - order->value)
         orders_refuse(loop, order->cookie, PF_REASON_BAD_REQUEST, "the pages to zap do not lie in the image");
+    else if (((order->value | order->page_count) & (unit_pages - 1)) != 0)
+        orders_refuse(loop, order->cookie, PF_REASON_BAD_REQUEST,
+                      "the memory is of huge pages: only whole ones can be zapped");
+    else if (unit_pages > PIECE_PAGES)
+        orders_refuse(loop, order->cookie, PF_REASON_UNSUPPORTED, "huge pages of more than 2 MiB are not zapped");
     else if (!add(&loop->zapper, &job))
         orders_refuse(loop, order->cookie, PF_REASON_BUSY, "too many zaps wait: send some after the next DONE");
 }
@@ -151,7 +156,8 @@ void zapper_answered(struct loop *loop, const struct vmm_span *span)
 /* In small pieces: one a turn. */
 static void punch(struct loop *loop, struct zapper_job *job)
 {
-    uint64_t pages = job->left_pages < PUNCH_PAGES ? job->left_pages : PUNCH_PAGES, done;
+    uint64_t most = loop->regions.unit_pages > PUNCH_PAGES ? loop->regions.unit_pages : PUNCH_PAGES;
+    uint64_t pages = job->left_pages < most ? job->left_pages : most, done;
     struct kernel_span span;
     int rc = 0;
 
