@@ -14,6 +14,8 @@
 #include <linux/userfaultfd.h>
 #include <poll.h>
 #include <pthread.h>
+#include <setjmp.h>
+#include <signal.h>
 #include <stdbool.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -178,8 +180,19 @@ static uint64_t joined(struct vcpu *vcpus)
     return vcpus[0].sum;
 }
 
+static __thread sigjmp_buf rescue;
+
+static void on_sigbus(int number)
+{
+    siglongjmp(rescue, number);
+}
+
+/* Its first word, or -1: the access was answered by SIGBUS. With KVM the vCPU thread gets it, BUS_MCEERR_AR, and the VMM
+ * injects a machine check. */
 static int64_t word_at(const struct vmm *vmm, uint64_t page)
 {
+    if (sigsetjmp(rescue, 1) != 0)
+        return -1;
     return (int64_t)*(const volatile uint64_t *)(vmm->ram + page * PAGE);
 }
 
@@ -240,8 +253,20 @@ static void drop(struct vmm *vmm)
     printf("dropped page 1: it reads %" PRId64 "\n", word_at(vmm, 1));
 }
 
+/* Lost: SIGBUS from now on, until it is cleared; then it is fresh memory, and the old bytes never return. */
+static void poison(struct vmm *vmm)
+{
+    order(vmm, PAGEFERRY_ORDER_POISON, 2, 1, 0, PAGEFERRY_EVENT_DONE);
+    printf("poisoned page 2: it reads %" PRId64 "\n", word_at(vmm, 2));
+    zap_all(vmm, false); /* takes the marker away with the mapping: the fault brings it back */
+    printf("poisoned page 2, zapped: it reads %" PRId64 "\n", word_at(vmm, 2));
+    order(vmm, PAGEFERRY_ORDER_CLEAR_POISON, 2, 1, 0, PAGEFERRY_EVENT_DONE);
+    printf("cleared page 2: it reads %" PRId64 "\n", word_at(vmm, 2));
+}
+
 int main(int argc, char **argv)
 {
+    struct sigaction action = {.sa_handler = on_sigbus, .sa_flags = SA_NODEFER};
     struct vmm vmm = {.bytes = argc == 4 ? strtoull(argv[3], NULL, 10) : 0};
 
     if (vmm.bytes == 0 || vmm.bytes % PAGE != 0) {
@@ -249,6 +274,7 @@ int main(int argc, char **argv)
         return 64;
     }
     setvbuf(stdout, NULL, _IOLBF, 0);
+    sigaction(SIGBUS, &action, NULL);
     make_ram(&vmm);
     register_ram(&vmm);
     open_pager(&vmm, argv[1], argv[2]);
@@ -256,6 +282,7 @@ int main(int argc, char **argv)
     restore(&vmm);
     zap(&vmm);
     drop(&vmm);
+    poison(&vmm);
     pageferry_vm_close(vmm.vm);
     pageferry_client_close(vmm.client);
     return 0;

@@ -42,6 +42,12 @@ def test_the_example_of_the_page(example: Path, tmp_path: Path) -> None:
     assert lines.count(f"sum {sum_of(image)}") == 2, said.stdout
     assert "faulted again: yes" in lines
     assert "dropped page 1: it reads 0" in lines
+    assert lines[-4:] == [
+        "told: page 2 is poisoned, number 1",
+        "poisoned page 2: it reads -1",
+        "poisoned page 2, zapped: it reads -1",
+        "cleared page 2: it reads 0",
+    ]
 
 
 def test_it_says_what_it_cannot_have(example: Path, tmp_path: Path) -> None:

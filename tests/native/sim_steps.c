@@ -471,8 +471,13 @@ static void removal_goes_on(struct world *world, uint32_t index)
 /* Our own zap: announced, told to the VMM, and its event may come at any time after that. No word changes. */
 static void zap(struct world *world)
 {
-    uint64_t first = page_in_need(world), count = 1 + below(world, 12), start = address_of(world, first);
+    uint64_t first = page_in_need(world), count = 1 + below(world, 12), start;
 
+    if (many(world)) {
+        first = regions_unit(&world->regions, first);
+        count = world->regions.unit_pages;
+    }
+    start = address_of(world, first);
     engine_zaps(&world->engine, first, count);
     sim_remove(&world->sim, start, start + count * PAGE_BYTES, false);
 }
@@ -490,6 +495,10 @@ static void report_discard(struct world *world, bool ordered)
     if (many(world) && below(world, 2) == 0) {
         drop.first_page = regions_unit(&world->regions, drop.first_page);
         drop.page_count = (1 + below(world, 2)) * WORLD_UNIT_PAGES;
+    }
+    if (ordered && many(world)) { /* whole units */
+        drop.first_page = regions_unit(&world->regions, drop.first_page);
+        drop.page_count = world->regions.unit_pages;
     }
     if (drop.page_count > WORLD_PAGES - drop.first_page)
         drop.page_count = WORLD_PAGES - drop.first_page;

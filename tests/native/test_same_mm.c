@@ -143,6 +143,10 @@ static void test_the_example(void)
         "complete, ",
         "faulted again: yes\n",
         "dropped page 1: it reads 0\n",
+        "told: page 2 is poisoned, number 1\n",
+        "poisoned page 2: it reads -1\n",
+        "poisoned page 2, zapped: it reads -1\n",
+        "cleared page 2: it reads 0\n",
     };
 
     CHECK(server > 0);
