@@ -12,19 +12,22 @@
 #include "cases.h"
 #include "client_vm.h"
 #include "kvm_vm.h"
+#include "map_client.h"
+#include "serve/image_memory.h"
 
 #define ZAPPED_FAULTS 3000
 #define ZAPS_MAX 100000
+#define ARRIVING_ROUNDS 100
 
 static struct kvm_vm kvm;
 static struct server server;
 static struct client_vm vm;
 
-static bool restore_begin_as(bool background, bool without_poison)
+static bool restore_begin_as(const char *role, bool background, bool without_poison)
 {
     server_start(&server);
     memset(&vm, 0, sizeof(vm));
-    if (!kvm_start(&kvm, "restore", SERVER_PAGES))
+    if (!kvm_start(&kvm, role, SERVER_PAGES))
         return false;
     vm = (struct client_vm){
         .server = &server,
@@ -45,7 +48,7 @@ static bool restore_begin_as(bool background, bool without_poison)
 
 static bool restore_begin(bool background)
 {
-    return restore_begin_as(background, false);
+    return restore_begin_as("restore", background, false);
 }
 
 static void restore_end(void)
@@ -200,7 +203,7 @@ static void test_poison_under_a_running_vcpu(void)
 /* Where the kernel has no poison the vCPU waits, can be called away, and goes on with zeros once the page is cleared. */
 static void test_a_lost_page_holds_a_vcpu(void)
 {
-    CHECK(restore_begin_as(false, true));
+    CHECK(restore_begin_as("restore", false, true));
     CHECK_EQ(order_pages(PAGEFERRY_ORDER_POISON, 9, 1), 1);
     CHECK(kvm_touch(&kvm, 8, 9));
     CHECK(kvm_do(&kvm, "touch 9"));
@@ -241,6 +244,76 @@ static void test_a_kick_during_a_held_fault(void)
     restore_end();
 }
 
+/* ------------------------------------------------------------------------------------- and tracked, while it arrives */
+
+static struct image *image;
+static struct map_client client;
+
+/* As a page server that the VM is handed on to. */
+static bool track_begin(void)
+{
+    struct pageferry_vm_fds fds;
+    struct image_memory_request request = {.name = "vm", .content_id = 9, .incarnation = 1, .versions_fd = -1,
+                                           .regions = &vm.region, .region_count = 1, .pid = kvm.pid};
+    char error[256] = "";
+
+    pageferry_vm_fds(vm.vm, &fds);
+    request.uffd = fds.uffd;
+    request.ram_fd = fds.backing_fd;
+    request.pidfd = fds.vmm_pidfd;
+    request.arriving_fd = fds.table_fd;
+    if (image_memory_open(&request, &image, error, sizeof(error)) != 0) {
+        printf("image: %s\n", error);
+        return false;
+    }
+    map_client_begin(&client, image);
+    return true;
+}
+
+static void do_round(void)
+{
+    uint32_t round;
+    int rc = rounds_begin(image->rounds, &round);
+
+    while (rc == 0)
+        rc = rounds_step(image->rounds, round);
+    CHECK_EQ(rc, 1);
+    map_read(&client);
+    CHECK(map_fetch_missing(&client));
+}
+
+/* The guest works on what has not all arrived, the VMM drops mappings, and the next target already fetches: in the end
+ * it holds what the memory holds. */
+static void test_rounds_of_a_guest_that_arrives(void)
+{
+    struct pageferry_vm_fds fds;
+
+    CHECK(restore_begin_as("both", false, false));
+    CHECK(track_begin());
+    ledger_of_the_image();
+    CHECK(kvm_do(&kvm, "work %" PRIu64 " 100000 9", KVM_FOREVER));
+    for (int i = 0; i < ARRIVING_ROUNDS; i++) {
+        do_round();
+        CHECK(kvm_do(&kvm, "zaps 2 %d", i));
+        if (i == ARRIVING_ROUNDS / 2)
+            CHECK(client_order(&vm, PAGEFERRY_ORDER_BACKGROUND, 1, 0));
+    }
+    CHECK(client_wait(&vm, PAGEFERRY_EVENT_COMPLETE));
+    CHECK(kvm_do(&kvm, "stop"));
+    CHECK(kvm_turns(&kvm) > 0);
+    CHECK(kvm_do(&kvm, "work 200 1000000000 2")); /* after the last round */
+    CHECK_EQ(kvm_turns(&kvm), 200);
+    pageferry_vm_fds(vm.vm, &fds);
+    CHECK(map_wrong(&client, fds.backing_fd) > 0);
+    CHECK_EQ(rounds_freeze(image->rounds), 0);
+    CHECK(map_read(&client) > 0);
+    CHECK(map_fetch_missing(&client));
+    CHECK_EQ(map_wrong(&client, fds.backing_fd), 0);
+    CHECK_EQ(kvm_differs(&kvm, fds.backing_fd), 0);
+    image->ops->close(image);
+    restore_end();
+}
+
 #define CASES(X) \
     X(test_faults_of_a_vcpu_are_resolved) \
     X(test_the_guest_sees_what_is_wrong) \
@@ -248,6 +321,7 @@ static void test_a_kick_during_a_held_fault(void)
     X(test_poison_is_a_machine_check) \
     X(test_poison_under_a_running_vcpu) \
     X(test_a_lost_page_holds_a_vcpu) \
-    X(test_a_kick_during_a_held_fault)
+    X(test_a_kick_during_a_held_fault) \
+    X(test_rounds_of_a_guest_that_arrives)
 
 CASES_MAIN(kvm_absent())
