@@ -30,7 +30,7 @@ COMMANDS = {
 # only when they are named
 ON_DEMAND = {"nightly": [sys.executable, "-m", "pytest", "-q", "-m", "nightly", "tests"]}
 # quick ones first; a folder that is not named here runs last
-ORDER = ("lint", "native", "unit", "house", "model", "k8s", "kernel", "wire", "e2e", *COMMANDS)
+ORDER = ("lint", "native", "unit", "house", "model", "k8s", "kernel", "kvm", "wire", "e2e", *COMMANDS)
 NO_TESTS_COLLECTED = 5
 
 
