@@ -17,6 +17,7 @@
 
 #define ZAPPED_FAULTS 3000
 #define ZAPS_MAX 100000
+#define ZAP_ORDERS 300
 #define ARRIVING_ROUNDS 100
 
 static struct kvm_vm kvm;
@@ -130,6 +131,44 @@ static void test_zap_under_a_running_vcpu(void)
     restore_end();
 }
 
+/* So many pages from this one on, and how many it has changed; UINT64_MAX: refused. */
+static uint64_t order_pages(uint32_t kind, uint32_t flags, uint64_t page, uint64_t count)
+{
+    struct pageferry_order order = {.kind = kind, .flags = flags, .value = page, .page_count = count, .cookie = 3};
+    bool done = pageferry_vm_order(vm.vm, &order) == 0 && client_wait(&vm, PAGEFERRY_EVENT_DONE);
+
+    return done ? vm.event.page : UINT64_MAX;
+}
+
+/* The same by order: the pager asks the shim, whose thread drops the mappings while the vCPU runs on. */
+static void test_zap_by_order_under_a_running_vcpu(void)
+{
+    struct pageferry_vm_fds fds;
+    uint64_t page;
+
+    CHECK(restore_begin(true));
+    ledger_of_the_image();
+    CHECK(kvm_do(&kvm, "work %" PRIu64 " 100000 9", KVM_FOREVER));
+    for (uint64_t i = 0; i < ZAP_ORDERS; i++) {
+        page = i * 37 % (SERVER_PAGES - 64);
+        CHECK_EQ(order_pages(PAGEFERRY_ORDER_ZAP, 0, page, 1 + i % 64), 1 + i % 64);
+    }
+    CHECK(kvm_do(&kvm, "stop"));
+    CHECK(kvm_turns(&kvm) > 0);
+    CHECK(client_counter(&vm, STATS_faults_minor_total) > 0);
+    pageferry_vm_fds(vm.vm, &fds);
+    CHECK_EQ(kvm_differs(&kvm, fds.backing_fd), 0);
+    CHECK_EQ(order_pages(PAGEFERRY_ORDER_ZAP, PAGEFERRY_ZAP_DROP, 200, 8), 8);
+    for (page = 200; page < 208; page++) {
+        CHECK(kvm_touch(&kvm, page, 0));
+        kvm.ledger[page] = 0;
+    }
+    CHECK_EQ(kvm_differs(&kvm, fds.backing_fd), 0);
+    CHECK(kvm_do(&kvm, "work 5000 500000 10"));
+    CHECK_EQ(kvm_turns(&kvm), 5000);
+    restore_end();
+}
+
 static void test_poison_is_a_machine_check(void)
 {
     uint64_t page = 0;
@@ -159,15 +198,6 @@ static void test_poison_is_a_machine_check(void)
     restore_end();
 }
 
-/* So many pages from this one on, and how many it has changed; UINT64_MAX: refused. */
-static uint64_t order_pages(uint32_t kind, uint64_t page, uint64_t count)
-{
-    struct pageferry_order order = {.kind = kind, .value = page, .page_count = count, .cookie = 3};
-    bool done = pageferry_vm_order(vm.vm, &order) == 0 && client_wait(&vm, PAGEFERRY_EVENT_DONE);
-
-    return done ? vm.event.page : UINT64_MAX;
-}
-
 /* Pages that the guest has, and works on, are lost: at the next access there is a machine check. Their bytes are in the
  * file no more; once cleared they are zeros, and the guest works on. */
 static void test_poison_under_a_running_vcpu(void)
@@ -183,14 +213,14 @@ static void test_poison_under_a_running_vcpu(void)
     pageferry_vm_fds(vm.vm, &fds);
     CHECK(kvm_do(&kvm, "work %" PRIu64 " 100000 9", KVM_FOREVER));
     usleep(5000);
-    CHECK_EQ(order_pages(PAGEFERRY_ORDER_POISON, first, count), count);
+    CHECK_EQ(order_pages(PAGEFERRY_ORDER_POISON, 0, first, count), count);
     CHECK(kvm_lost(&kvm, &page));
     CHECK(page >= first && page < first + count);
     for (uint64_t lost = first; lost < first + count; lost++)
         CHECK(pread(fds.backing_fd, &byte, 1, (off_t)(lost * KVM_PAGE)) == 1 && byte == 0);
     client_drain(&vm);
     CHECK_EQ(vm.seen[PAGEFERRY_EVENT_POISONED], count);
-    CHECK_EQ(order_pages(PAGEFERRY_ORDER_CLEAR_POISON, first, count), count);
+    CHECK_EQ(order_pages(PAGEFERRY_ORDER_CLEAR_POISON, 0, first, count), count);
     for (uint64_t fresh = first; fresh < first + count; fresh++) {
         CHECK(kvm_touch(&kvm, fresh, 0));
         kvm.ledger[fresh] = 0;
@@ -204,7 +234,7 @@ static void test_poison_under_a_running_vcpu(void)
 static void test_a_lost_page_holds_a_vcpu(void)
 {
     CHECK(restore_begin_as("restore", false, true));
-    CHECK_EQ(order_pages(PAGEFERRY_ORDER_POISON, 9, 1), 1);
+    CHECK_EQ(order_pages(PAGEFERRY_ORDER_POISON, 0, 9, 1), 1);
     CHECK(kvm_touch(&kvm, 8, 9));
     CHECK(kvm_do(&kvm, "touch 9"));
     CHECK(kvm_sleeps(&kvm));
@@ -212,7 +242,7 @@ static void test_a_lost_page_holds_a_vcpu(void)
     CHECK(kvm_stopped(&kvm, "eintr"));
     CHECK(kvm_do(&kvm, "go"));
     CHECK(kvm_sleeps(&kvm));
-    CHECK_EQ(order_pages(PAGEFERRY_ORDER_CLEAR_POISON, 9, 1), 1);
+    CHECK_EQ(order_pages(PAGEFERRY_ORDER_CLEAR_POISON, 0, 9, 1), 1);
     CHECK(kvm_stopped(&kvm, "out 0 0"));
     restore_end();
 }
@@ -318,6 +348,7 @@ static void test_rounds_of_a_guest_that_arrives(void)
     X(test_faults_of_a_vcpu_are_resolved) \
     X(test_the_guest_sees_what_is_wrong) \
     X(test_zap_under_a_running_vcpu) \
+    X(test_zap_by_order_under_a_running_vcpu) \
     X(test_poison_is_a_machine_check) \
     X(test_poison_under_a_running_vcpu) \
     X(test_a_lost_page_holds_a_vcpu) \
