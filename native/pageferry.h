@@ -278,6 +278,32 @@ struct pageferry_collapse {
  * with the remedy), NOT_ALLOWED, NO_VMM, CANCELLED, BUG. */
 int pageferry_vm_collapse(struct pageferry_vm *vm, struct pageferry_collapse *collapse);
 
+/* ------------------------------------------------------------ what this machine can do: tried, on scratch pages */
+
+enum pageferry_verdict {
+    PAGEFERRY_VERDICT_GOOD = 0,
+    PAGEFERRY_VERDICT_LESS = 1,    /* goes without it: slower, or a case that cannot be served */
+    PAGEFERRY_VERDICT_BAD = 2,     /* no VM can be served like that */
+    PAGEFERRY_VERDICT_UNTRIED = 3, /* a fact before it is bad, or it was to be spared */
+    PAGEFERRY_VERDICT_FAILED = 4   /* a call that should work answered something unexpected: not the same as absent */
+};
+
+/* What this kernel, this user and this container can do for a VM's memory. */
+struct pageferry_fact {
+    const char *name;   /* a word */
+    const char *help;   /* what it is for */
+    const char *remedy; /* what to do; NULL: nothing */
+    uint32_t verdict;   /* enum pageferry_verdict */
+    char found[PAGEFERRY_TEXT_BYTES];
+};
+
+/*
+ * device_fd: an open /dev/userfaultfd that was passed on, or -1. spare_pools 1: takes no page from a pool of huge pages,
+ * as at a start, when a VMM may be counting on the last one. Some milliseconds; touches nothing of the caller's. Copies
+ * at most `capacity`; returns how many there are.
+ */
+uint32_t pageferry_probe(int device_fd, uint32_t spare_pools, struct pageferry_fact *facts, uint32_t capacity);
+
 /* ------------------------------------------------------------------------------------------------- server half */
 
 struct pageferry_server;

@@ -292,7 +292,7 @@ static int read_setting(const char *path, enum thp_shmem *setting)
     if (close_bracket == NULL)
         return -EPROTO;
     *close_bracket = '\0';
-    if (strcmp(chosen + 1, "advise") == 0)
+    if (strcmp(chosen + 1, "advise") == 0 || strcmp(chosen + 1, "madvise") == 0)
         *setting = THP_SHMEM_ADVISE;
     else if (strcmp(chosen + 1, "always") == 0 || strcmp(chosen + 1, "within_size") == 0 ||
              strcmp(chosen + 1, "force") == 0)
@@ -300,17 +300,30 @@ static int read_setting(const char *path, enum thp_shmem *setting)
     return 0;
 }
 
-int mapping_thp_shmem(enum thp_shmem *setting)
+/* The setting of 4 KiB pages' own file, or the strongest of any larger size. */
+static int strongest_setting(const char *name, enum thp_shmem *setting)
 {
-    int rc = read_setting(THP_DIRECTORY "/shmem_enabled", setting);
+    char path[128];
+    int rc;
 
+    snprintf(path, sizeof(path), THP_DIRECTORY "/%s", name);
+    rc = read_setting(path, setting);
     for (uint64_t size_kib = 8; rc == 0 && size_kib <= UINT64_C(1) << 24; size_kib *= 2) {
-        char path[128];
         enum thp_shmem of_size;
-        snprintf(path, sizeof(path), THP_DIRECTORY "/hugepages-%" PRIu64 "kB/shmem_enabled", size_kib);
+        snprintf(path, sizeof(path), THP_DIRECTORY "/hugepages-%" PRIu64 "kB/%s", size_kib, name);
         rc = read_setting(path, &of_size);
         if (rc == 0 && of_size > *setting)
             *setting = of_size;
     }
     return rc;
+}
+
+int mapping_thp_shmem(enum thp_shmem *setting)
+{
+    return strongest_setting("shmem_enabled", setting);
+}
+
+int mapping_thp_private(enum thp_shmem *setting)
+{
+    return strongest_setting("enabled", setting);
 }

@@ -54,5 +54,7 @@ enum thp_shmem {
 
 /* The system's setting for shared memory, 4 KiB and every larger size. 0 or -errno. */
 int mapping_thp_shmem(enum thp_shmem *setting);
+/* And for private memory, where FORCED means: wherever it fits. */
+int mapping_thp_private(enum thp_shmem *setting);
 
 #endif

@@ -1,31 +1,26 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Tries what serving a VM needs, on scratch pages of our own: see probe.h. */
-#include "probe.h"
+/* One fact after the other, each tried: see probe.h. The trials of memory themselves are in trial.c. */
+#include "probe_facts.h"
 
 #include <errno.h>
 #include <fcntl.h>
 #include <inttypes.h>
+#include <signal.h>
 #include <stdarg.h>
 #include <stdio.h>
 #include <string.h>
 #include <sys/ioctl.h>
-#include <sys/mman.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 
 #include "mapping.h"
+#include "trial.h"
 #include "uapi.h"
-#include "uffd.h"
 
-#define SCRATCH_PAGES 4
-#define SCRATCH_BYTES (SCRATCH_PAGES * 4096)
-#define SHARED_FEATURES (UFFD_FEATURE_MISSING_SHMEM | UFFD_FEATURE_MINOR_SHMEM)
-#define CALL(name) (UINT64_C(1) << _UFFDIO_##name)
+#define UNKNOWN_FEATURE (UINT64_C(1) << 63)
+#define POOL "/sys/kernel/mm/hugepages/hugepages-2048kB/"
 
-static const char *const newer_kernel = "use a newer kernel";
-
-__attribute__((format(printf, 4, 5))) static void found(struct probe_fact *fact, enum probe_verdict verdict,
-                                                        const char *remedy, const char *format, ...)
+void probe_found(struct probe_fact *fact, enum probe_verdict verdict, const char *remedy, const char *format, ...)
 {
     va_list arguments;
 
@@ -38,14 +33,34 @@ __attribute__((format(printf, 4, 5))) static void found(struct probe_fact *fact,
 
 /* ----------------------------------------------------------------------------------------------------- userfaultfd */
 
-/* Everybody may have one that is blind to faults of the kernel; no VM can be served by it, so it is only named. */
-static bool user_mode_only_works(void)
+/* Everybody may have one that is blind to faults of the kernel. No VM can be served by it, and nothing about the fd
+ * shows it: so it is tried. */
+static void probe_blind(struct probe_fact *fact, int refusal)
 {
     int fd = (int)syscall(SYS_userfaultfd, O_CLOEXEC | O_NONBLOCK | UFFD_USER_MODE_ONLY);
+    int rc = fd < 0 ? -errno : trial_kernel_fault(fd);
 
+    if (fd >= 0 && rc == -EFAULT)
+        probe_found(fact, PROBE_BAD, create_remedy(refusal),
+              "only a userfaultfd for faults of user mode can be had: a read by the kernel of an absent page is EFAULT");
+    else
+        probe_found(fact, PROBE_UNTRIED, NULL, "there is no userfaultfd");
     if (fd >= 0)
         close(fd);
-    return fd >= 0;
+}
+
+static void not_the_device(struct probe_fact *fact, int device_fd, int rc)
+{
+    static const char *const pass = "pass an open /dev/userfaultfd";
+    enum fd_kind kind;
+
+    if (fcntl(device_fd, F_GETFD) < 0)
+        probe_found(fact, PROBE_BAD, pass, "descriptor %d is not open", device_fd);
+    else if (mapping_fd_kind(device_fd, &kind) == 0 && kind == FD_KIND_UFFD)
+        probe_found(fact, PROBE_BAD, pass, "descriptor %d is a userfaultfd: it serves whoever made it, perhaps in user mode alone",
+              device_fd);
+    else
+        probe_found(fact, PROBE_BAD, pass, "descriptor %d is no /dev/userfaultfd: %s", device_fd, strerror(-rc));
 }
 
 static bool probe_userfaultfd(int device_fd, struct probe *probe)
@@ -53,178 +68,215 @@ static bool probe_userfaultfd(int device_fd, struct probe *probe)
     static const char *const ways[] = {[CREATE_WAY_GIVEN] = "by the device that was passed on",
                                        [CREATE_WAY_SYSCALL] = "by the system call",
                                        [CREATE_WAY_DEVICE] = "by /dev/userfaultfd"};
-    struct probe_fact *fact = &probe->facts[PROBE_USERFAULTFD];
+    struct probe_fact *fact = &probe->facts[PROBE_USERFAULTFD], *blind = &probe->facts[PROBE_KERNEL_FAULTS];
     int fd = create_bare(device_fd, &probe->way);
+    int rc;
 
-    if (fd == -EPERM && user_mode_only_works()) {
-        found(fact, PROBE_BAD, create_remedy(fd), "only for faults of user mode: a VMM's own reads would fail");
+    if (fd < 0 && device_fd >= 0) {
+        not_the_device(fact, device_fd, fd);
     } else if (fd < 0) {
-        found(fact, PROBE_BAD, create_remedy(fd), "refused: %s", strerror(-fd));
+        bool refused = fd == -EPERM || fd == -EACCES || fd == -ENOSYS;
+        probe_found(fact, refused ? PROBE_BAD : PROBE_FAILED, create_remedy(fd), "refused: %s", strerror(-fd));
+        probe_blind(blind, fd);
     } else {
-        found(fact, PROBE_GOOD, NULL, "%s", ways[probe->way]);
+        probe_found(fact, PROBE_GOOD, NULL, "%s", ways[probe->way]);
+        rc = trial_kernel_fault(fd);
+        if (rc == 0)
+            probe_found(blind, PROBE_GOOD, NULL, "a read by the kernel of an absent page was reported, and answered");
+        else if (rc == -EFAULT)
+            probe_found(blind, PROBE_BAD, "let it be made without UFFD_USER_MODE_ONLY", "a read by the kernel is EFAULT");
+        else
+            probe_found(blind, PROBE_FAILED, SEE_LOG, "%s", trial_error_text(rc));
         close(fd);
     }
     return fd >= 0;
 }
 
-/* ------------------------------------------------------------------------------------------------ kinds of memory */
-
-/* A few pages of one kind of memory, registered: what the kernel says it can do there, and whether it does. */
-struct scratch {
-    struct uffd uffd;
-    uint8_t *start;
-    uint64_t calls;
-};
-
-static void scratch_close(struct scratch *scratch)
+/* 0, or -errno: what the kernel says to these features on an fd of their own. */
+static int asked_for(int device_fd, uint64_t features, uint64_t *answered)
 {
-    if (scratch->start != MAP_FAILED)
-        munmap(scratch->start, SCRATCH_BYTES);
-    if (scratch->uffd.fd >= 0)
-        close(scratch->uffd.fd);
-    if (scratch->uffd.backing_fd >= 0)
-        close(scratch->uffd.backing_fd);
-}
-
-static int scratch_map(struct scratch *scratch, bool shared)
-{
-    int flags = shared ? MAP_SHARED : MAP_PRIVATE | MAP_ANONYMOUS;
-
-    if (shared) {
-        scratch->uffd.backing_fd = memfd_create("pageferry-probe", MFD_CLOEXEC);
-        if (scratch->uffd.backing_fd < 0 || ftruncate(scratch->uffd.backing_fd, SCRATCH_BYTES) < 0)
-            return -errno;
-    }
-    scratch->start = mmap(NULL, SCRATCH_BYTES, PROT_READ | PROT_WRITE, flags, scratch->uffd.backing_fd, 0);
-    if (scratch->start == MAP_FAILED)
-        return -errno;
-    madvise(scratch->start, SCRATCH_BYTES, MADV_NOHUGEPAGE); /* fails where there are none: as good */
-    return 0;
-}
-
-static int scratch_open(struct scratch *scratch, int device_fd, bool shared)
-{
-    struct uffdio_register arg = {.range = {.len = SCRATCH_BYTES}, .mode = UFFDIO_REGISTER_MODE_MISSING};
-    int rc;
-
-    *scratch = (struct scratch){.uffd = {.fd = -1, .backing_fd = -1}, .start = MAP_FAILED};
-    rc = scratch_map(scratch, shared);
-    if (rc < 0)
-        return rc;
-    scratch->uffd.fd = create_uffd(device_fd, shared ? SHARED_FEATURES : 0, NULL);
-    if (scratch->uffd.fd < 0)
-        return scratch->uffd.fd;
-    if (shared)
-        arg.mode |= UFFDIO_REGISTER_MODE_MINOR;
-    arg.range.start = (uintptr_t)scratch->start;
-    if (ioctl(scratch->uffd.fd, UFFDIO_REGISTER, &arg) < 0)
-        return -errno;
-    scratch->calls = arg.ioctls;
-    return 0;
-}
-
-static struct kernel_span page_of(const struct scratch *scratch, uint64_t page)
-{
-    return (struct kernel_span){.address = (uintptr_t)scratch->start + page * 4096, .length_bytes = 4096,
-                                .file_offset = page * 4096};
-}
-
-/* Page 0 by COPY, 1 by ZEROPAGE, 2 by a write to the file and CONTINUE; then all of it is read, which waits for ever
- * if one of them lied, so each must have said that it is mapped. */
-static bool scratch_fills(struct scratch *scratch, bool shared)
-{
-    static const uint8_t bytes[4096] = {1};
-    const struct kernel_ops *ops = &uffd_kernel_ops;
-    struct kernel_span first = page_of(scratch, 0), second = page_of(scratch, 1), third = page_of(scratch, 2);
-
-    if (ops->copy(&scratch->uffd, &first, bytes).result != KERNEL_MAPPED ||
-        ops->zero(&scratch->uffd, &second).result != KERNEL_MAPPED)
-        return false;
-    if (shared && (ops->populate(&scratch->uffd, &third, bytes).result != KERNEL_MAPPED ||
-                   ops->map(&scratch->uffd, &third).result != KERNEL_MAPPED))
-        return false;
-    return scratch->start[0] == 1 && scratch->start[4096] == 0 && (!shared || scratch->start[2 * 4096] == 1);
-}
-
-static void probe_memory(int device_fd, struct probe *probe, bool shared)
-{
-    struct probe_fact *fact = &probe->facts[shared ? PROBE_SHARED : PROBE_PRIVATE];
-    uint64_t needed = CALL(WAKE) | CALL(COPY) | CALL(ZEROPAGE) | (shared ? CALL(CONTINUE) : 0);
-    struct scratch scratch;
-    int rc = scratch_open(&scratch, device_fd, shared);
-
-    if (rc < 0)
-        found(fact, PROBE_BAD, create_remedy(rc), "cannot be registered: %s", strerror(-rc));
-    else if ((scratch.calls & needed) != needed)
-        found(fact, PROBE_BAD, newer_kernel, "calls 0x%" PRIx64 " of 0x%" PRIx64 " are offered", scratch.calls & needed,
-              needed);
-    else if (!scratch_fills(&scratch, shared))
-        found(fact, PROBE_BAD, newer_kernel, "is registered, but cannot be filled");
-    else
-        found(fact, PROBE_GOOD, NULL, "calls 0x%" PRIx64, scratch.calls);
-    *(shared ? &probe->shared_calls : &probe->private_calls) = scratch.calls;
-    if (shared && rc == 0) {
-        struct kernel_span last = page_of(&scratch, 3);
-        bool poisons = uffd_kernel_ops.poison(&scratch.uffd, &last).result == KERNEL_MAPPED;
-        found(&probe->facts[PROBE_POISON], poisons ? PROBE_GOOD : PROBE_LESS, poisons ? NULL : newer_kernel, "%s",
-              poisons ? "by UFFDIO_POISON" : "no UFFDIO_POISON (Linux 6.6): who reads a lost page waits for ever");
-    }
-    scratch_close(&scratch);
-}
-
-/* ------------------------------------------------------------------------------------------------------- the others */
-
-static void probe_pagemap_scan(struct probe *probe)
-{
-    struct probe_fact *fact = &probe->facts[PROBE_PAGEMAP_SCAN];
-    struct pm_scan_arg arg = {.size = sizeof(arg)};
-    int fd = open("/proc/self/pagemap", O_RDONLY | O_CLOEXEC);
+    struct uffdio_api arg = {.api = UFFD_API, .features = features};
+    int fd = create_bare(device_fd, NULL), rc;
 
     if (fd < 0)
-        found(fact, PROBE_LESS, "mount /proc", "no /proc/self/pagemap: the VMM's word must do");
-    else if (ioctl(fd, PAGEMAP_SCAN, &arg) < 0)
-        found(fact, PROBE_LESS, newer_kernel, "no PAGEMAP_SCAN (Linux 6.7): read word by word");
-    else
-        found(fact, PROBE_GOOD, NULL, "there");
-    if (fd >= 0)
-        close(fd);
+        return fd;
+    rc = ioctl(fd, UFFDIO_API, &arg) < 0 ? -errno : 0;
+    *answered = arg.features;
+    close(fd);
+    return rc;
 }
 
-static void probe_huge_pages(struct probe *probe)
+static void probe_handshake(int device_fd, struct probe *probe)
 {
-    struct probe_fact *fact = &probe->facts[PROBE_HUGE_PAGES];
-    enum thp_shmem setting;
-    int rc = mapping_thp_shmem(&setting);
+    static const uint64_t used = UFFD_FEATURE_MISSING_SHMEM | UFFD_FEATURE_MINOR_SHMEM | UFFD_FEATURE_MISSING_HUGETLBFS |
+                                 UFFD_FEATURE_MINOR_HUGETLBFS | UFFD_FEATURE_POISON | CREATE_TRACK_FEATURES;
+    struct probe_fact *fact = &probe->facts[PROBE_HANDSHAKE];
+    uint64_t again = 0, beyond = 0;
+    int rc = asked_for(device_fd, 0, &probe->features), rc_again, rc_beyond;
+    uint64_t wanted = probe->features & used;
 
-    if (rc < 0)
-        found(fact, PROBE_LESS, "mount /sys", "cannot be read: %s", strerror(-rc));
-    else if (setting == THP_SHMEM_FORCED)
-        found(fact, PROBE_BAD,
-              "set /sys/kernel/mm/transparent_hugepage/shmem_enabled, and each hugepages-*/shmem_enabled, to advise or "
-              "never", "forced on: one page written may bring 512");
+    rc_again = rc == 0 ? asked_for(device_fd, wanted, &again) : rc;
+    rc_beyond = rc == 0 ? asked_for(device_fd, UNKNOWN_FEATURE, &beyond) : rc;
+    if (rc_again < 0 || (again & wanted) != wanted)
+        probe_found(fact, PROBE_FAILED, SEE_LOG, "has 0x%" PRIx64 ", and refuses 0x%" PRIx64 " of them: %s", probe->features,
+              wanted, rc_again < 0 ? strerror(-rc_again) : "they do not come back");
+    else if (rc_beyond == 0)
+        probe_found(fact, PROBE_LESS, NEWER_KERNEL, "has 0x%" PRIx64 "; takes bits that it does not know (early Linux 6.1), so what "
+              "comes back is compared", probe->features);
     else
-        found(fact, PROBE_GOOD, NULL, "%s", setting == THP_SHMEM_ADVISE ? "where asked for" : "never");
+        probe_found(fact, PROBE_GOOD, NULL, "has 0x%" PRIx64 "; what is asked comes back, what it does not know is refused",
+              probe->features);
 }
 
-void probe_run(int device_fd, struct probe *probe)
+/* ------------------------------------------------------------------------------------------------ kinds of memory */
+
+static const char *calls_of(const struct trial *trial, char text[PROBE_TEXT_BYTES / 2])
+{
+    trial_call_names(trial->calls, text, PROBE_TEXT_BYTES / 2);
+    return text;
+}
+
+/* Poison is a fact of its own. */
+static void judge_memory(struct probe_fact *fact, const struct trial *trial, const char *remedy)
+{
+    char calls[PROBE_TEXT_BYTES / 2];
+
+    if (trial->end == TRIAL_WORKS)
+        probe_found(fact, PROBE_GOOD, NULL, "works; offers %s", calls_of(trial, calls));
+    else if (trial->end == TRIAL_ABSENT)
+        probe_found(fact, PROBE_LESS, remedy, "cannot be served here: %s: %s", trial->step,
+                    trial_error_text(trial->error));
+    else
+        probe_found(fact, PROBE_FAILED, SEE_LOG, "failed: %s: %s", trial->step, trial_error_text(trial->error));
+}
+
+static uint64_t pool_count(const char *path)
+{
+    FILE *file = fopen(path, "re");
+    uint64_t count = 0;
+
+    if (file != NULL) {
+        if (fscanf(file, "%" SCNu64, &count) != 1)
+            count = 0;
+        fclose(file);
+    }
+    return count;
+}
+
+static void probe_pools(int device_fd, bool spare, struct probe *probe, struct trial trials[TRIAL_KIND_COUNT])
+{
+    static const char *const grow = "raise vm.nr_hugepages, if VMs are to run on them";
+    uint64_t total = pool_count(POOL "nr_hugepages"), unused = pool_count(POOL "free_hugepages");
+    uint64_t reserved = pool_count(POOL "resv_hugepages");
+    struct probe_fact *facts[] = {&probe->facts[PROBE_HUGE_SHARED], &probe->facts[PROBE_HUGE_PRIVATE]};
+
+    for (uint32_t i = 0; i < 2; i++) {
+        struct trial *trial = &trials[TRIAL_HUGE_SHARED + i];
+        if (total == 0) {
+            probe_found(facts[i], PROBE_LESS, grow, "there is no pool of them");
+        } else if (spare || unused <= reserved) {
+            probe_found(facts[i], PROBE_UNTRIED, spare ? NULL : grow, "%" PRIu64 " pages in the pool, %" PRIu64 " of them free%s",
+                  total, unused > reserved ? unused - reserved : 0, spare ? ": left alone" : "");
+        } else {
+            trial_run((enum trial_kind)(TRIAL_HUGE_SHARED + i), device_fd, trial);
+            judge_memory(facts[i], trial, NEWER_KERNEL);
+        }
+    }
+}
+
+/* Of all kinds that work. One where it fails counts, for lost pages may lie there. */
+static void judge_poison(struct probe_fact *fact, const struct trial trials[TRIAL_KIND_COUNT])
+{
+    const struct trial *told = NULL;
+
+    for (int i = 0; i < TRIAL_KIND_COUNT; i++) {
+        const struct trial *trial = &trials[i];
+        if (trial->step != NULL && trial->end == TRIAL_WORKS && (told == NULL || trial->poison > told->poison))
+            told = trial;
+    }
+    if (told == NULL)
+        probe_found(fact, PROBE_UNTRIED, NULL, "there is no memory to try it on");
+    else if (told->poison == TRIAL_ABSENT)
+        probe_found(fact, PROBE_LESS, NEWER_KERNEL,
+              "no UFFDIO_POISON (Linux 6.6): who reads a lost page waits, and the VMM is asked what to do");
+    else if (told->poison == TRIAL_FAILED)
+        probe_found(fact, PROBE_FAILED, SEE_LOG, "failed: %s", trial_error_text(told->poison_error));
+    else
+        probe_found(fact, PROBE_GOOD, NULL, "SIGBUS with %s, lsb %u (a KVM vCPU gets BUS_MCEERR_AR, lsb 12)",
+              told->signal.code == BUS_MCEERR_AR ? "BUS_MCEERR_AR"
+              : told->signal.code == BUS_ADRERR  ? "BUS_ADRERR"
+                                                 : "another code",
+              told->signal.lsb);
+}
+
+static void probe_dirty(int device_fd, struct probe *probe)
+{
+    struct probe_fact *fact = &probe->facts[PROBE_DIRTY_TRACKING];
+    struct trial trial;
+
+    trial_dirty(device_fd, &trial);
+    if (trial.end == TRIAL_WORKS)
+        probe_found(fact, PROBE_GOOD, NULL, "a written page was found, and no other");
+    else if (trial.end == TRIAL_ABSENT)
+        probe_found(fact, PROBE_LESS, NEWER_KERNEL, "no VM can be moved away from here: %s: %s (Linux 6.7)", trial.step,
+              trial_error_text(trial.error));
+    else
+        probe_found(fact, PROBE_FAILED, SEE_LOG, "failed: %s: %s", trial.step, trial_error_text(trial.error));
+}
+
+static bool works(const struct probe *probe, enum probe_name name)
+{
+    return probe->facts[name].verdict == PROBE_GOOD;
+}
+
+/* Where one of the two works, the other is a case less; where neither does, there is none. */
+static void judge_kinds(struct probe *probe)
+{
+    static const enum probe_name both[] = {PROBE_SHARED, PROBE_PRIVATE};
+    bool none = !works(probe, PROBE_SHARED) && !works(probe, PROBE_PRIVATE);
+
+    for (int i = 0; i < 2; i++)
+        if (none && probe->facts[both[i]].verdict == PROBE_LESS)
+            probe->facts[both[i]].verdict = PROBE_BAD;
+}
+
+static void probe_memory(int device_fd, bool spare_pools, struct probe *probe)
+{
+    static const char *const needs = "use a newer kernel: minor faults on shared memory need Linux 5.14";
+    static const char *const mount = "mount a tmpfs on /dev/shm that this user may write to, if RAM files lie there";
+    struct trial trials[TRIAL_KIND_COUNT] = {0};
+
+    trial_run(TRIAL_MEMFD, device_fd, &trials[TRIAL_MEMFD]);
+    trial_run(TRIAL_TMPFS, device_fd, &trials[TRIAL_TMPFS]);
+    trial_run(TRIAL_PRIVATE, device_fd, &trials[TRIAL_PRIVATE]);
+    judge_memory(&probe->facts[PROBE_SHARED], &trials[TRIAL_MEMFD], needs);
+    judge_memory(&probe->facts[PROBE_TMPFS], &trials[TRIAL_TMPFS], mount);
+    judge_memory(&probe->facts[PROBE_PRIVATE], &trials[TRIAL_PRIVATE], NEWER_KERNEL);
+    judge_kinds(probe);
+    probe_pools(device_fd, spare_pools, probe, trials);
+    judge_poison(&probe->facts[PROBE_POISON], trials);
+    probe->shared_calls = trials[TRIAL_MEMFD].calls;
+    probe->private_calls = trials[TRIAL_PRIVATE].calls;
+}
+
+/* ------------------------------------------------------------------------------------------------------ all of it */
+
+void probe_run(int device_fd, bool spare_pools, struct probe *probe)
 {
     memset(probe, 0, sizeof(*probe));
     for (int i = 0; i < PROBE_FACT_COUNT; i++)
-        found(&probe->facts[i], PROBE_UNTRIED, NULL, "not tried");
+        probe_found(&probe->facts[i], PROBE_UNTRIED, NULL, "not tried");
     if (probe_userfaultfd(device_fd, probe)) {
-        int fd = create_uffd(device_fd, 0, &probe->features);
-        if (fd >= 0)
-            close(fd);
-        probe_memory(device_fd, probe, true);
-        probe_memory(device_fd, probe, false);
+        probe_handshake(device_fd, probe);
+        probe_memory(device_fd, spare_pools, probe);
+        probe_dirty(device_fd, probe);
     }
-    probe_pagemap_scan(probe);
-    probe_huge_pages(probe);
+    probe_machine(probe);
 }
 
 bool probe_usable(const struct probe *probe)
 {
-    bool usable = true;
+    bool usable = works(probe, PROBE_SHARED) || works(probe, PROBE_PRIVATE);
 
     for (int i = 0; i < PROBE_FACT_COUNT; i++)
         usable &= probe->facts[i].verdict != PROBE_BAD;

@@ -332,12 +332,35 @@ static void check_settings(void)
     expect(-EPROTO, THP_SHMEM_NEVER);
 }
 
+static void check_private_settings(void)
+{
+    static const struct {
+        const char *text;
+        enum thp_shmem setting;
+    } cases[] = {{"always madvise [never]\n", THP_SHMEM_NEVER},
+                 {"always [madvise] never\n", THP_SHMEM_ADVISE},
+                 {"[always] madvise never\n", THP_SHMEM_FORCED}};
+    enum thp_shmem is = THP_SHMEM_NEVER;
+
+    for (size_t i = 0; i < sizeof(cases) / sizeof(cases[0]); i++) {
+        set("enabled", cases[i].text);
+        CHECK_EQ(mapping_thp_private(&is), 0);
+        CHECK_EQ(is, cases[i].setting);
+    }
+    set("enabled", cases[0].text);
+    set("hugepages-64kB/enabled", "always inherit [madvise] never\n");
+    CHECK_EQ(mapping_thp_private(&is), 0);
+    CHECK_EQ(is, THP_SHMEM_ADVISE);
+}
+
 static int with_settings_of_ours(void)
 {
     CHECK(unshare(CLONE_NEWNS) == 0 && mount("none", "/", NULL, MS_REC | MS_PRIVATE, NULL) == 0 &&
           mount("none", THP, "tmpfs", 0, NULL) == 0);
     if (!check_bad)
         check_settings();
+    if (!check_bad)
+        check_private_settings();
     return check_bad;
 }
 
