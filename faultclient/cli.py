@@ -348,6 +348,52 @@ def status(address: Address, as_json: bool) -> None:
     look(ports_of([str(address)], []), as_lines=as_json, given=True)
 
 
+@cli.command(short_help="What this machine can do for VMs, each fact tried.")
+@click.option(
+    "--device-fd",
+    type=click.IntRange(0),
+    default=None,
+    metavar="N",
+    help="An open /dev/userfaultfd that was passed on, as PAGEFERRY_SHIM_UFFD_FD names it to a VMM.",
+)
+@click.option(
+    "--json",
+    "as_json",
+    is_flag=True,
+    envvar="FAULTCLIENT_DOCTOR_JSON",
+    help="One JSON object: usable, kernel, uid, and the facts with name, verdict, found, remedy and help.",
+)
+def doctor(device_fd: int | None, as_json: bool) -> None:
+    """Try what this kernel, this user and this container can do for VMs, and say what to do about the rest.
+
+    Every fact is tried on scratch pages of this process's own, never read off a version number. It is the VMM
+    that makes the userfaultfd: run this as its user, in its container. From a pool of huge pages one page is
+    taken for a moment.
+
+    \b
+    good     it works
+    less     this machine goes without it: slower, or a case that cannot be served
+    bad      no VM can be served like that
+    untried  a fact before it is bad
+    failed   something that should work answered otherwise: not the same as absent
+
+    \b
+      faultclient doctor
+      faultclient doctor --json | jq -r '.facts[] | select(.verdict != "GOOD") | .name'
+      setpriv --reuid 64055 --regid 64055 --clear-groups faultclient doctor
+
+    \b
+    As a VMM that is given the device by who started it:
+      exec 3<>/dev/userfaultfd; setpriv --reuid 64055 ... faultclient doctor --device-fd 3
+
+    Exit code 0: some VM can be served here. 71: none, and the last line says why. docs/operations.md lists
+    every fact.
+    """
+    from faultclient.commands.doctor import doctor as run_doctor
+
+    run_doctor(-1 if device_fd is None else device_fd, as_json=as_json)
+
+
 def main() -> None:
     """The console script."""
     run_command(cli)

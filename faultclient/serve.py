@@ -20,6 +20,7 @@ from faultclient.sessions import Sessions
 from faultclient.vms import Vms
 from pageferry.limits import DRAIN_TIMEOUT_MS
 from pageferry.records import Records
+from pageferry.service.abilities import check_arriving
 from pageferry.service.addresses import try_listening
 from pageferry.service.logs import log
 
@@ -44,6 +45,7 @@ def signals(on_trace: Callable[[], None]) -> Iterator[asyncio.Event]:
 async def serve(options: ServeOptions) -> None:
     """Until a signal, and until nobody needs it any more. PageferryError: it could not begin."""
     options.ready.check()
+    check_arriving(filled_before=True)
     for address in (options.control_listen, options.metrics_listen):
         if address is not None:
             try_listening(address)

@@ -27,6 +27,7 @@ from faultclient.vms import Vms
 from pageferry.host.handoff import Handoff
 from pageferry.host.listener import Listener
 from pageferry.reasons import PageferryError, Reason
+from pageferry.service.abilities import check_arriving
 from pageferry.service.addresses import try_listening
 from pageferry.service.logs import log
 
@@ -123,6 +124,7 @@ class Signals:
 def check(options: RunOptions) -> None:
     """What would only fail when a guest depends on us. PageferryError: it would."""
     options.ready.check()
+    check_arriving(filled_before=options.postcopy is Postcopy.FORBID)
     for address in (options.control_listen, options.metrics_listen):
         if address is not None:
             try_listening(address)

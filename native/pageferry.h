@@ -288,6 +288,8 @@ enum pageferry_verdict {
     PAGEFERRY_VERDICT_FAILED = 4   /* a call that should work answered something unexpected: not the same as absent */
 };
 
+#define PAGEFERRY_FACTS_MAX 32
+
 /* What this kernel, this user and this container can do for a VM's memory. */
 struct pageferry_fact {
     const char *name;   /* a word */
@@ -300,7 +302,7 @@ struct pageferry_fact {
 /*
  * device_fd: an open /dev/userfaultfd that was passed on, or -1. spare_pools 1: takes no page from a pool of huge pages,
  * as at a start, when a VMM may be counting on the last one. Some milliseconds; touches nothing of the caller's. Copies
- * at most `capacity`; returns how many there are.
+ * at most `capacity`; returns how many there are, at most FACTS_MAX. The last is their sum, "usable".
  */
 uint32_t pageferry_probe(int device_fd, uint32_t spare_pools, struct pageferry_fact *facts, uint32_t capacity);
 

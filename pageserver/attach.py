@@ -17,6 +17,7 @@ from pageferry.host.handoff import Region, Role
 from pageferry.host.onward import Lines, Word, message
 from pageferry.limits import PAGE_BYTES
 from pageferry.reasons import PageferryError, Reason
+from pageferry.service.abilities import check_leaving
 from pageserver.dataplane import track
 
 MEMFD: Final = "memfd:"
@@ -130,6 +131,7 @@ def _not_so(ram: str, what: str, remedy: str = "the VMM must map the whole file,
 
 def attach(pid: int, ram: str, path: Path, timeout_s: float) -> int:
     """How many pages can be moved now. PageferryError: none, and the VM goes on as it was."""
+    check_leaving()
     with ExitStack() as stack:
         pidfd = _hold(pid)
         stack.callback(os.close, pidfd)

@@ -18,6 +18,7 @@ import grpc
 
 from pageferry.reasons import PageferryError, Reason
 from pageferry.records import Records
+from pageferry.service.abilities import say_leaving
 from pageferry.service.addresses import Address, bound, listening
 from pageferry.service.logs import log
 from pageferry.service.metrics import DataPlane as DataPlaneMetrics
@@ -76,6 +77,7 @@ async def bring_up_vms(
 ) -> tuple[Sessions, MigrationService]:
     """Takes the hand-off sockets, finds the sessions of an earlier server again, and takes what VMs hand over
     from now on."""
+    say_leaving()
     loop = asyncio.get_running_loop()
     records = stack.enter_context(Records(options.state_dir))
     sessions = Sessions(data_plane, records)

@@ -9,6 +9,7 @@ _Static_assert((int)PROBE_GOOD == PAGEFERRY_VERDICT_GOOD && (int)PROBE_LESS == P
                    (int)PROBE_BAD == PAGEFERRY_VERDICT_BAD && (int)PROBE_UNTRIED == PAGEFERRY_VERDICT_UNTRIED &&
                    (int)PROBE_FAILED == PAGEFERRY_VERDICT_FAILED,
                "verdicts are those of probe.h");
+_Static_assert(PROBE_FACT_COUNT <= PAGEFERRY_FACTS_MAX, "there is room for all");
 _Static_assert(PROBE_TEXT_BYTES == PAGEFERRY_TEXT_BYTES, "and so are their texts");
 
 uint32_t pageferry_probe(int device_fd, uint32_t spare_pools, struct pageferry_fact *facts, uint32_t capacity)

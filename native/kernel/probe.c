@@ -35,14 +35,14 @@ void probe_found(struct probe_fact *fact, enum probe_verdict verdict, const char
 
 /* Everybody may have one that is blind to faults of the kernel. No VM can be served by it, and nothing about the fd
  * shows it: so it is tried. */
-static void probe_blind(struct probe_fact *fact, int refusal)
+static void probe_blind(struct probe_fact *fact)
 {
     int fd = (int)syscall(SYS_userfaultfd, O_CLOEXEC | O_NONBLOCK | UFFD_USER_MODE_ONLY);
     int rc = fd < 0 ? -errno : trial_kernel_fault(fd);
 
     if (fd >= 0 && rc == -EFAULT)
-        probe_found(fact, PROBE_BAD, create_remedy(refusal),
-              "only a userfaultfd for faults of user mode can be had: a read by the kernel of an absent page is EFAULT");
+        probe_found(fact, PROBE_BAD, "as for userfaultfd",
+                    "only a userfaultfd for faults of user mode can be had: a read by the kernel of an absent page is EFAULT");
     else
         probe_found(fact, PROBE_UNTRIED, NULL, "there is no userfaultfd");
     if (fd >= 0)
@@ -77,7 +77,7 @@ static bool probe_userfaultfd(int device_fd, struct probe *probe)
     } else if (fd < 0) {
         bool refused = fd == -EPERM || fd == -EACCES || fd == -ENOSYS;
         probe_found(fact, refused ? PROBE_BAD : PROBE_FAILED, create_remedy(fd), "refused: %s", strerror(-fd));
-        probe_blind(blind, fd);
+        probe_blind(blind);
     } else {
         probe_found(fact, PROBE_GOOD, NULL, "%s", ways[probe->way]);
         rc = trial_kernel_fault(fd);
@@ -212,11 +212,14 @@ static void judge_poison(struct probe_fact *fact, const struct trial trials[TRIA
 static void probe_dirty(int device_fd, struct probe *probe)
 {
     struct probe_fact *fact = &probe->facts[PROBE_DIRTY_TRACKING];
+    char calls[PROBE_TEXT_BYTES / 2];
     struct trial trial;
 
     trial_dirty(device_fd, &trial);
     if (trial.end == TRIAL_WORKS)
-        probe_found(fact, PROBE_GOOD, NULL, "a written page was found, and no other");
+        probe_found(fact, PROBE_GOOD, NULL, "a written page was found, and no other; offers %s", calls_of(&trial, calls));
+    else if (trial.end == TRIAL_UNTRIED)
+        probe_found(fact, PROBE_UNTRIED, NULL, "not tried: %s: %s", trial.step, trial_error_text(trial.error));
     else if (trial.end == TRIAL_ABSENT)
         probe_found(fact, PROBE_LESS, NEWER_KERNEL, "no VM can be moved away from here: %s: %s (Linux 6.7)", trial.step,
               trial_error_text(trial.error));
@@ -261,6 +264,28 @@ static void probe_memory(int device_fd, bool spare_pools, struct probe *probe)
 
 /* ------------------------------------------------------------------------------------------------------ all of it */
 
+/* The sum of those that a VM cannot do without. */
+static void judge_all(struct probe *probe)
+{
+    static const enum probe_name before[] = {PROBE_USERFAULTFD, PROBE_KERNEL_FAULTS, PROBE_SHARED, PROBE_PRIVATE};
+    struct probe_fact *usable = &probe->facts[PROBE_USABLE];
+    bool shared = works(probe, PROBE_SHARED), private = works(probe, PROBE_PRIVATE);
+
+    if (shared && private) {
+        probe_found(usable, PROBE_GOOD, NULL, "yes, on shared and on private memory");
+    } else if (shared || private) {
+        probe_found(usable, PROBE_LESS, probe->facts[shared ? PROBE_PRIVATE : PROBE_SHARED].remedy, "on %s memory alone",
+                    shared ? "shared" : "private");
+    }
+    for (int i = 0; i < 4 && !shared && !private; i++) {
+        const struct probe_fact *fact = &probe->facts[before[i]];
+        if (fact->verdict == PROBE_BAD || fact->verdict == PROBE_FAILED) {
+            probe_found(usable, fact->verdict, fact->remedy, "no: %s", probe_word(before[i]));
+            break;
+        }
+    }
+}
+
 void probe_run(int device_fd, bool spare_pools, struct probe *probe)
 {
     memset(probe, 0, sizeof(*probe));
@@ -272,15 +297,12 @@ void probe_run(int device_fd, bool spare_pools, struct probe *probe)
         probe_dirty(device_fd, probe);
     }
     probe_machine(probe);
+    judge_all(probe);
 }
 
 bool probe_usable(const struct probe *probe)
 {
-    bool usable = works(probe, PROBE_SHARED) || works(probe, PROBE_PRIVATE);
-
-    for (int i = 0; i < PROBE_FACT_COUNT; i++)
-        usable &= probe->facts[i].verdict != PROBE_BAD;
-    return usable;
+    return probe->facts[PROBE_USABLE].verdict <= PROBE_LESS;
 }
 
 #define PROBE_WORD(name, word, help) [PROBE_##name] = word,

@@ -32,7 +32,8 @@
     X(THP_PRIVATE, "thp_private", "transparent huge pages of private memory, once it is all here") \
     X(SWAP, "swap", "memory that has arrived stays in memory") \
     X(HEADROOM, "headroom", "memory that this process may still fill: its cgroup's, and the machine's") \
-    X(LOCKED, "locked_memory", "memory that is locked can be zapped too")
+    X(LOCKED, "locked_memory", "memory that is locked can be zapped too") \
+    X(USABLE, "usable", "some VM of this user can be served here")
 
 #define PROBE_NAME(name, word, help) PROBE_##name,
 enum probe_name { PROBE_FACTS(PROBE_NAME) PROBE_FACT_COUNT };
@@ -65,7 +66,7 @@ struct probe {
  * a pool of huge pages, not even for a moment: for a start, when a VMM may be counting on the last one.
  */
 void probe_run(int device_fd, bool spare_pools, struct probe *probe);
-/* Some VM can be served: no fact is bad, and shared or private memory works. */
+/* What its last fact says, good or less. */
 bool probe_usable(const struct probe *probe);
 const char *probe_word(enum probe_name name);
 const char *probe_help(enum probe_name name);

@@ -83,15 +83,22 @@ static int meet(const struct scratch *scratch, uint64_t offset, enum expected ex
 
 /* -------------------------------------------------------------------------------------------------- the trials */
 
+static bool in(const int *errnos, int rc)
+{
+    for (; *errnos != 0; errnos++)
+        if (rc == -*errnos)
+            return true;
+    return false;
+}
+
 /* Sets the step and its result aside; goes on while nothing is wrong. `absence`: errnos that say "not here". */
 static bool step(struct trial *trial, const char *name, int rc, const int *absence)
 {
     trial->step = name;
     trial->error = rc;
     trial->end = rc < 0 ? TRIAL_FAILED : TRIAL_WORKS;
-    for (; rc < 0 && absence != NULL && *absence != 0; absence++)
-        if (rc == -*absence)
-            trial->end = TRIAL_ABSENT;
+    if (rc < 0 && absence != NULL && in(absence, rc))
+        trial->end = TRIAL_ABSENT;
     return rc == 0;
 }
 
@@ -128,10 +135,7 @@ static void try_poison(const struct scratch *scratch, struct trial *trial)
 
     if (rc == 0)
         rc = scratch_poison(scratch);
-    trial->poison = TRIAL_FAILED;
-    for (const int *absence = no_such_call; *absence != 0; absence++)
-        if (rc == -*absence)
-            trial->poison = TRIAL_ABSENT;
+    trial->poison = in(no_such_call, rc) ? TRIAL_ABSENT : TRIAL_FAILED;
     if (rc == 0)
         rc = touch_for_signal(scratch->start, &trial->signal);
     if (rc == 0 && trial->signal.code == 0)
@@ -223,20 +227,25 @@ static int dirty_alone(int pagemap_fd, uint64_t start, uint64_t end, uint64_t pa
 void trial_dirty(int device_fd, struct trial *trial)
 {
     static const struct scratch_kind tracked = {SCRATCH_PAGE_BYTES, CREATE_TRACK_FEATURES, true, false};
-    static const int no_such_scan[] = {ENOTTY, EINVAL, ESRCH, EACCES, EPERM, 0};
+    static const int no_such_scan[] = {ENOTTY, EINVAL, 0}, no_pagemap[] = {ESRCH, EACCES, EPERM, 0};
     struct scratch scratch;
     uint64_t start, end;
     int pagemap_fd = -1;
 
     memset(trial, 0, sizeof(*trial));
     scratch_init(&scratch, &tracked);
-    if (!step(trial, "the memory", scratch_map(&scratch), no_such_memory) ||
-        !step(trial, "UFFDIO_API", scratch_uffd(&scratch, device_fd), no_such_feature) ||
+    pagemap_fd = scan_open(getpid(), -1);
+    if (!step(trial, "/proc/self/pagemap", in(no_pagemap, pagemap_fd) ? pagemap_fd : 0, no_pagemap) ||
+        !step(trial, "the memory", scratch_map(&scratch), no_such_memory)) {
+        if (trial->end == TRIAL_ABSENT)
+            trial->end = TRIAL_UNTRIED;
+        goto out;
+    }
+    if (!step(trial, "UFFDIO_API", scratch_uffd(&scratch, device_fd), no_such_feature) ||
         !step(trial, "UFFDIO_REGISTER", scratch_register(&scratch, UFFDIO_REGISTER_MODE_WP, &trial->calls), no_such_mode))
         goto out;
     start = (uintptr_t)scratch.start;
     end = start + scratch.length_bytes;
-    pagemap_fd = scan_open(getpid(), -1);
     if (!step(trial, "PAGEMAP_SCAN", pagemap_fd < 0 ? pagemap_fd : 0, no_such_scan))
         goto out;
     if (step(trial, "a first write", write_page(scratch.start), NULL) &&

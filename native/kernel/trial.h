@@ -24,7 +24,12 @@ enum trial_kind {
     TRIAL_KIND_COUNT
 };
 
-enum trial_end { TRIAL_WORKS = 0, TRIAL_ABSENT, TRIAL_FAILED };
+enum trial_end {
+    TRIAL_WORKS = 0,
+    TRIAL_ABSENT,
+    TRIAL_FAILED,
+    TRIAL_UNTRIED /* dirty tracking: there is nothing here to try it on */
+};
 
 struct trial {
     enum trial_end end;
@@ -46,9 +51,7 @@ void trial_run(enum trial_kind kind, int device_fd, struct trial *trial);
  */
 int trial_kernel_fault(int uffd);
 
-/*
- * Are the writes of a page seen from outside, that page's and no other's? WORKS; or why not, in `error`.
- */
+/* Are the writes of a page seen from outside, that page's and no other's? */
 void trial_dirty(int device_fd, struct trial *trial);
 
 /* "WAKE COPY ZEROPAGE": the calls by name. Cut where there is no room. */

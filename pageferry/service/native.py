@@ -7,6 +7,7 @@ pageserver/dataplane.py and faultclient/pager.py.
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from enum import IntEnum
 from typing import Any, Final
 
 from pageferry._native import ffi, lib
@@ -86,3 +87,44 @@ def histogram(read: Callable[[int, Any, int], int], name: str) -> Histogram:
     values = ffi.new("uint64_t[]", BUCKETS + 1)
     read(list(HISTOGRAMS).index(name), values, BUCKETS + 1)
     return Histogram(tuple(values[0:BUCKETS]), values[BUCKETS])
+
+
+class Verdict(IntEnum):
+    """As pageferry.h has them."""
+
+    GOOD = lib.PAGEFERRY_VERDICT_GOOD
+    LESS = lib.PAGEFERRY_VERDICT_LESS
+    BAD = lib.PAGEFERRY_VERDICT_BAD
+    UNTRIED = lib.PAGEFERRY_VERDICT_UNTRIED
+    FAILED = lib.PAGEFERRY_VERDICT_FAILED
+
+
+@dataclass(frozen=True, slots=True)
+class Fact:
+    """What this machine can do, or cannot; found by trying it."""
+
+    name: str
+    verdict: Verdict
+    found: str
+    help: str
+    remedy: str | None
+
+
+def probe(device_fd: int = -1, *, spare_pools: bool) -> tuple[Fact, ...]:
+    """Tries everything anew, in some milliseconds. `device_fd`: an open /dev/userfaultfd that was passed on.
+
+    `spare_pools`: takes no page from a pool of huge pages, as at a start, when a VMM may be counting on the
+    last one.
+    """
+    facts = ffi.new("struct pageferry_fact[]", lib.PAGEFERRY_FACTS_MAX)
+    count = lib.pageferry_probe(device_fd, spare_pools, facts, lib.PAGEFERRY_FACTS_MAX)
+    return tuple(
+        Fact(
+            name=text(fact.name),
+            verdict=Verdict(fact.verdict),
+            found=text(fact.found),
+            help=text(fact.help),
+            remedy=text(fact.remedy) if fact.remedy != ffi.NULL else None,
+        )
+        for fact in facts[0:count]
+    )
