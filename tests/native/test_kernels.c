@@ -138,7 +138,7 @@ int main(int argc, char **argv)
 {
     struct probe probe;
 
-    probe_run(-1, &probe);
+    probe_run(-1, true, &probe);
     if (probe.facts[PROBE_USERFAULTFD].verdict != PROBE_GOOD) {
         SKIP(test_kernels, "no userfaultfd right");
         return check_done();
