@@ -265,7 +265,7 @@ int main(void)
 {
     struct probe probe;
 
-    probe_run(-1, &probe);
+    probe_run(-1, true, &probe);
     if (probe.facts[PROBE_USERFAULTFD].verdict != PROBE_GOOD) {
         SKIP(test_kernels_walk, "no userfaultfd right");
         return check_done();

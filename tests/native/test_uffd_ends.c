@@ -169,7 +169,7 @@ int main(void)
 {
     struct probe probe;
 
-    probe_run(-1, &probe);
+    probe_run(-1, true, &probe);
     if (probe.facts[PROBE_USERFAULTFD].verdict != PROBE_GOOD) {
         SKIP(test_uffd_ends, "no userfaultfd right");
         return check_done();
