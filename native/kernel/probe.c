@@ -82,7 +82,7 @@ static bool probe_userfaultfd(int device_fd, struct probe *probe)
         probe_found(fact, PROBE_GOOD, NULL, "%s", ways[probe->way]);
         rc = trial_kernel_fault(fd);
         if (rc == 0)
-            probe_found(blind, PROBE_GOOD, NULL, "a read by the kernel of an absent page was reported, and answered");
+            probe_found(blind, PROBE_GOOD, NULL, "a read by the kernel of an absent page was reported");
         else if (rc == -EFAULT)
             probe_found(blind, PROBE_BAD, "let it be made without UFFD_USER_MODE_ONLY", "a read by the kernel is EFAULT");
         else
