@@ -50,17 +50,18 @@ static void probe_thp(struct probe *probe)
         probe_found(shared, PROBE_LESS, "mount /sys", "cannot be read: %s", strerror(-rc));
     else if (setting == THP_SHMEM_FORCED)
         probe_found(shared, PROBE_LESS,
-              "set /sys/kernel/mm/transparent_hugepage/shmem_enabled, and each hugepages-*/shmem_enabled, to advise or "
-              "never",
-              "forced on: a write of one page brings in its neighbours");
+                    "set /sys/kernel/mm/transparent_hugepage/shmem_enabled, and each hugepages-*/shmem_enabled, to "
+                    "advise or never",
+                    "forced on: a write of one page brings in its neighbours");
     else
         probe_found(shared, PROBE_GOOD, NULL, "%s", setting == THP_SHMEM_ADVISE ? "where asked for" : "never");
     rc = mapping_thp_private(&setting);
     if (rc < 0)
         probe_found(private, PROBE_LESS, "mount /sys", "cannot be read: %s", strerror(-rc));
     else if (setting == THP_SHMEM_NEVER)
-        probe_found(private, PROBE_LESS, "set /sys/kernel/mm/transparent_hugepage/enabled to madvise, if VMs run on private memory",
-              "never: private memory stays on 4 KiB pages, and is slower for it");
+        probe_found(private, PROBE_LESS,
+                    "set /sys/kernel/mm/transparent_hugepage/enabled to madvise, if VMs run on private memory",
+                    "never: private memory stays on 4 KiB pages, and is slower for it");
     else
         probe_found(private, PROBE_GOOD, NULL, "%s", setting == THP_SHMEM_ADVISE ? "where asked for" : "everywhere");
 }
@@ -80,7 +81,7 @@ static void probe_swap(struct probe *probe)
         probe_found(fact, PROBE_GOOD, NULL, "there is none");
     else
         probe_found(fact, PROBE_LESS, "set memory.swap.max=0 for VMs whose faults must stay short",
-              "%" PRIu64 " MiB: a page that was here may have to be read again", mib);
+                    "%" PRIu64 " MiB: a page that was here may have to be read again", mib);
 }
 
 static void probe_headroom(struct probe *probe)
@@ -93,15 +94,15 @@ static void probe_headroom(struct probe *probe)
         probe_found(fact, PROBE_LESS, "mount /proc", "cannot be read: %s", strerror(-rc));
     else if (room.limited && room.free_bytes < room.available_bytes)
         probe_found(fact, PROBE_LESS,
-              "raise the limit to the guests' memory and 64 MiB more, if pages are to come before a guest runs (a move, "
-              "--postcopy forbid): what is written then is charged to this process",
-              "%" PRIu64 " MiB: the limit of %.120s is %" PRIu64 " MiB; the machine has %" PRIu64 " MiB",
-              room.free_bytes / MIB, room.group, room.limit_bytes / MIB, room.available_bytes / MIB);
+                    "raise the limit to the guests' memory and 64 MiB more, if pages are to come before a guest runs "
+                    "(a move, --postcopy forbid): what is written then is charged to this process",
+                    "%" PRIu64 " MiB: the limit of %.120s is %" PRIu64 " MiB; the machine has %" PRIu64 " MiB",
+                    room.free_bytes / MIB, room.group, room.limit_bytes / MIB, room.available_bytes / MIB);
     else
         probe_found(fact, PROBE_GOOD, NULL, "%" PRIu64 " MiB of the machine's memory%s", room.available_bytes / MIB,
-              room.limited   ? "; the cgroup's limit is above that"
-              : room.grouped ? "; no cgroup limits it"
-                             : "; no memory cgroup can be seen");
+                    room.limited   ? "; the cgroup's limit is above that"
+                    : room.grouped ? "; no cgroup limits it"
+                                   : "; no memory cgroup can be seen");
 }
 
 static void probe_locked(struct probe *probe)
@@ -128,7 +129,8 @@ static void probe_locked(struct probe *probe)
     else if ((rc = madvise(page, 4096, MADV_DONTNEED_LOCKED) < 0 ? -errno : 0) == 0)
         probe_found(fact, PROBE_GOOD, NULL, "by MADV_DONTNEED_LOCKED; this user may lock %s", most);
     else if (rc == -EINVAL)
-        probe_found(fact, PROBE_LESS, NEWER_KERNEL, "no MADV_DONTNEED_LOCKED (Linux 5.18); this user may lock %s", most);
+        probe_found(fact, PROBE_LESS, NEWER_KERNEL, "no MADV_DONTNEED_LOCKED (Linux 5.18); this user may lock %s",
+                    most);
     else
         probe_found(fact, PROBE_FAILED, SEE_LOG, "failed: MADV_DONTNEED_LOCKED: %s", strerror(-rc));
     munmap(page, 4096);

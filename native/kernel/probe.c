@@ -42,7 +42,8 @@ static void probe_blind(struct probe_fact *fact)
 
     if (fd >= 0 && rc == -EFAULT)
         probe_found(fact, PROBE_BAD, "as for userfaultfd",
-                    "only a userfaultfd for faults of user mode can be had: a read by the kernel of an absent page is EFAULT");
+                    "only a userfaultfd for faults of user mode can be had: a read by the kernel of an absent page is "
+                    "EFAULT");
     else
         probe_found(fact, PROBE_UNTRIED, NULL, "there is no userfaultfd");
     if (fd >= 0)
@@ -57,8 +58,9 @@ static void not_the_device(struct probe_fact *fact, int device_fd, int rc)
     if (fcntl(device_fd, F_GETFD) < 0)
         probe_found(fact, PROBE_BAD, pass, "descriptor %d is not open", device_fd);
     else if (mapping_fd_kind(device_fd, &kind) == 0 && kind == FD_KIND_UFFD)
-        probe_found(fact, PROBE_BAD, pass, "descriptor %d is a userfaultfd: it serves whoever made it, perhaps in user mode alone",
-              device_fd);
+        probe_found(fact, PROBE_BAD, pass,
+                    "descriptor %d is a userfaultfd: it serves whoever made it, perhaps in user mode alone",
+                    device_fd);
     else
         probe_found(fact, PROBE_BAD, pass, "descriptor %d is no /dev/userfaultfd: %s", device_fd, strerror(-rc));
 }
@@ -84,7 +86,8 @@ static bool probe_userfaultfd(int device_fd, struct probe *probe)
         if (rc == 0)
             probe_found(blind, PROBE_GOOD, NULL, "a read by the kernel of an absent page was reported");
         else if (rc == -EFAULT)
-            probe_found(blind, PROBE_BAD, "let it be made without UFFD_USER_MODE_ONLY", "a read by the kernel is EFAULT");
+            probe_found(blind, PROBE_BAD, "let it be made without UFFD_USER_MODE_ONLY",
+                        "a read by the kernel is EFAULT");
         else
             probe_found(blind, PROBE_FAILED, SEE_LOG, "%s", trial_error_text(rc));
         close(fd);
@@ -108,8 +111,8 @@ static int asked_for(int device_fd, uint64_t features, uint64_t *answered)
 
 static void probe_handshake(int device_fd, struct probe *probe)
 {
-    static const uint64_t used = UFFD_FEATURE_MISSING_SHMEM | UFFD_FEATURE_MINOR_SHMEM | UFFD_FEATURE_MISSING_HUGETLBFS |
-                                 UFFD_FEATURE_MINOR_HUGETLBFS | UFFD_FEATURE_POISON | CREATE_TRACK_FEATURES;
+    static const uint64_t used = UFFD_FEATURE_MISSING_SHMEM | UFFD_FEATURE_MINOR_SHMEM | UFFD_FEATURE_POISON |
+                                 UFFD_FEATURE_MISSING_HUGETLBFS | UFFD_FEATURE_MINOR_HUGETLBFS | CREATE_TRACK_FEATURES;
     struct probe_fact *fact = &probe->facts[PROBE_HANDSHAKE];
     uint64_t again = 0, beyond = 0;
     int rc = asked_for(device_fd, 0, &probe->features), rc_again, rc_beyond;
@@ -118,14 +121,15 @@ static void probe_handshake(int device_fd, struct probe *probe)
     rc_again = rc == 0 ? asked_for(device_fd, wanted, &again) : rc;
     rc_beyond = rc == 0 ? asked_for(device_fd, UNKNOWN_FEATURE, &beyond) : rc;
     if (rc_again < 0 || (again & wanted) != wanted)
-        probe_found(fact, PROBE_FAILED, SEE_LOG, "has 0x%" PRIx64 ", and refuses 0x%" PRIx64 " of them: %s", probe->features,
-              wanted, rc_again < 0 ? strerror(-rc_again) : "they do not come back");
+        probe_found(fact, PROBE_FAILED, SEE_LOG, "has 0x%" PRIx64 ", and refuses 0x%" PRIx64 " of them: %s",
+                    probe->features, wanted, rc_again < 0 ? strerror(-rc_again) : "they do not come back");
     else if (rc_beyond == 0)
-        probe_found(fact, PROBE_LESS, NEWER_KERNEL, "has 0x%" PRIx64 "; takes bits that it does not know (early Linux 6.1), so what "
-              "comes back is compared", probe->features);
+        probe_found(fact, PROBE_LESS, NEWER_KERNEL,
+                    "has 0x%" PRIx64 "; takes bits that it does not know (early Linux 6.1): what comes back is compared",
+                    probe->features);
     else
-        probe_found(fact, PROBE_GOOD, NULL, "has 0x%" PRIx64 "; what is asked comes back, what it does not know is refused",
-              probe->features);
+        probe_found(fact, PROBE_GOOD, NULL,
+                    "has 0x%" PRIx64 "; what is asked comes back, what it does not know is refused", probe->features);
 }
 
 /* ------------------------------------------------------------------------------------------------ kinds of memory */
@@ -175,8 +179,9 @@ static void probe_pools(int device_fd, bool spare, struct probe *probe, struct t
         if (total == 0) {
             probe_found(facts[i], PROBE_LESS, grow, "there is no pool of them");
         } else if (spare || unused <= reserved) {
-            probe_found(facts[i], PROBE_UNTRIED, spare ? NULL : grow, "%" PRIu64 " pages in the pool, %" PRIu64 " of them free%s",
-                  total, unused > reserved ? unused - reserved : 0, spare ? ": left alone" : "");
+            probe_found(facts[i], PROBE_UNTRIED, spare ? NULL : grow,
+                        "%" PRIu64 " pages in the pool, %" PRIu64 " of them free%s", total,
+                        unused > reserved ? unused - reserved : 0, spare ? ": left alone" : "");
         } else {
             trial_run((enum trial_kind)(TRIAL_HUGE_SHARED + i), device_fd, trial);
             judge_memory(facts[i], trial, NEWER_KERNEL);
@@ -198,15 +203,15 @@ static void judge_poison(struct probe_fact *fact, const struct trial trials[TRIA
         probe_found(fact, PROBE_UNTRIED, NULL, "there is no memory to try it on");
     else if (told->poison == TRIAL_ABSENT)
         probe_found(fact, PROBE_LESS, NEWER_KERNEL,
-              "no UFFDIO_POISON (Linux 6.6): who reads a lost page waits, and the VMM is asked what to do");
+                    "no UFFDIO_POISON (Linux 6.6): who reads a lost page waits, and the VMM is asked what to do");
     else if (told->poison == TRIAL_FAILED)
         probe_found(fact, PROBE_FAILED, SEE_LOG, "failed: %s", trial_error_text(told->poison_error));
     else
         probe_found(fact, PROBE_GOOD, NULL, "SIGBUS with %s, lsb %u (a KVM vCPU gets BUS_MCEERR_AR, lsb 12)",
-              told->signal.code == BUS_MCEERR_AR ? "BUS_MCEERR_AR"
-              : told->signal.code == BUS_ADRERR  ? "BUS_ADRERR"
-                                                 : "another code",
-              told->signal.lsb);
+                    told->signal.code == BUS_MCEERR_AR ? "BUS_MCEERR_AR"
+                    : told->signal.code == BUS_ADRERR  ? "BUS_ADRERR"
+                                                       : "another code",
+                    told->signal.lsb);
 }
 
 static void probe_dirty(int device_fd, struct probe *probe)
@@ -217,12 +222,13 @@ static void probe_dirty(int device_fd, struct probe *probe)
 
     trial_dirty(device_fd, &trial);
     if (trial.end == TRIAL_WORKS)
-        probe_found(fact, PROBE_GOOD, NULL, "a written page was found, and no other; offers %s", calls_of(&trial, calls));
+        probe_found(fact, PROBE_GOOD, NULL, "a written page was found, and no other; offers %s",
+                    calls_of(&trial, calls));
     else if (trial.end == TRIAL_UNTRIED)
         probe_found(fact, PROBE_UNTRIED, NULL, "not tried: %s: %s", trial.step, trial_error_text(trial.error));
     else if (trial.end == TRIAL_ABSENT)
-        probe_found(fact, PROBE_LESS, NEWER_KERNEL, "no VM can be moved away from here: %s: %s (Linux 6.7)", trial.step,
-              trial_error_text(trial.error));
+        probe_found(fact, PROBE_LESS, NEWER_KERNEL, "no VM can be moved away from here: %s: %s (Linux 6.7)",
+                    trial.step, trial_error_text(trial.error));
     else
         probe_found(fact, PROBE_FAILED, SEE_LOG, "failed: %s: %s", trial.step, trial_error_text(trial.error));
 }
@@ -274,8 +280,8 @@ static void judge_all(struct probe *probe)
     if (shared && private) {
         probe_found(usable, PROBE_GOOD, NULL, "yes, on shared and on private memory");
     } else if (shared || private) {
-        probe_found(usable, PROBE_LESS, probe->facts[shared ? PROBE_PRIVATE : PROBE_SHARED].remedy, "on %s memory alone",
-                    shared ? "shared" : "private");
+        probe_found(usable, PROBE_LESS, probe->facts[shared ? PROBE_PRIVATE : PROBE_SHARED].remedy,
+                    "on %s memory alone", shared ? "shared" : "private");
     }
     for (int i = 0; i < 4 && !shared && !private; i++) {
         const struct probe_fact *fact = &probe->facts[before[i]];

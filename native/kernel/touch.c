@@ -122,7 +122,7 @@ static int told_by(int status, struct touch_signal *met)
 /* No signal at its exit, and so no waitpid of somebody else's finds it. */
 int touch_for_signal(const void *address, struct touch_signal *met)
 {
-    uint8_t *stack = mmap(NULL, CHILD_STACK_BYTES, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_STACK, -1, 0);
+    uint8_t *stack = mmap(NULL, CHILD_STACK_BYTES, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
     sigset_t all, before;
     pid_t child, ended;
     int status = 0, rc;

@@ -59,7 +59,7 @@ static int await_event(const struct scratch *scratch, const struct touch *touch,
 
 typedef int answer_fn(const struct scratch *scratch);
 
-/* The kernel reads the first bytes of a page for us: the event that is expected comes, and the answer lets it see them. */
+/* The kernel reads the first bytes of a page for us: the event that is expected comes, the answer lets it see them. */
 static int meet(const struct scratch *scratch, uint64_t offset, enum expected expected, answer_fn *answer,
                 const char *bytes)
 {
@@ -237,24 +237,24 @@ void trial_dirty(int device_fd, struct trial *trial)
     static const int no_such_scan[] = {ENOTTY, EINVAL, 0}, no_pagemap[] = {ESRCH, EACCES, EPERM, 0};
     struct scratch scratch;
     uint64_t start, end;
-    int pagemap_fd = -1;
+    int pagemap_fd = scan_open(getpid(), -1), rc;
 
     memset(trial, 0, sizeof(*trial));
     scratch_init(&scratch, &tracked);
-    pagemap_fd = scan_open(getpid(), -1);
     if (!step(trial, "/proc/self/pagemap", in(no_pagemap, pagemap_fd) ? pagemap_fd : 0, no_pagemap) ||
         !step(trial, "the memory", scratch_map(&scratch), no_such_memory)) {
         if (trial->end == TRIAL_ABSENT)
             trial->end = TRIAL_UNTRIED;
         goto out;
     }
-    if (!step(trial, "UFFDIO_API", scratch_uffd(&scratch, device_fd), no_such_feature) ||
-        !step(trial, "UFFDIO_REGISTER", scratch_register(&scratch, UFFDIO_REGISTER_MODE_WP, &trial->calls), no_such_mode))
+    if (!step(trial, "UFFDIO_API", scratch_uffd(&scratch, device_fd), no_such_feature))
+        goto out;
+    rc = scratch_register(&scratch, UFFDIO_REGISTER_MODE_WP, &trial->calls);
+    if (!step(trial, "UFFDIO_REGISTER", rc, no_such_mode) ||
+        !step(trial, "PAGEMAP_SCAN", pagemap_fd < 0 ? pagemap_fd : 0, no_such_scan))
         goto out;
     start = (uintptr_t)scratch.start;
     end = start + scratch.length_bytes;
-    if (!step(trial, "PAGEMAP_SCAN", pagemap_fd < 0 ? pagemap_fd : 0, no_such_scan))
-        goto out;
     if (step(trial, "a first write", write_page(scratch.start), NULL) &&
         step(trial, "a reset", scan_calls.reset(pagemap_fd, start, end), NULL) &&
         step(trial, "a write", write_page(scratch.start + SCRATCH_PAGE_BYTES), NULL))

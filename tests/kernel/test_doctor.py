@@ -17,6 +17,7 @@ from typing import Any, Final
 import pytest
 
 from pageferry.reasons import Exit
+from pageferry.service.native import Verdict, probe
 from tests.support.processes import command, environment
 from tests.support.settings import SHMEM_ENABLED, Settings
 
@@ -239,6 +240,20 @@ def test_the_way_to_a_userfaultfd_is_the_one_that_was_taken(place: Place) -> Non
     place.fds, place.before = (), as_nobody("sys_ptrace")
     told, _ = place.doctor()
     assert told["facts"][0]["found"] == "by the system call"
+
+
+@needs_root
+def test_a_start_leaves_the_pool_alone() -> None:
+    """Where a VMM may be counting on its last page."""
+    with Settings() as machine:
+        machine.add_huge_pages(2)
+        spared, tried = (
+            {fact.name: fact for fact in probe(spare_pools=spare) if fact.name.startswith("huge_")}
+            for spare in (True, False)
+        )
+    assert {fact.verdict for fact in tried.values()} == {Verdict.GOOD}
+    assert {fact.verdict for fact in spared.values()} == {Verdict.UNTRIED}
+    assert all("left alone" in fact.found for fact in spared.values())
 
 
 # ------------------------------------------------------------------------------------------ on other machines

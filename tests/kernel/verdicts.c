@@ -325,7 +325,8 @@ static void say_dirty_tracking(void)
 {
     uint64_t features = FEATURE_WP_ASYNC | FEATURE_WP_UNPOPULATED | UFFD_FEATURE_WP_HUGETLBFS_SHMEM;
     int fd = memfd_create("verdicts", 0), uffd = ready_userfaultfd(features), rc;
-    uint8_t *pages = ftruncate(fd, 4 * PAGE) < 0 ? MAP_FAILED : mmap(NULL, 4 * PAGE, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
+    bool sized = ftruncate(fd, 4 * PAGE) == 0;
+    uint8_t *pages = sized ? mmap(NULL, 4 * PAGE, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0) : MAP_FAILED;
     struct uffdio_register registered = {.range = {(uintptr_t)pages, 4 * PAGE}, .mode = UFFDIO_REGISTER_MODE_WP};
     struct uffdio_writeprotect protect = {.range = registered.range, .mode = UFFDIO_WRITEPROTECT_MODE_WP};
     uint64_t found[3] = {0};

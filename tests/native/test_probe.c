@@ -51,7 +51,7 @@ static void test_with_the_right(void)
     CHECK((probe.private_calls & UINT64_C(1) << _UFFDIO_CONTINUE) == 0);
 }
 
-/* ------------------------------------------------------------------------------------- what it leaves behind: nothing */
+/* ---------------------------------------------------------------------------------- what it leaves behind: nothing */
 
 static int open_fds(void)
 {
@@ -215,8 +215,8 @@ static int has_it_by_the_device(int device_fd)
     struct probe probe;
 
     probe_run(device_fd, false, &probe);
-    return probe.way != CREATE_WAY_GIVEN || probe.facts[PROBE_KERNEL_FAULTS].verdict != PROBE_GOOD || probe.facts[PROBE_SHARED].verdict != PROBE_GOOD ||
-           probe.facts[PROBE_PRIVATE].verdict != PROBE_GOOD;
+    return probe.way != CREATE_WAY_GIVEN || probe.facts[PROBE_KERNEL_FAULTS].verdict != PROBE_GOOD ||
+           probe.facts[PROBE_SHARED].verdict != PROBE_GOOD || probe.facts[PROBE_PRIVATE].verdict != PROBE_GOOD;
 }
 
 static void test_without_the_right(void)

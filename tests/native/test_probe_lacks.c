@@ -96,7 +96,8 @@ static int install(const struct rule *rules)
         const struct rule *rule = &rules[i];
         unsigned at = offsetof(struct seccomp_data, args) + 8 * rule->argument;
         bool any = rule->value == ANY;
-        filter[program.len++] = (struct sock_filter)BPF_STMT(BPF_LD | BPF_W | BPF_ABS, offsetof(struct seccomp_data, nr));
+        filter[program.len++] =
+            (struct sock_filter)BPF_STMT(BPF_LD | BPF_W | BPF_ABS, offsetof(struct seccomp_data, nr));
         filter[program.len++] = (struct sock_filter)BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, rule->number, 0, any ? 1 : 3);
         if (!any) {
             filter[program.len++] = (struct sock_filter)BPF_STMT(BPF_LD | BPF_W | BPF_ABS, at);
