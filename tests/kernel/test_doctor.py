@@ -106,9 +106,19 @@ def place(programs: Path) -> Iterator[Place]:
         yield Place(programs, kept=kept)
 
 
-def root(place: Place) -> None:
+@pytest.fixture
+def settled() -> Iterator[None]:
+    """What other tests change meanwhile stands still, and there is a pool of huge pages."""
     if os.geteuid() != 0:
-        pytest.skip("needs root: to be root")
+        pytest.skip("needs root: to set this machine up")
+    with Settings() as machine:
+        machine.write(SHMEM_ENABLED, "never")
+        machine.add_huge_pages(4)
+        yield
+
+
+def root(place: Place) -> None:
+    assert os.geteuid() == 0
 
 
 def nobody(place: Place) -> None:
@@ -216,12 +226,11 @@ def check(told: dict[str, Any], status: int, tried: dict[str, list[str]]) -> dic
 
 
 @pytest.mark.parametrize("who", [root, nobody, nobody_with_the_device, nobody_with_the_capability])
+@pytest.mark.usefixtures("settled")
 def test_each_verdict_is_true(place: Place, who: Callable[[Place], None]) -> None:
     who(place)
-    with Settings() as machine:
-        machine.add_huge_pages(4)
-        told, status = place.doctor()
-        tried = place.tried()
+    told, status = place.doctor()
+    tried = place.tried()
     verdicts = check(told, status, tried)
     assert told["uid"] == (0 if who is root else NOBODY)
     if who is nobody:
@@ -242,15 +251,13 @@ def test_the_way_to_a_userfaultfd_is_the_one_that_was_taken(place: Place) -> Non
     assert told["facts"][0]["found"] == "by the system call"
 
 
-@needs_root
+@pytest.mark.usefixtures("settled")
 def test_a_start_leaves_the_pool_alone() -> None:
     """Where a VMM may be counting on its last page."""
-    with Settings() as machine:
-        machine.add_huge_pages(2)
-        spared, tried = (
-            {fact.name: fact for fact in probe(spare_pools=spare) if fact.name.startswith("huge_")}
-            for spare in (True, False)
-        )
+    spared, tried = (
+        {fact.name: fact for fact in probe(spare_pools=spare) if fact.name.startswith("huge_")}
+        for spare in (True, False)
+    )
     assert {fact.verdict for fact in tried.values()} == {Verdict.GOOD}
     assert {fact.verdict for fact in spared.values()} == {Verdict.UNTRIED}
     assert all("left alone" in fact.found for fact in spared.values())
@@ -269,6 +276,7 @@ LACKS: Final = {
 
 
 @pytest.mark.parametrize("lack", LACKS)
+@pytest.mark.usefixtures("settled")
 def test_absent_is_less_and_what_fails_is_failed(place: Place, lack: str) -> None:
     rule, wanted = LACKS[lack]
     place.before = [str(place.programs / "filtered"), rule, "--"]
@@ -281,6 +289,7 @@ def test_absent_is_less_and_what_fails_is_failed(place: Place, lack: str) -> Non
 def test_huge_pages_that_are_forced_on(place: Place) -> None:
     with Settings() as machine:
         machine.write(SHMEM_ENABLED, "always")
+        machine.add_huge_pages(4)
         told, status = place.doctor()
         tried = place.tried()
     assert check(told, status, tried)["thp_shared"] == "LESS"
@@ -365,6 +374,7 @@ def run_until_nobody_comes(place: Place, folder: Path) -> tuple[int, list[dict[s
     return done.returncode, [json.loads(line) for line in done.stderr.splitlines()]
 
 
+@pytest.mark.usefixtures("settled")
 def test_a_client_goes_on_without_poison_and_says_so_first(place: Place, tmp_path: Path) -> None:
     place.before = [str(place.programs / "filtered"), ABSENT_POISON, "--"]
     status, lines = run_until_nobody_comes(place, tmp_path)
@@ -387,14 +397,12 @@ def test_a_client_without_the_right_serves_all_the_same(place: Place) -> None:
     assert "waiting" in [line["event"] for line in lines]
 
 
-@needs_root
+@pytest.mark.usefixtures("settled")
 def test_a_client_says_what_the_doctor_says(place: Place, tmp_path: Path) -> None:
     """Of what concerns it, and nothing on a machine that has all."""
     concern = {"kernel_faults", "shared_memory", "private_memory", "poison", "pagemap_scan", "thp_shared"}
-    with Settings() as machine:
-        machine.write(SHMEM_ENABLED, "never")
-        told, _ = place.doctor()
-        _, lines = run_until_nobody_comes(place, tmp_path)
+    told, _ = place.doctor()
+    _, lines = run_until_nobody_comes(place, tmp_path)
     said = [line.get("fact") for line in lines[: [line["event"] for line in lines].index("waiting")]]
     less = [fact["name"] for fact in told["facts"] if fact["verdict"] == "LESS"]
     assert said == [name for name in less if name in concern]
