@@ -20,6 +20,8 @@
 #define UNKNOWN_FEATURE (UINT64_C(1) << 63)
 #define POOL "/sys/kernel/mm/hugepages/hugepages-2048kB/"
 
+static const char *const grow_pool = "raise vm.nr_hugepages, if VMs are to run on them";
+
 void probe_found(struct probe_fact *fact, enum probe_verdict verdict, const char *remedy, const char *format, ...)
 {
     va_list arguments;
@@ -147,6 +149,8 @@ static void judge_memory(struct probe_fact *fact, const struct trial *trial, con
 
     if (trial->end == TRIAL_WORKS)
         probe_found(fact, PROBE_GOOD, NULL, "works; offers %s", calls_of(trial, calls));
+    else if (trial->end == TRIAL_UNTRIED)
+        probe_found(fact, PROBE_UNTRIED, grow_pool, "the pool has no page free");
     else if (trial->end == TRIAL_ABSENT)
         probe_found(fact, PROBE_LESS, remedy, "cannot be served here: %s: %s", trial->step,
                     trial_error_text(trial->error));
@@ -169,7 +173,6 @@ static uint64_t pool_count(const char *path)
 
 static void probe_pools(int device_fd, bool spare, struct probe *probe, struct trial trials[TRIAL_KIND_COUNT])
 {
-    static const char *const grow = "raise vm.nr_hugepages, if VMs are to run on them";
     uint64_t total = pool_count(POOL "nr_hugepages"), unused = pool_count(POOL "free_hugepages");
     uint64_t reserved = pool_count(POOL "resv_hugepages");
     struct probe_fact *facts[] = {&probe->facts[PROBE_HUGE_SHARED], &probe->facts[PROBE_HUGE_PRIVATE]};
@@ -177,9 +180,9 @@ static void probe_pools(int device_fd, bool spare, struct probe *probe, struct t
     for (uint32_t i = 0; i < 2; i++) {
         struct trial *trial = &trials[TRIAL_HUGE_SHARED + i];
         if (total == 0) {
-            probe_found(facts[i], PROBE_LESS, grow, "there is no pool of them");
+            probe_found(facts[i], PROBE_LESS, grow_pool, "there is no pool of them");
         } else if (spare || unused <= reserved) {
-            probe_found(facts[i], PROBE_UNTRIED, spare ? NULL : grow,
+            probe_found(facts[i], PROBE_UNTRIED, spare ? NULL : grow_pool,
                         "%" PRIu64 " pages in the pool, %" PRIu64 " of them free%s", total,
                         unused > reserved ? unused - reserved : 0, spare ? ": left alone" : "");
         } else {

@@ -103,7 +103,9 @@ static bool step(struct trial *trial, const char *name, int rc, const int *absen
 }
 
 static const int no_such_memory[] = {ENOSYS, EINVAL, ENODEV, ENOENT, EOPNOTSUPP, EISDIR, EACCES, EROFS, EPERM, 0};
-static const int no_such_pool[] = {ENOSYS, EINVAL, ENODEV, EOPNOTSUPP, ENOMEM, 0};
+static const int no_such_pool[] = {ENOSYS, EINVAL, ENODEV, EOPNOTSUPP, 0};
+/* COPY to a huge page says EEXIST where there is nothing, if the pool has none to give. */
+static const int no_page_free[] = {ENOMEM, ENOSPC, EEXIST, 0};
 static const int no_such_feature[] = {EOPNOTSUPP, 0};
 static const int no_such_mode[] = {EINVAL, EOPNOTSUPP, 0};
 static const int no_such_call[] = {EINVAL, ENOTTY, EOPNOTSUPP, 0};
@@ -175,6 +177,8 @@ void trial_run(enum trial_kind kind, int device_fd, struct trial *trial)
     scratch_init(&scratch, &kinds[kind]);
     if (try_memory(&scratch, device_fd, trial))
         try_poison(&scratch, trial);
+    else if (scratch_is_huge(&scratch) && in(no_page_free, trial->error))
+        trial->end = TRIAL_UNTRIED; /* others have taken it meanwhile */
     scratch_close(&scratch);
 }
 

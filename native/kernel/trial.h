@@ -28,7 +28,7 @@ enum trial_end {
     TRIAL_WORKS = 0,
     TRIAL_ABSENT,
     TRIAL_FAILED,
-    TRIAL_UNTRIED /* dirty tracking: there is nothing here to try it on */
+    TRIAL_UNTRIED /* there is nothing here to try it on: no page of the pool is free */
 };
 
 struct trial {
