@@ -16,11 +16,19 @@
     X(faults_early_total, "of them, read before arming and left for the wake of arming") \
     X(faults_again_total, "of them, on a page that was asked or parked already") \
     X(faults_resolved_total, "of them, resolved in the same turn: nothing had to be fetched") \
+    X(faults_owned_total, "of them, on a page that was the guest's: its mapping had gone, or another thread was first") \
+    X(faults_unheld_minor_total, "of them, flagged minor on a page whose bytes had not come: a huge folio, or what the RAM file held before, was in the page cache") \
     X(removes_total, "REMOVE events read from the kernel") \
     X(removed_pages_total, "pages that events or the shim's reports named as dropped; our own zaps are not among them") \
     X(discards_total, "reports of the shim that the VMM drops memory") \
     X(discards_kept_total, "of them, answered with: keep it; the VMM cleans up before it starts") \
     X(zapped_pages_total, "pages whose mappings were dropped, with their data or without, by our own zaps") \
+    X(removed_missing_pages_total, "pages that were to read as zeros, and were MISSING by then") \
+    X(removed_wanted_pages_total, "the same, WANTED") \
+    X(removed_cached_pages_total, "the same, CACHED") \
+    X(removed_zero_pages_total, "the same, ZERO") \
+    X(removed_owned_pages_total, "the same, OWNED") \
+    X(removed_poisoned_pages_total, "the same, POISONED: so they stay") \
     X(events_other_total, "events of kinds that nobody asked for") \
     X(asks_total, "pages asked urgently; each ask is counted once") \
     X(asks_again_total, "pages asked once more: link lost, answer dropped, LATER") \
@@ -48,7 +56,12 @@
     X(wakes_total, "UFFDIO_WAKE calls") \
     X(populates_total, "writes to the page cache") \
     X(already_total, "calls that found something in place (EEXIST)") \
+    X(already_copies_total, "of them, UFFDIO_COPY") \
+    X(already_continues_total, "of them, UFFDIO_CONTINUE") \
+    X(partial_total, "calls that did a part, and were made again for the rest (EAGAIN)") \
     X(absent_total, "CONTINUE calls that found a hole (EFAULT)") \
+    X(absent_cached_total, "of them, on a page that was CACHED until then") \
+    X(absent_owned_total, "of them, on a page that was the guest's already") \
     X(later_total, "calls that found events waiting unread (EAGAIN)") \
     X(full_total, "calls that found no memory") \
     X(alarms_total, "things that cannot be") \

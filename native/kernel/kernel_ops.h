@@ -30,6 +30,7 @@ enum kernel_result {
 struct kernel_outcome {
     enum kernel_result result;
     uint64_t done_bytes; /* what the call completed from the start of the span before `result`; all of it if MAPPED */
+    uint32_t parts;      /* so often the kernel stopped with a part done, and was asked for the rest */
 };
 
 /* A piece of one region: whole pages, never crossing into another region. */

@@ -165,6 +165,7 @@ static struct kernel_outcome along(const struct uffd *uffd, const struct kernel_
             made = attempt_poison(uffd, &rest, unit_bytes);
         if (made.error == 0 && made.field <= 0)
             made.field = (int64_t)piece_bytes; /* a kernel that says 0 and nothing: all of it */
+        outcome.parts += made.error == EAGAIN && made.field > 0;
         if (made.error == 0 || (made.error == EAGAIN && made.field > 0)) {
             advance(&rest, (uint64_t)made.field);
             piece_bytes = rest.length_bytes;

@@ -96,6 +96,7 @@ struct kernel_outcome place_call(struct engine *engine, enum call call, uint64_t
     engine->last_result = outcome.result;
     if (call_counter[call] >= 0)
         stats_add(engine->stats, (enum stats_counter)call_counter[call], 1);
+    stats_add(engine->stats, STATS_partial_total, outcome.parts);
     switch (outcome.result) {
     case KERNEL_MAPPED:
         outcome.done_bytes = span.length_bytes;
@@ -103,6 +104,8 @@ struct kernel_outcome place_call(struct engine *engine, enum call call, uint64_t
         break;
     case KERNEL_ALREADY:
         stats_add(engine->stats, STATS_already_total, 1);
+        stats_add(engine->stats, STATS_already_copies_total, call == CALL_COPY);
+        stats_add(engine->stats, STATS_already_continues_total, call == CALL_MAP);
         break;
     case KERNEL_ABSENT:
         if (call == CALL_MAP)

@@ -47,6 +47,7 @@ static bool take_fault(struct engine *engine, uint64_t page)
         wait_note(engine, page, 1, word, PAGE_EVENT_FAULT, PAGE_ACTION_NOTHING);
         break;
     default:
+        stats_add(engine->stats, STATS_faults_owned_total, page_state(word) == PAGE_OWNED);
         if (wait_parked(engine, page))
             stats_add(engine->stats, STATS_faults_again_total, 1);
         resolved = wait_settle(engine, page);
@@ -72,11 +73,24 @@ static bool cleared_alike(const struct engine *engine, uint64_t word, uint64_t n
     return step.action == PAGE_ACTION_CLEAR && place_in_doubt(next) == place_in_doubt(word);
 }
 
+static void count_removed(struct engine *engine, uint64_t page, uint64_t count)
+{
+    static const enum stats_counter counters[PAGE_STATE_COUNT] = {
+        [PAGE_MISSING] = STATS_removed_missing_pages_total, [PAGE_WANTED] = STATS_removed_wanted_pages_total,
+        [PAGE_CACHED] = STATS_removed_cached_pages_total,   [PAGE_ZERO] = STATS_removed_zero_pages_total,
+        [PAGE_OWNED] = STATS_removed_owned_pages_total,     [PAGE_POISONED] = STATS_removed_poisoned_pages_total,
+    };
+
+    for (uint64_t i = page; i < page + count; i++)
+        stats_add(engine->stats, counters[page_state(table_word(engine->table, i))], 1);
+}
+
 /* The pages read zero from now on, whatever becomes of the calls: the claim needs no bytes. */
 static void remove_pages(struct engine *engine, uint64_t page, uint64_t count)
 {
     uint64_t end = page + count;
 
+    count_removed(engine, page, count);
     while (page < end && !engine->gone) {
         uint64_t word = table_word(engine->table, page), pages = 1;
         struct page_step step = page_step(page_state(word), PAGE_EVENT_REMOVED, wait_armed(engine));
@@ -142,16 +156,24 @@ static void take_remove(struct engine *engine, const struct kernel_event *event)
 
 /* ---------------------------------------------------------------------------------------------------------- turns */
 
+static bool lacks_bytes(uint64_t word)
+{
+    return page_state(word) == PAGE_MISSING || page_state(word) == PAGE_WANTED;
+}
+
 static void take_fault_event(struct engine *engine, const struct kernel_event *event, uint64_t *resolved)
 {
     uint64_t page;
 
     stats_add(engine->stats, STATS_faults_total, 1);
     stats_add(engine->stats, STATS_faults_minor_total, (event->flags & KERNEL_FAULT_MINOR) != 0);
-    if (regions_page(engine->regions, event->address, &page))
+    if (regions_page(engine->regions, event->address, &page)) {
+        if ((event->flags & KERNEL_FAULT_MINOR) != 0 && lacks_bytes(table_word(engine->table, page)))
+            stats_add(engine->stats, STATS_faults_unheld_minor_total, 1);
         *resolved += take_fault(engine, page);
-    else
+    } else {
         wait_alarm(engine, UINT64_MAX, event->address, "a fault outside the regions of the hand-off");
+    }
 }
 
 /* The batch is done with. Its kinds go first, its count last: whoever finds it half emptied, or finds the next one half
@@ -289,10 +311,15 @@ static bool sweepable(const struct engine *engine, uint64_t page)
 /* Claims a run and maps it; what cannot be mapped now faults and is mapped then. Returns pages mapped. */
 static uint64_t sweep_run(struct engine *engine, uint64_t page, uint64_t count)
 {
+    uint64_t holes, mapped;
+
     wait_note(engine, page, count, table_word(engine->table, page), PAGE_EVENT_SWEEP, PAGE_ACTION_MAP);
     for (uint64_t i = 0; i < count; i++)
         place_word(engine, page + i, PAGE_OWNED, false, page_version(table_word(engine->table, page + i)));
-    return place_map_or_wake(engine, page, count);
+    holes = stats_get(engine->stats, STATS_absent_total);
+    mapped = place_map_or_wake(engine, page, count);
+    stats_add(engine->stats, STATS_absent_cached_total, stats_get(engine->stats, STATS_absent_total) - holes);
+    return mapped;
 }
 
 uint64_t engine_sweep(struct engine *engine, uint64_t first_page, uint64_t page_count)

@@ -151,14 +151,18 @@ void engine_asks_lost(struct engine *engine)
 
 static enum placing resolve(struct engine *engine, uint64_t page, const struct page_step *step)
 {
-    uint64_t word = table_word(engine->table, page);
+    uint64_t word = table_word(engine->table, page), holes;
     enum placing status = PLACING_DONE;
 
     switch (step->action) {
     case PAGE_ACTION_MAP:
         if (page_state(word) == PAGE_CACHED) /* bytes are whole: claimed, and only then mapped */
             place_word(engine, page, PAGE_OWNED, false, page_version(word));
+        holes = stats_get(engine->stats, STATS_absent_total);
         status = place_mapped(engine, page, 1).status;
+        holes = stats_get(engine->stats, STATS_absent_total) - holes;
+        stats_add(engine->stats,
+                  page_state(word) == PAGE_CACHED ? STATS_absent_cached_total : STATS_absent_owned_total, holes);
         break;
     case PAGE_ACTION_MAP_ZERO:
         status = place_zero(engine, page);

@@ -9,7 +9,7 @@
 static void already_is_success(struct shot *shot)
 {
     if (shot->call == SIM_COPY && shot->outcome->result == KERNEL_ALREADY)
-        *shot->outcome = (struct kernel_outcome){KERNEL_MAPPED, shot->count * PAGE_BYTES};
+        *shot->outcome = (struct kernel_outcome){.result = KERNEL_MAPPED, .done_bytes = shot->count * PAGE_BYTES};
 }
 
 static void absent_is_already(struct shot *shot)

@@ -19,6 +19,10 @@ static void a_removal_on_private_memory_is_zero_for_ever(void)
     CHECK_EQ(bed_state(4), PAGE_POISONED);
     CHECK_EQ(bed_counter(STATS_removes_total), 1);
     CHECK_EQ(bed_counter(STATS_removed_pages_total), 5);
+    CHECK_EQ(bed_counter(STATS_removed_missing_pages_total), 2);
+    CHECK_EQ(bed_counter(STATS_removed_wanted_pages_total), 1);
+    CHECK_EQ(bed_counter(STATS_removed_owned_pages_total), 1);
+    CHECK_EQ(bed_counter(STATS_removed_poisoned_pages_total), 1);
     sim_removal_step(&bed.sim, 0);
     bed_later(MS);
     CHECK_EQ(bed_state(2), PAGE_OWNED);
@@ -132,6 +136,12 @@ static void a_reported_discard_is_zero_for_ever(void)
     CHECK_EQ(bed_reads(4), 0);
     CHECK_EQ(bed_reads(3), bed_token_of_page(3, V1)); /* the VMM's own drop takes that one */
     CHECK_EQ(bed_news(ENGINE_DATA, 0, 7, V1), 0);
+    CHECK_EQ(bed_counter(STATS_removed_missing_pages_total), 2);
+    CHECK_EQ(bed_counter(STATS_removed_wanted_pages_total), 1);
+    CHECK_EQ(bed_counter(STATS_removed_cached_pages_total), 1);
+    CHECK_EQ(bed_counter(STATS_removed_zero_pages_total), 1);
+    CHECK_EQ(bed_counter(STATS_removed_owned_pages_total), 1);
+    CHECK_EQ(bed_counter(STATS_removed_poisoned_pages_total), 1);
 }
 
 static void a_discard_is_claimed_even_when_the_punch_fails(void)
@@ -314,6 +324,12 @@ static void a_sweep_maps_runs_around_what_is_mapped_and_discarded(void)
     bed_fault(0, 3);
     sim_discard(&bed.sim, 5);
     CHECK_EQ(engine_sweep(&bed.engine, 0, 8), 7);
+    CHECK_EQ(bed_counter(STATS_absent_cached_total), 1);
+    sim_discard(&bed.sim, 3);
+    bed_fault(1, 3);
+    CHECK_EQ(bed_counter(STATS_absent_owned_total), 1);
+    CHECK_EQ(bed_counter(STATS_faults_owned_total), 1);
+    CHECK_EQ(bed_reads(3), 0);
     CHECK_EQ(bed_state(8), PAGE_CACHED);
     CHECK_EQ(bed_reads(5), 0);
     CHECK_EQ(bed_reads(7), bed_token_of_page(7, V1));
