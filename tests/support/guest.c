@@ -14,6 +14,7 @@
  *     report          at any time                      balloon FIRST COUNT   pages leave, for ever
  *     flood FIRST COUNT TIMES   the same, one page a call, TIMES calls in turn
  *     punch FIRST COUNT         the same by a hole in the RAM file
+ *     zap FIRST COUNT           on shared memory: their mappings go, and nothing else
  * It ends with its input. --bare: no userfaultfd and no hand-off of its own (a preloaded library has both).
  * Exit codes: 0, 64 usage, 71 the system refuses something. Wrong pages are counted, and the first told on stderr.
  */
@@ -141,7 +142,7 @@ static int make_image(const char *path, const struct image_shape *shape, uint64_
     for (uint64_t page = 0; page < shape->pages; page++) {
         if (!stamp_is_data(shape, page))
             continue;
-        stamp_page(lines, page, INCARNATION_IMAGE, n);
+        stamp_page(lines, stamp_id(shape, page), INCARNATION_IMAGE, n);
         if (pwrite(fd, lines, sizeof(lines), (off_t)(page * PAGE_BYTES)) != (ssize_t)sizeof(lines))
             goto out;
     }
@@ -213,6 +214,16 @@ static void give_away(struct work *work, bool punch, bool one_by_one)
     printf("{\"calls\":%" PRIu64 ",\"errno\":%d}\n", calls, rc == 0 ? 0 : errno);
 }
 
+static void zap(struct work *work)
+{
+    uint64_t first = number(strtok(NULL, " \n")), count = number(strtok(NULL, " \n"));
+
+    if (work->ram->fd < 0 || count == 0 || first >= work->shape.pages || count > work->shape.pages - first)
+        usage("no such pages");
+    ram_give_away(work->ram, first, count); /* which gives nothing away here */
+    printf("{\"zapped\":%" PRIu64 "}\n", count);
+}
+
 static void obey(struct work *work, char *line)
 {
     char *order = strtok(line, " \n");
@@ -241,6 +252,8 @@ static void obey(struct work *work, char *line)
         give_away(work, false, true);
     } else if (strcmp(order, "punch") == 0) {
         give_away(work, true, false);
+    } else if (strcmp(order, "zap") == 0) {
+        zap(work);
     } else {
         usage("unknown order");
     }

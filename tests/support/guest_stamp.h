@@ -24,7 +24,7 @@
 #define N_IMAGE 1u
 
 struct line {
-    uint64_t page;
+    uint64_t page; /* and whose: stamp_id */
     uint64_t incarnation;
     uint64_t n;
     uint64_t line;
@@ -51,6 +51,12 @@ static inline uint64_t stamp_mix(uint64_t value)
 static inline bool stamp_is_data(const struct image_shape *shape, uint64_t page)
 {
     return stamp_mix(page / SPARSE_PAGES + (shape->seed << 32)) % 100 < shape->data_percent;
+}
+
+/* Of a page in its stamps: a page of another image is told from this one's. */
+static inline uint64_t stamp_id(const struct image_shape *shape, uint64_t page)
+{
+    return shape->seed << 32 | page;
 }
 
 static inline uint64_t stamp_hash(const struct line *line)
@@ -85,7 +91,7 @@ static inline void stamp_page(struct line *lines, uint64_t page, uint64_t incarn
     X(right, "as it must be") \
     X(stale, "whole, of an older n") \
     X(torn, "lines of different times") \
-    X(misplaced, "another page's or line's bytes") \
+    X(misplaced, "another page's or line's bytes, or another VM's") \
     X(damaged, "a line that nobody wrote") \
     X(zero, "zeros where the image has data") \
     X(lost_write, "what the guest itself wrote is gone") \

@@ -35,12 +35,12 @@ static void found(struct work *work, uint64_t page, enum stamp_verdict verdict)
         fprintf(stderr, "ERR page=%" PRIu64 " kind=%s\n", page, verdict_names[verdict]);
 }
 
-static enum stamp_verdict judge(const struct line *lines, uint64_t page, uint64_t note)
+static enum stamp_verdict judge(const struct work *work, const struct line *lines, uint64_t page, uint64_t note)
 {
     enum stamp_verdict verdict = STAMP_right;
 
     if ((note & NOTE_ZERO) == 0)
-        verdict = stamp_judge(lines, page, note & NOTE_OWN ? INCARNATION_GUEST : INCARNATION_IMAGE,
+        verdict = stamp_judge(lines, stamp_id(&work->shape, page), note & NOTE_OWN ? INCARNATION_GUEST : INCARNATION_IMAGE,
                               note >> NOTE_SHIFT);
     else if (!stamp_zero(lines, PAGE_BYTES))
         verdict = note & NOTE_REMOVED ? STAMP_removed_back : STAMP_not_zero;
@@ -48,7 +48,7 @@ static enum stamp_verdict judge(const struct line *lines, uint64_t page, uint64_
 }
 
 /* While it leaves, each line of a page is zeros or what it was. */
-static enum stamp_verdict judge_leaving(const struct line *lines, uint64_t page)
+static enum stamp_verdict judge_leaving(const struct work *work, const struct line *lines, uint64_t page)
 {
     enum stamp_verdict verdict = STAMP_right;
 
@@ -57,7 +57,7 @@ static enum stamp_verdict judge_leaving(const struct line *lines, uint64_t page)
             continue;
         if (stamp_hash(&lines[i]) != lines[i].hash)
             verdict = STAMP_damaged;
-        else if (lines[i].page != page || lines[i].line != i)
+        else if (lines[i].page != stamp_id(&work->shape, page) || lines[i].line != i)
             verdict = STAMP_misplaced;
     }
     return verdict;
@@ -73,9 +73,9 @@ static void look(struct work *work, uint64_t page)
     if (atomic_load(&work->notes[page]) != before || (before & NOTE_WRITING) != 0)
         add(&work->counts.inconclusive, 1);
     else if ((before & NOTE_LEAVING) != 0)
-        found(work, page, judge_leaving(copy, page));
+        found(work, page, judge_leaving(work, copy, page));
     else
-        found(work, page, judge(copy, page, before));
+        found(work, page, judge(work, copy, page, before));
 }
 
 /* The note as it was; nobody else changes the page until it is written again. */
@@ -98,8 +98,8 @@ static void rewrite(struct work *work, uint64_t page)
     uint64_t note = take(work, page, NOTE_WRITING), n = (note >> NOTE_SHIFT) + 1;
     struct line *lines = (struct line *)(void *)ram_page(work->ram, page);
 
-    found(work, page, judge(lines, page, note));
-    stamp_page(lines, page, INCARNATION_GUEST, n);
+    found(work, page, judge(work, lines, page, note));
+    stamp_page(lines, stamp_id(&work->shape, page), INCARNATION_GUEST, n);
     add(&work->counts.rewrites, 1);
     atomic_store(&work->notes[page], n << NOTE_SHIFT | NOTE_OWN);
 }
