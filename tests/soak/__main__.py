@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`make soak`: four VMs at once in one fault client process, each of another kind, one life after another.
+"""`make soak`: five VMs at once in one fault client process, each of another kind, one life after another.
 
 Their guests check every page that they read, while page servers are killed, links break, balloons take pages
 and mappings are zapped. It ends when enough was read and enough has faulted on each kind, and fails if
@@ -39,6 +39,7 @@ from tests.support.settings import Settings, SettingsError
 
 SEEDS: Final = (21, 22, 23)
 HUGE_FOLDER_BYTES: Final = 8 * PAGES * 4096
+HUGE_POOL_PAGES: Final = 2 * PAGES // 512  # a VM that ends, and the next
 POLL_S: Final = 0.2
 MIN_LIVES: Final = 3  # of a kind: each of its flavours
 
@@ -59,7 +60,7 @@ class Plan:
 SHORT: Final = Plan(
     reads=200_000,
     faults=40_000,
-    faults_of_a_kind=5_000,
+    faults_of_a_kind=2_000,
     looks_a_life=25_000,
     looks_of_deaths=24_000,
     kill_every_s=5.0,
@@ -236,6 +237,7 @@ def soaked(plan: Plan, seed: int, folder: Path, machine: Settings, console: Cons
         stack.enter_context(closing(source.close))
         server = stack.enter_context(ImageServer(folder, images))
         huge = machine.tmpfs("huge=advise", f"size={HUGE_FOLDER_BYTES}")
+        machine.add_huge_pages(HUGE_POOL_PAGES)
         soak = Soak(plan, Room(folder, huge, client, server, shapes, source), seed)
         wrong = soak.run(console)
         wrong += judge(soak)

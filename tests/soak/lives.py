@@ -36,7 +36,9 @@ REMOVED_SHARE_MAX: Final = 0.5  # of a VM's pages: the rest is to be looked at
 POLL_S: Final = 0.002
 HUGE_BYTES: Final = 2 << 20
 WANTED: Final = list(native.PAGE_STATES).index("WANTED")
-ROUNDS: Final = 12
+HUGETLB_FLAVOURS: Final = 3
+ROUNDS_MIN: Final = 12
+ROUNDS_MAX: Final = 200  # for one whose pages are on their way just then
 PRECOPY_BYTES_PER_S: Final = 50_000_000  # a round finds pages of the one before on their way
 
 
@@ -155,12 +157,14 @@ class Life:
         self.done["zapped"] += count
 
     def remove(self, order: str, first: int | None = None) -> None:
-        """Pages leave for ever."""
+        """Pages leave for ever: a few, or one unit of those that the kernel maps at once."""
         if self.removed > REMOVED_SHARE_MAX * self.shape.page_count:
             return
-        count = self.dice.randrange(1, REMOVED_PAGES_MAX)
+        unit = self.kind.unit_pages
+        count = unit if unit > 1 else self.dice.randrange(1, REMOVED_PAGES_MAX)
         if first is None:
             first = self.dice.randrange(self.shape.page_count - count)
+        first = first // unit * unit
         count = min(count, self.shape.page_count - first)
         self.guest.order(order, first, count, patience_s=2 * PATIENCE_S)
         self.removed += count
@@ -217,6 +221,7 @@ GUEST_MEMFD: Final = "guest-ram"
 class Kind:
     name: str
     live: Callable[[Life], None]
+    unit_pages: int = 1  # what the kernel maps at once
 
 
 def arm(life: Life) -> None:
@@ -346,9 +351,11 @@ def moved(life: Life) -> None:
     )
     life.wait(EventKind.ATTACHED)
     life.pager.bandwidth(PRECOPY_BYTES_PER_S)
-    for _ in range(ROUNDS):
+    for number in range(ROUNDS_MAX):
         life.pager.round(open_new=True)
         life.wait(EventKind.ROUND)
+        if number >= ROUNDS_MIN and life.pager.counters()["stale_dropped_pages_total"] > 0:
+            break
         time.sleep(life.dice.random() * 0.01)
     life.pager.bandwidth(0)
     digest = life.room.source.freeze(name)
@@ -360,11 +367,37 @@ def moved(life: Life) -> None:
     life.looked_at(life.zap)
 
 
+def hugetlb(life: Life) -> None:
+    """Huge pages of a pool, shared, and now and then private as Firecracker's: units of 2 MiB, whole or not at all."""
+    shape, image = image_of(life)
+    anonymous = life.number % HUGETLB_FLAVOURS == HUGETLB_FLAVOURS - 1
+    background = life.dice.random() < 0.3
+    life.hand_over(
+        shape,
+        image,
+        life.room.server.address,
+        memory="private-2M" if anonymous else "memfd-2M",
+        options=["--event-remove"] if anonymous else [],
+        background=background,
+    )
+    arm(life)
+
+    def disturb() -> None:
+        if anonymous:
+            life.remove_waited("balloon")
+        else:
+            life.guest.order("zap", 0, PAGES)
+            life.done["zapped"] += PAGES
+
+    life.looked_at(disturb)
+
+
 KINDS: Final = (
     Kind("memfd", memfd),
     Kind("tmpfs-huge", tmpfs_huge),
     Kind("private", private),
     Kind("moved", moved),
+    Kind("hugetlb", hugetlb, HUGE_BYTES // PAGE_BYTES),
 )
 
 
