@@ -63,7 +63,8 @@ static void remove_waited(struct engine *engine, uint64_t page)
     uint64_t word = table_word(engine->table, page);
 
     place_word(engine, page, PAGE_ZERO, place_has_cache(engine) && place_in_doubt(word), page_version(word));
-    wait_settle(engine, page);
+    if (!unit_many(engine))
+        wait_settle(engine, page);
 }
 
 static bool cleared_alike(const struct engine *engine, uint64_t word, uint64_t next)
@@ -85,6 +86,13 @@ static void count_removed(struct engine *engine, uint64_t page, uint64_t count)
         stats_add(engine->stats, counters[page_state(table_word(engine->table, i))], 1);
 }
 
+static bool any_wanted(const struct engine *engine, uint64_t page, uint64_t end)
+{
+    while (page < end && page_state(table_word(engine->table, page)) != PAGE_WANTED)
+        page++;
+    return page < end;
+}
+
 /* The pages read zero from now on, whatever becomes of the calls: the claim needs no bytes. */
 static void remove_pages(struct engine *engine, uint64_t page, uint64_t count)
 {
@@ -101,7 +109,6 @@ static void remove_pages(struct engine *engine, uint64_t page, uint64_t count)
                 if (!cleared_alike(engine, word, table_word(engine->table, page + i)))
                     pages = i;
             place_removed(engine, page, pages);
-            unit_arrived(engine, page);
             break;
         case PAGE_ACTION_MAP_ZERO:
             remove_waited(engine, page);
@@ -121,6 +128,29 @@ static void remove_pages(struct engine *engine, uint64_t page, uint64_t count)
     }
 }
 
+/* Units of many pages one by one, each looked at when all is claimed: one that lacks nothing any more, but of which
+ * bytes are yet to be dropped, would be mapped with them. */
+static void take_away(struct engine *engine, uint64_t page, uint64_t count)
+{
+    uint64_t end = page + count, next;
+
+    if (!unit_many(engine) || !wait_armed(engine)) {
+        remove_pages(engine, page, count);
+        return;
+    }
+    for (; page < end && !engine->gone; page = next) {
+        bool waited;
+        next = regions_unit(engine->regions, page) + engine->regions->unit_pages;
+        next = next < end ? next : end;
+        waited = any_wanted(engine, page, next);
+        remove_pages(engine, page, next - page);
+        if (waited)
+            wait_settle(engine, page);
+        else
+            unit_arrived(engine, page);
+    }
+}
+
 void engine_removed(struct engine *engine, uint64_t first_page, uint64_t page_count)
 {
     if (first_page >= engine->table->page_count)
@@ -128,7 +158,7 @@ void engine_removed(struct engine *engine, uint64_t first_page, uint64_t page_co
     if (page_count > engine->table->page_count - first_page)
         page_count = engine->table->page_count - first_page;
     stats_add(engine->stats, STATS_removed_pages_total, page_count);
-    remove_pages(engine, first_page, page_count);
+    take_away(engine, first_page, page_count);
 }
 
 /* Of these pages, those that our own zap under way has announced. */
@@ -150,7 +180,7 @@ static void take_remove(struct engine *engine, const struct kernel_event *event)
     while ((count = regions_pages(engine->regions, &start, event->end, &first_page)) > 0) {
         stats_add(engine->stats, STATS_removed_pages_total, count - announced(engine, first_page, count));
         if (engine->private_memory)
-            remove_pages(engine, first_page, count);
+            take_away(engine, first_page, count);
     }
 }
 

@@ -134,30 +134,33 @@ static bool clears(uint64_t word)
     return page_state(word) == PAGE_MISSING || page_state(word) == PAGE_CACHED;
 }
 
-/* What nobody waits for is done in runs of one unit, of pages alike; only then is it looked at. */
+static void removed_of_unit(struct units_told *told, uint64_t page, uint64_t end)
+{
+    bool waited = false;
+
+    for (uint64_t i = page; i < end; i++) {
+        uint64_t word = told->words[i];
+        ask_cell(told, i, PAGE_EVENT_REMOVED);
+        waited |= page_state(word) == PAGE_WANTED;
+        if (clears(word))
+            told->words[i] = page_word(PAGE_ZERO, false, page_version(word));
+        else if (page_state(word) == PAGE_WANTED)
+            told->words[i] = page_word(PAGE_ZERO, in_doubt(word), page_version(word));
+        else if (page_state(word) == PAGE_POISONED)
+            settle(told, i, true);
+    }
+    settle(told, page, waited);
+}
+
+/* All that is removed of a unit is claimed before the unit is looked at: a part of what is yet to go is not mapped. */
 void units_removed(struct units_told *told, uint64_t first, uint64_t count)
 {
-    uint64_t page = first, end = first + count;
+    uint64_t end = first + count, next;
 
-    while (told->model.armed && page < end) {
-        uint64_t word = told->words[page];
-        bool doubt = in_doubt(word);
-        ask_cell(told, page, PAGE_EVENT_REMOVED);
-        if (clears(word)) {
-            uint64_t unit_end = start_of(told, page) + told->unit_pages, run = page;
-            while (run < end && run < unit_end && clears(told->words[run]) && in_doubt(told->words[run]) == doubt) {
-                told->words[run] = page_word(PAGE_ZERO, false, page_version(told->words[run]));
-                run++;
-            }
-            settle(told, page, false);
-            page = run;
-            continue;
-        }
-        if (page_state(word) == PAGE_WANTED)
-            told->words[page] = page_word(PAGE_ZERO, in_doubt(word), page_version(word));
-        if (page_state(word) == PAGE_WANTED || page_state(word) == PAGE_POISONED)
-            settle(told, page, true);
-        page++;
+    for (uint64_t page = first; told->model.armed && page < end; page = next) {
+        next = start_of(told, page) + told->unit_pages;
+        next = next < end ? next : end;
+        removed_of_unit(told, page, next);
     }
 }
 

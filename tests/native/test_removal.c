@@ -144,6 +144,76 @@ static void a_reported_discard_is_zero_for_ever(void)
     CHECK_EQ(bed_counter(STATS_removed_poisoned_pages_total), 1);
 }
 
+/* ------------------------------------------------------------------------------------------------- units of many pages */
+
+#define UNIT 16
+
+/* The VMM's thread is on another processor: once its removal has been read it may go on at any moment, also in the middle
+ * of the batch. The first call that maps finds it done. */
+static struct kernel_outcome map_after_the_zap(void *kernel, const struct kernel_span *span)
+{
+    sim_removal_step(&bed.sim, 0);
+    sim_removal_step(&bed.sim, 0);
+    return sim_kernel_ops.map(kernel, span);
+}
+
+static void begin_units(bool private_memory)
+{
+    bed_begin(private_memory);
+    bed.regions.unit_pages = UNIT;
+    engine_arm(&bed.engine);
+    bed_fault(0, 2); /* asks for all of the unit */
+    CHECK_EQ(bed_state(15), PAGE_WANTED);
+    bed_news(ENGINE_DATA, 8, 4, V1);
+    CHECK_EQ(bed_state(9), PAGE_CACHED);
+}
+
+/* Half of it has come when it is removed whole: that half must not be mapped just because nothing lacks any more. */
+static void a_unit_that_is_removed_is_removed_before_it_is_whole(void)
+{
+    struct kernel_ops ops = sim_kernel_ops;
+
+    begin_units(true);
+    ops.map = map_after_the_zap;
+    bed.engine.ops = &ops;
+    bed_news(ENGINE_DATA, 12, 4, V1); /* what lacks is in front of what is here */
+    sim_remove(&bed.sim, bed_layout[0].address, bed_layout[0].address + UNIT * PAGE_BYTES, true);
+    engine_turn(&bed.engine, bed.now_ns);
+    sim_removal_step(&bed.sim, 0);
+    sim_removal_step(&bed.sim, 0);
+    bed_later(MS);
+    bed_fault(0, 2);
+    for (uint64_t page = 0; page < UNIT; page++)
+        CHECK_EQ(bed_reads(page), 0);
+}
+
+/* A part of it: what was not removed is mapped as it is, once nothing lacks. */
+static void a_unit_of_which_a_part_is_removed(void)
+{
+    begin_units(false);
+    engine_removed(&bed.engine, 0, 10);
+    for (uint64_t page = 0; page < 10; page++)
+        CHECK_EQ(bed_state(page), PAGE_ZERO);
+    CHECK_EQ(bed_state(11), PAGE_CACHED);
+    CHECK(bed.sim.threads[0].sleeps);
+    bed_news(ENGINE_DATA, 0, UNIT, V1);
+    CHECK_EQ(bed_state(0), PAGE_OWNED);
+    CHECK(!bed.sim.threads[0].sleeps);
+    for (uint64_t page = 0; page < UNIT; page++)
+        CHECK_EQ(bed_reads(page), page < 10 ? 0 : bed_token_of_page(page, V1));
+}
+
+/* All that lacked of it is removed: who waits for it goes on, with bytes and zeros. */
+static void a_unit_whose_rest_is_removed(void)
+{
+    begin_units(false);
+    engine_removed(&bed.engine, 12, 4);
+    engine_removed(&bed.engine, 0, 8);
+    CHECK(!bed.sim.threads[0].sleeps);
+    for (uint64_t page = 0; page < UNIT; page++)
+        CHECK_EQ(bed_reads(page), page < 8 || page >= 12 ? 0 : bed_token_of_page(page, V1));
+}
+
 static void a_discard_is_claimed_even_when_the_punch_fails(void)
 {
     bed_begin(false);
@@ -365,6 +435,9 @@ int main(void)
     RUN(an_ordered_drop_is_zero_for_ever);
     RUN(a_reported_discard_is_zero_for_ever);
     RUN(a_discard_is_claimed_even_when_the_punch_fails);
+    RUN(a_unit_that_is_removed_is_removed_before_it_is_whole);
+    RUN(a_unit_of_which_a_part_is_removed);
+    RUN(a_unit_whose_rest_is_removed);
     RUN(poison_drops_the_bytes_and_stays);
     RUN(poison_of_a_mapped_page_is_said);
     RUN(poison_that_clings_is_not_cleared);

@@ -368,7 +368,7 @@ def moved(life: Life) -> None:
 
 
 def hugetlb(life: Life) -> None:
-    """Huge pages of a pool, shared, and now and then private as Firecracker's: units of 2 MiB, whole or not at all."""
+    """Huge pages of a pool, shared, and now and then private as Firecracker's: units of 2 MiB, whole or not."""
     shape, image = image_of(life)
     anonymous = life.number % HUGETLB_FLAVOURS == HUGETLB_FLAVOURS - 1
     background = life.dice.random() < 0.3
