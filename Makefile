@@ -6,13 +6,14 @@
 #   make test      every suite;   make check   the inner loop, under two minutes
 #   make fuzz      each fuzzer for SECONDS (60), line coverage, planted bugs: tests/fuzz/README.md
 #   make sanitize  the C tests under ASan, UBSan and TSan;   make mutants   the rules, broken one at a time
+#   make soak      five VMs at once, each of another kind of memory, for a quarter of an hour; SOAK="--short", "--seed N"
 #   make bench     ours against plain C, interleaved;   make nightly   all of these, and the long runs of each
 # All of them set up what they need first: system packages, .venv, the C library. What is there already is kept.
 
 PYTHON ?= python3
 VENV := .venv/bin
 
-.PHONY: demo migrate-demo test check bench mutants nightly lint fuzz sanitize generate native venv packages ghz browser lock clean
+.PHONY: demo migrate-demo test check soak bench mutants nightly lint fuzz sanitize generate native venv packages ghz browser lock clean
 .NOTPARALLEL:
 
 demo: native
@@ -27,6 +28,9 @@ test: native ghz browser
 check: native
 	$(VENV)/python -m tests.suites lint native unit house
 
+soak: native
+	$(VENV)/python -m tests.soak $(SOAK)
+
 bench: native
 	$(VENV)/python bench/run.py
 
@@ -37,6 +41,7 @@ mutants: native
 # What `make test` runs for a minute, for longer.
 NIGHTLY_SECONDS ?= 300
 nightly: demo test mutants
+	$(MAKE) --no-print-directory soak
 	$(MAKE) --no-print-directory demo DEMO=--balloon
 	$(MAKE) --no-print-directory demo DEMO=--virtio-mem
 	$(VENV)/python -m tests.suites nightly

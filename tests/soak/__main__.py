@@ -82,10 +82,10 @@ class Soak:
 
     def _enough(self, kind: Kind) -> bool:
         plan, room = self.plan, self.room
-        share = len(KINDS)
+        faults = plan.faults // sum(each.faults_often for each in KINDS) if kind.faults_often else 0
         return (
-            room.reads[kind.name] >= plan.reads // share
-            and room.faults(kind.name) >= max(plan.faults // share, plan.faults_of_a_kind)
+            room.reads[kind.name] >= plan.reads // len(KINDS)
+            and room.faults(kind.name) >= max(faults, plan.faults_of_a_kind)
         )
 
     def _one_after_another(self, kind: Kind) -> None:

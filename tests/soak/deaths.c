@@ -29,7 +29,7 @@
 #define LOOKS_A_VM 4000u
 #define CALLS_A_LIFE 60u /* at most */
 #define VERSION UINT64_C(1)
-#define SEALED_TURNS 40000u
+#define SLEEPY_TURNS 200000u /* and nobody wakes: 4 s at least */
 
 static struct {
     struct real_vm vm;
@@ -185,6 +185,21 @@ static void turn(void)
         engine_arm(&soak.engine);
 }
 
+static struct {
+    uint64_t ticket, page;
+} reading[READS_AT_ONCE];
+
+/* Where everything stands: pages that somebody may wait for. */
+static void tell_sleep(void)
+{
+    fprintf(stderr, "deaths: a thread of the VMM sleeps for ever (%s, %" PRIu64 " deaths, %" PRIu64 " asleep, %u parked, "
+            "armed %u)\n", soak.private_memory ? "private" : "memfd", soak.deaths, real_asleep(&soak.vm),
+            soak.engine.parked_count, atomic_load(&soak.table.header->armed));
+    for (uint32_t i = 0; i < READS_AT_ONCE; i++)
+        fprintf(stderr, "  page %" PRIu64 " word %#" PRIx64 "\n", reading[i].page,
+                table_word(&soak.table, reading[i].page));
+}
+
 /* Workers, one after another, until so many steps of the VMM have ended; each of its answers to `took`. */
 static void serve(uint32_t steps, void (*took)(uint64_t ticket, int64_t answer))
 {
@@ -204,8 +219,8 @@ static void serve(uint32_t steps, void (*took)(uint64_t ticket, int64_t answer))
             took(ticket, answer);
             left--;
             idle = 0;
-        } else if (idle++ > SEALED_TURNS) {
-            fprintf(stderr, "deaths: a thread of the VMM sleeps for ever\n");
+        } else if (idle++ > SLEEPY_TURNS) {
+            tell_sleep();
             exit(1);
         } else {
             nanosleep(&moment, NULL);
@@ -214,10 +229,6 @@ static void serve(uint32_t steps, void (*took)(uint64_t ticket, int64_t answer))
 }
 
 /* ----------------------------------------------------------------------------------------------------------- looks */
-
-static struct {
-    uint64_t ticket, page;
-} reading[READS_AT_ONCE];
 
 static void took_read(uint64_t ticket, int64_t answer)
 {

@@ -31,11 +31,14 @@ SHIM: Final = ROOT / "native/build/pageferry-shim.so"
 PAGES: Final = 8192
 DATA_PERCENT: Final = 75
 ZAP_PAGES_MAX: Final = 512
+ZAPS: Final = 50
 REMOVED_PAGES_MAX: Final = 24
 REMOVED_SHARE_MAX: Final = 0.5  # of a VM's pages: the rest is to be looked at
 POLL_S: Final = 0.002
 HUGE_BYTES: Final = 2 << 20
 WANTED: Final = list(native.PAGE_STATES).index("WANTED")
+FEW_LOOKS: Final = 2000
+HOLES: Final = 200
 HUGETLB_FLAVOURS: Final = 3
 ROUNDS_MIN: Final = 12
 ROUNDS_MAX: Final = 200  # for one whose pages are on their way just then
@@ -76,6 +79,7 @@ class Life:
     guest: Guest = field(init=False)
     pager: Pager = field(init=False)
     complete: bool = False
+    stays_registered: bool = False  # also when all is here: what is zapped then faults still
     removed: int = 0
     done: Counter[str] = field(default_factory=Counter)
 
@@ -115,11 +119,18 @@ class Life:
         with listener.accept(timeout_s=PATIENCE_S) as taken:
             if shim:
                 accept_handoff(taken.connection.fileno())
-            with self.room.lock:
-                self.pager = self.room.client.open(
-                    taken, image=image, data_address=address, background=background, caller=caller
-                )
-        self.stack.callback(self.close_pager)
+            with self.room.server.up:
+                with self.room.lock:
+                    self.pager = self.room.client.open(
+                        taken,
+                        image=image,
+                        data_address=address,
+                        background=background,
+                        caller=caller,
+                        handed_on=self.stays_registered,
+                    )
+                self.stack.callback(self.close_pager)
+                self.wait(EventKind.ATTACHED)
         self.guest.ready()
 
     def close_pager(self) -> None:
@@ -151,10 +162,14 @@ class Life:
 
     def zap(self) -> None:
         """The mappings go, and nothing else."""
-        count = self.dice.randrange(1, ZAP_PAGES_MAX)
-        first = self.dice.randrange(self.shape.page_count - count)
-        self.guest.order("zap", first, count)
-        self.done["zapped"] += count
+        unit = self.kind.unit_pages
+        count = max(self.dice.randrange(1, ZAP_PAGES_MAX), unit)
+        first = self.dice.randrange(self.shape.page_count - count) // unit * unit
+        self.done["zapped"] += self.guest.order("zap", first, count, 1)["zapped"]
+
+    def zap_all(self) -> None:
+        """Again and again: a unit is a single fault."""
+        self.done["zapped"] += self.guest.order("zap", 0, self.shape.page_count, ZAPS)["zapped"]
 
     def remove(self, order: str, first: int | None = None) -> None:
         """Pages leave for ever: a few, or one unit of those that the kernel maps at once."""
@@ -175,9 +190,9 @@ class Life:
         if (page := self.pager.states(0, self.shape.page_count).find(WANTED)) >= 0:
             self.remove(order, page)
 
-    def looked_at(self, disturb: Callable[[], None]) -> None:
+    def looked_at(self, disturb: Callable[[], None], looks: int = 0) -> None:
         """The guest looks at its pages, at random, and writes some; `disturb` again and again meanwhile."""
-        self.guest.order("run", self.looks)
+        self.guest.order("run", looks or self.looks)
         while not self.room.stop.is_set():
             disturb()
             time.sleep(POLL_S)
@@ -185,6 +200,7 @@ class Life:
             if not self.report().busy:
                 return
         self.guest.order("stop")
+        self.guest.wait()
 
     def report(self) -> Report:
         report = self.guest.report()
@@ -194,11 +210,12 @@ class Life:
 
     def settle(self) -> None:
         """All of it comes, everything is looked at once more, and the books are in order."""
-        self.guest.wait()
         self.pager.background(True)
         if not self.complete:
             self.wait(EventKind.COMPLETE)
         self.guest.do("all")
+        if self.stays_registered:
+            self.pager.unregister()
         report = self.report()
         counters = self.pager.counters()
         if counters["asks_outstanding"] or counters["alarms_total"]:
@@ -223,6 +240,11 @@ class Kind:
     live: Callable[[Life], None]
     unit_pages: int = 1  # what the kernel maps at once
 
+    @property
+    def faults_often(self) -> bool:
+        """A fault brings a page, and not a unit of many."""
+        return self.unit_pages == 1
+
 
 def arm(life: Life) -> None:
     life.pager.arm()
@@ -238,6 +260,7 @@ def memfd_that_arrives(life: Life) -> None:
     """By faults, and some of it in bulk; zapped meanwhile. Each zap's event is to be read."""
     shape, image = image_of(life)
     background = life.dice.random() < 0.5
+    life.stays_registered = life.dice.random() < 0.5
     life.hand_over(
         shape, image, life.room.server.address, options=["--event-remove"], background=background
     )
@@ -253,18 +276,17 @@ def memfd_that_is_here(life: Life) -> None:
     life.wait(EventKind.POPULATED)
     life.pager.background(False)
     arm(life)
-    faults_alone = life.dice.randrange(4, 20)
 
     def disturb() -> None:
-        nonlocal faults_alone
-        faults_alone -= 1
-        if faults_alone == 0:
-            life.pager.background(True)  # a sweep meets holes and pages that are mapped
         if life.dice.random() < 0.4:
             life.zap()
         else:
             life.remove("punch")
 
+    life.looked_at(disturb, FEW_LOOKS)
+    for _ in range(HOLES):
+        life.guest.order("punch", life.dice.randrange(PAGES), 1)
+    life.pager.background(True)  # the sweep meets holes, and pages that are mapped
     life.looked_at(disturb)
 
 
@@ -322,6 +344,7 @@ def private(life: Life) -> None:
     """As Firecracker's: anonymous memory, and a balloon."""
     shape, image = image_of(life)
     background = life.dice.random() < 0.3
+    life.stays_registered = life.dice.random() < 0.5
     life.hand_over(
         shape,
         image,
@@ -349,7 +372,6 @@ def moved(life: Life) -> None:
     life.hand_over(
         shape, name, life.room.source.address, options=["--event-remove"], background=True, caller=caller
     )
-    life.wait(EventKind.ATTACHED)
     life.pager.bandwidth(PRECOPY_BYTES_PER_S)
     for number in range(ROUNDS_MAX):
         life.pager.round(open_new=True)
@@ -368,9 +390,10 @@ def moved(life: Life) -> None:
 
 
 def hugetlb(life: Life) -> None:
-    """Huge pages of a pool, shared, and now and then private as Firecracker's: units of 2 MiB, whole or not."""
+    """Huge pages of a pool, shared, and now and then private as Firecracker's: whole or not at all."""
     shape, image = image_of(life)
     anonymous = life.number % HUGETLB_FLAVOURS == HUGETLB_FLAVOURS - 1
+    life.stays_registered = True
     background = life.dice.random() < 0.3
     life.hand_over(
         shape,
@@ -382,14 +405,10 @@ def hugetlb(life: Life) -> None:
     )
     arm(life)
 
-    def disturb() -> None:
-        if anonymous:
-            life.remove_waited("balloon")
-        else:
-            life.guest.order("zap", 0, PAGES)
-            life.done["zapped"] += PAGES
-
-    life.looked_at(disturb)
+    life.looked_at(lambda: life.remove_waited("balloon") if anonymous else life.zap(), FEW_LOOKS)
+    if not anonymous:
+        life.guest.do("all")  # from then on each zap of all is a fault for each unit
+    life.looked_at(lambda: None if anonymous else life.zap_all())
 
 
 KINDS: Final = (

@@ -14,7 +14,7 @@
  *     report          at any time                      balloon FIRST COUNT   pages leave, for ever
  *     flood FIRST COUNT TIMES   the same, one page a call, TIMES calls in turn
  *     punch FIRST COUNT         the same by a hole in the RAM file
- *     zap FIRST COUNT           on shared memory: their mappings go, and nothing else
+ *     zap FIRST COUNT TIMES     on shared memory: their mappings go, and nothing else, TIMES times
  * It ends with its input. --bare: no userfaultfd and no hand-off of its own (a preloaded library has both).
  * Exit codes: 0, 64 usage, 71 the system refuses something. Wrong pages are counted, and the first told on stderr.
  */
@@ -24,6 +24,7 @@
 #include <inttypes.h>
 #include <stdio.h>
 #include <stdlib.h>
+#include <time.h>
 #include <unistd.h>
 
 #include "guest_work.h"
@@ -216,12 +217,17 @@ static void give_away(struct work *work, bool punch, bool one_by_one)
 
 static void zap(struct work *work)
 {
+    const struct timespec moment = {.tv_nsec = 50000};
     uint64_t first = number(strtok(NULL, " \n")), count = number(strtok(NULL, " \n"));
+    uint64_t times = number(strtok(NULL, " \n"));
 
     if (work->ram->fd < 0 || count == 0 || first >= work->shape.pages || count > work->shape.pages - first)
         usage("no such pages");
-    ram_give_away(work->ram, first, count); /* which gives nothing away here */
-    printf("{\"zapped\":%" PRIu64 "}\n", count);
+    for (uint64_t i = 0; i < times; i++) {
+        ram_give_away(work->ram, first, count); /* which gives nothing away here */
+        nanosleep(&moment, NULL);
+    }
+    printf("{\"zapped\":%" PRIu64 "}\n", count * times);
 }
 
 static void obey(struct work *work, char *line)
