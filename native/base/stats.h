@@ -17,7 +17,7 @@
     X(faults_again_total, "of them, on a page that was asked or parked already") \
     X(faults_resolved_total, "of them, resolved in the same turn: nothing had to be fetched") \
     X(faults_owned_total, "of them, on a page that was the guest's: its mapping had gone, or another thread was first") \
-    X(faults_unheld_minor_total, "of them, flagged minor on a page whose bytes had not come: a huge folio, or what the RAM file held before, was in the page cache") \
+    X(faults_unheld_minor_total, "of them, flagged minor before the bytes had come: of a huge folio, or what was there before") \
     X(removes_total, "REMOVE events read from the kernel") \
     X(removed_pages_total, "pages that events or the shim's reports named as dropped; our own zaps are not among them") \
     X(discards_total, "reports of the shim that the VMM drops memory") \
