@@ -48,10 +48,8 @@ class Arrival:
                 collapsing = tasks.create_task(self._collapse())
                 reporting.cancel()  # COMMITTED tells that too
                 reporting = tasks.create_task(self._report_committed(counts))
-                needed = tasks.create_task(all_done(reporting, resuming, moving_on))
-                # With poison somebody must go on answering for it, for as long as the VMM is there.
-                waited_for = {gone} if counts["poisoned"] else {gone, needed}
-                await asyncio.wait(waited_for, return_when=asyncio.FIRST_COMPLETED)
+                needed = tasks.create_task(self._until_free(reporting, resuming, moving_on))
+                await asyncio.wait({gone, needed}, return_when=asyncio.FIRST_COMPLETED)
                 moving_on.cancel()
                 needed.cancel()
                 await self._let_go(gone=gone.done())
@@ -115,9 +113,9 @@ class Arrival:
 
     def _commit(self) -> dict[str, int]:
         states = self._move.pager.pages().states
-        if self._onward is not None and not states["POISONED"]:
-            self._onward.arrived()
-        if states["POISONED"]:
+        if not states["POISONED"]:
+            self._arrived()
+        else:
             # They stay intercepted: somebody must go on answering for them.
             log.warning("poison_kept", session=self._session.name, pages=states["POISONED"])
         self._session.happen(Event.COMPLETE)
@@ -137,6 +135,27 @@ class Arrival:
         finally:
             leaving.cancel()
 
+    def _arrived(self) -> None:
+        if self._onward is not None and not self._keeps:
+            self._onward.arrived()
+
+    @property
+    def _keeps(self) -> bool:
+        """As long as the VMM lives, poisoned or not."""
+        return self._session.vm is not None and self._session.vm.keep_registration
+
+    async def _until_free(self, *tasks: asyncio.Task[None]) -> None:
+        """Until these are done, however they end (what they raise is the group's business), and nobody has to
+        answer for any page: with poison, also some that came late, that is when all of it is cleared."""
+        await self._without_poison()
+        await asyncio.wait(tasks)
+        await self._without_poison()
+
+    async def _without_poison(self) -> None:
+        while self._keeps or self._move.pager.pages().states["POISONED"]:
+            await self._session.changed(self._session.revision)
+        self._arrived()
+
     def _report_committed(self, counts: dict[str, int]) -> Coroutine[Any, Any, None]:
         digest = self._move.pager.manifest()
 
@@ -151,7 +170,7 @@ class Arrival:
         if gone:
             await self._end(Event.VMM_GONE, None, "the VMM has exited")
         else:
-            if self._onward is not None and not self._onward.kept:
+            if self._onward is None or not self._onward.kept:
                 self._move.pager.unregister()
             await self._end(Event.DETACHED, None, "")
 
@@ -163,8 +182,3 @@ class Arrival:
             self._session.happen(event)
         else:
             self._session.fail(event, reason, message)
-
-
-async def all_done(*tasks: asyncio.Task[None]) -> None:
-    """However they end: what they raise is the group's business."""
-    await asyncio.wait(tasks)

@@ -10,6 +10,7 @@ import click
 
 from faultclient.config import RunOptions, run_options
 from faultclient.migrate_config import MigrateOptions, migrate_options
+from faultclient.poison_cli import poison
 from faultclient.serve_config import ServeOptions, serve_options
 from faultclient.session import Postcopy
 from pageferry import __version__
@@ -392,6 +393,9 @@ def doctor(device_fd: int | None, as_json: bool) -> None:
     from faultclient.commands.doctor import doctor as run_doctor
 
     run_doctor(-1 if device_fd is None else device_fd, as_json=as_json)
+
+
+cli.add_command(poison)
 
 
 def main() -> None:

@@ -16,6 +16,7 @@ from typing import Any, Final
 import click
 
 from faultclient.session import Postcopy
+from pageferry.layout import FORM, Layout, parse_layout
 from pageferry.limits import (
     DEFAULT_CLIENT_CONTROL_ADDRESS,
     DEFAULT_CLIENT_METRICS_ADDRESS,
@@ -52,6 +53,8 @@ class RunOptions:
     metrics_listen: Address | None
     ready: Ready
     progress: bool  # on a terminal, while pages arrive
+    keep_registration: bool = False
+    layout: Layout | None = None
 
 
 def data_address(context: click.Context, param: click.Parameter, value: str) -> str:
@@ -77,6 +80,13 @@ def session_name(context: click.Context, param: click.Parameter, value: str) -> 
     if SESSION_NAME.fullmatch(value) is None:
         raise click.BadParameter("a session's name has 1 to 63 of a-z, 0-9 and -", context, param)
     return value
+
+
+def layout(context: click.Context, param: click.Parameter, value: str | None) -> Layout | None:
+    try:
+        return parse_layout(value) if value is not None else None
+    except PageferryError as error:
+        raise click.BadParameter(str(error), context, param) from error
 
 
 class Seconds(click.FloatRange):
@@ -114,6 +124,12 @@ VMM_UID: Final[Decorator] = click.option(
     metavar="UID",
     help="The VMM's user, if it is neither root nor this one. The socket is given to that user, which "
     "takes root.",
+)
+KEEP_REGISTRATION: Final[Decorator] = click.option(
+    "--keep-registration",
+    is_flag=True,
+    help="Stay, with the memory registered, for as long as the VMM lives: its pages can be poisoned later "
+    "too. Without it that ends when every page is here and none is poisoned.",
 )
 METRICS_LISTEN: Final[Decorator] = click.option(
     "--metrics-listen",
@@ -167,6 +183,15 @@ OPTIONS: Final[tuple[Decorator, ...]] = (
         default=True,
         show_default=True,
         help="Also fetch pages nobody waits for. Without it the restore ends when the guest has touched all.",
+    ),
+    KEEP_REGISTRATION,
+    click.option(
+        "--layout",
+        callback=layout,
+        default=None,
+        metavar="LAYOUT",
+        help=f"Where the memory lies in the guest, so that a page can be named by guest address, if the VMM "
+        f"does not say: {FORM}.",
     ),
     SPIN_US,
     COLLAPSE,

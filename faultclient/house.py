@@ -30,11 +30,13 @@ class Host:
         spin_us: int,
         collapse: bool,
         accept: Callable[[int], None],
+        keep_registration: bool = False,
     ) -> None:
         self.handoffs = Handoffs(specs, vmm_uid=vmm_uid, accept=accept)
         self._vms = vms
         self._spin_us = spin_us
         self._collapse = collapse
+        self._keep_registration = keep_registration
 
     def known(self, vm: str) -> None:
         self.handoffs.spec(vm)
@@ -54,7 +56,8 @@ class Host:
 
         def take() -> Vm:
             # A lazy restore ends here: it has nobody who reports when its last page has come.
-            onward = self.handoffs.spec(request.vm).onward if ticket is not None else None
+            spec = self.handoffs.spec(request.vm)
+            onward = spec.onward if ticket is not None else None
             return self._vms.take(
                 handoff,
                 image=request.image,
@@ -64,6 +67,8 @@ class Host:
                 ticket=ticket,
                 onward=onward,
                 huge_pages=self._collapse and onward is None,
+                keep_registration=self._keep_registration,
+                layout=spec.layout,
             )
 
         opening = asyncio.ensure_future(asyncio.to_thread(take))

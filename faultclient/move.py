@@ -26,6 +26,7 @@ from faultclient.session import Postcopy, Session, look_on, with_remedy
 from faultclient.vms import Vm
 from pageferry.host.handoff import Handoff
 from pageferry.host.vmm import Vmm, VmmFacts
+from pageferry.layout import pc_layout
 from pageferry.phases import ENDS, Event, Phase, Side, step
 from pageferry.reasons import PageferryError, Reason
 from pageferry.service.logs import log
@@ -153,6 +154,8 @@ class Move:
     # ----------------------------------------------------------------------------------- what the pager tells
 
     def _take(self, event: PagerEvent) -> None:
+        if self.session.poisoning.answered(event) or event.order_refused:
+            return
         match event.kind:
             case EventKind.FAILED:
                 if not self.give_up(Event.FAILED, event.reason or Reason.BUG, event.text):
@@ -220,6 +223,8 @@ class Move:
             self.means.give_back(handoff)
             raise
         self.session.machine = f"{here.name}, {here.machine}" if here.machine else here.name
+        if here.below_4g_bytes:
+            self.session.machine_layout = pc_layout(handoff.length_bytes, here.below_4g_bytes)
         for warning in here.warnings:
             log.warning("adapter", session=self.session.name, text=warning)
         self._taken = True

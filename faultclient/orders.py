@@ -43,20 +43,21 @@ class Orders:
 
     def _catch_up(self) -> None:
         for event in self._pager.events():
-            if event.order_refused:
-                self._refused(event)
-            else:
-                answered = self._answers.pop((event.kind, event.cookie), None)
-                if answered is not None and not answered.done():
-                    answered.set_result(event)
-                self._take(event)
-
-    def _refused(self, event: PagerEvent) -> None:
-        """One order, and nothing else has changed."""
-        for kind in (EventKind.ROUND, EventKind.ARMED):
-            answered = self._answers.pop((kind, event.cookie), None)
+            if event.order_refused and self._refused(event):
+                continue
+            answered = self._answers.pop((event.kind, event.cookie), None)
             if answered is not None and not answered.done():
+                answered.set_result(event)
+            self._take(event)
+
+    def _refused(self, event: PagerEvent) -> bool:
+        """One order, and nothing else has changed. False: it was none of ours."""
+        keys = [(EventKind.ROUND, event.cookie), (EventKind.ARMED, event.cookie)]
+        ours = [self._answers.pop(key) for key in keys if key in self._answers]
+        for answered in ours:
+            if not answered.done():
                 answered.set_exception(PageferryError(event.reason or Reason.BUG, event.text))
+        return bool(ours)
 
     def _awaited(self, kind: EventKind, cookie: int) -> asyncio.Future[PagerEvent]:
         future: asyncio.Future[PagerEvent] = asyncio.get_running_loop().create_future()

@@ -4,17 +4,22 @@
 The only file here that sees cffi. Nothing below calls back: events are read when their descriptor is ready.
 """
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from enum import IntEnum
+from enum import IntEnum, IntFlag
 from typing import Any, Final
 
 from pageferry._native import ffi, lib
 from pageferry.host.handoff import Handoff
 from pageferry.reasons import Reason
 from pageferry.service import native
+from pageferry.units import PageRun, merge
 
 TRACE_BYTES: Final = 64 * 1024
+STATES_AT_ONCE: Final = 1 << 20
+POISONED: Final = native.PAGE_STATES.index("POISONED")
+POISONED_STATES: Final = re.compile(re.escape(bytes([POISONED])) + b"+")
 
 
 class EventKind(IntEnum):
@@ -35,6 +40,14 @@ class EventKind(IntEnum):
     PHASE = lib.PAGEFERRY_EVENT_PHASE
     DONE = lib.PAGEFERRY_EVENT_DONE
     POISON_CLEARED = lib.PAGEFERRY_EVENT_POISON_CLEARED
+
+
+class Poisoned(IntFlag):
+    """Of a POISONED event's value, as pageferry.h has them."""
+
+    WAS_MAPPED = lib.PAGEFERRY_POISONED_WAS_MAPPED
+    MAPPED = lib.PAGEFERRY_POISONED_MAPPED
+    HELD = lib.PAGEFERRY_POISONED_HELD
 
 
 @dataclass(frozen=True, slots=True)
@@ -295,6 +308,19 @@ class Pager:
         states = ffi.new("uint8_t[]", page_count)
         inside = lib.pageferry_vm_states(self._running, first_page, page_count, states)
         return bytes(ffi.buffer(states, inside))
+
+    def poisoned(self) -> list[PageRun]:
+        """What the page table says now, in order. A closed pager: nothing any more."""
+        if self._last is not None or not (pages := self.pages()).states["POISONED"]:
+            return []
+        runs: list[PageRun] = []
+        for first_page in range(0, pages.total, STATES_AT_ONCE):
+            states = self.states(first_page, min(STATES_AT_ONCE, pages.total - first_page))
+            runs += [
+                PageRun.between(first_page + found.start(), first_page + found.end())
+                for found in POISONED_STATES.finditer(states)
+            ]
+        return merge(runs)
 
     def manifest(self) -> bytes:
         """Its digest, summed anew over the page table; after COMPLETE, when nothing changes any more. Blocks

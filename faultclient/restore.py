@@ -55,6 +55,8 @@ class Restore(Session):
 
     def take(self, event: PagerEvent) -> None:
         """One event of the pager."""
+        if self.poisoning.answered(event):
+            return
         match event.kind:
             case EventKind.POPULATED:
                 log.info("populated", session=self.name)
@@ -67,8 +69,11 @@ class Restore(Session):
                 if event.value:
                     # Poisoned pages stay intercepted: somebody must go on answering for them.
                     log.warning("poison_kept", session=self.name, pages=event.value)
-                else:
+                elif not self.taken.keep_registration:
                     self.happen(Event.DETACHED)
+            case EventKind.POISON_CLEARED:
+                self.note(event)
+                self._detach_if_cleared()
             case EventKind.FAILED:
                 if not self.fail(Event.FAILED, event.reason or Reason.BUG, event.text):
                     self.note(event)
@@ -77,6 +82,14 @@ class Restore(Session):
                 self.fail(Event.VMM_GONE, Reason.NO_VMM if lost else None, event.text)
             case _:
                 self.note(event)
+
+    def _detach_if_cleared(self) -> None:
+        """Nothing is missing, and nobody has to answer for anything any more."""
+        pager = self.taken.pager
+        kept = self.taken.keep_registration or pager.pages().states["POISONED"]
+        if self.phase is Phase.COMMITTED and not kept:
+            pager.unregister()
+            self.happen(Event.DETACHED)
 
     def cancel(self, reason: Reason, message: str) -> bool:
         """Gives the session up. False, and nothing has changed, once the guest may run here: nobody ends it

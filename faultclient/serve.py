@@ -59,6 +59,7 @@ async def serve(options: ServeOptions) -> None:
             spin_us=options.spin_us,
             collapse=options.collapse,
             accept=accept_handoff,
+            keep_registration=options.keep_registration,
         )
         await stack.enter_async_context(host.handoffs.listening())
         server = await asyncio.to_thread(importlib.import_module, "faultclient.server")

@@ -9,7 +9,14 @@ from typing import Any, Final
 
 import click
 
-from faultclient.config import COLLAPSE, METRICS_LISTEN, SPIN_US, VMM_UID, Decorator
+from faultclient.config import (
+    COLLAPSE,
+    KEEP_REGISTRATION,
+    METRICS_LISTEN,
+    SPIN_US,
+    VMM_UID,
+    Decorator,
+)
 from pageferry.host.vmspec import ONWARD_FORM, VmSpec, check_apart, parse_vm
 from pageferry.limits import DEFAULT_CLIENT_CONTROL_ADDRESS
 from pageferry.reasons import PageferryError
@@ -31,6 +38,7 @@ class ServeOptions:
     spin_us: int
     collapse: bool
     ready: Ready
+    keep_registration: bool = False
 
 
 def vm_specs(context: click.Context, param: click.Parameter, value: tuple[str, ...]) -> tuple[VmSpec, ...]:
@@ -70,6 +78,7 @@ OPTIONS: Final[tuple[Decorator, ...]] = (
         help="Records of sessions, this process's alone. A tmpfs will do: it forgets with its host, as a "
         "guest does.",
     ),
+    KEEP_REGISTRATION,
     SPIN_US,
     COLLAPSE,
     VMM_UID,

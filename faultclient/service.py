@@ -10,12 +10,14 @@ from google.protobuf.timestamp_pb2 import Timestamp
 
 from faultclient.request import StartRequest
 from faultclient.session import Postcopy, Session
-from pageferry.limits import IMAGE_NAME_BYTES_MAX, WATCH_INTERVAL_MIN_MS, WATCH_INTERVAL_MS
+from pageferry.limits import IMAGE_NAME_BYTES_MAX, IMAGE_PAGES_MAX, WATCH_INTERVAL_MIN_MS, WATCH_INTERVAL_MS
 from pageferry.reasons import PageferryError, Reason
 from pageferry.records import SESSION_NAME
 from pageferry.service import native
 from pageferry.service.addresses import Address
 from pageferry.service.metadata import AUTHORIZATION, token_of
+from pageferry.service.poison import as_log, asked_pages, some
+from pageferry.units import PageRun
 from pageferry.v1 import faultclient_pb2, faultclient_pb2_grpc, migrations_pb2
 
 Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
@@ -76,6 +78,7 @@ def as_message(session: Session) -> migrations_pb2.Session:
         dirty_pages_per_second=figures.dirty_pages_per_second,
         downtime_us=figures.downtime_us,
         machine=session.machine,
+        poison_seq=session.poisoning.log.seq,
     )
     if session.vm is not None:
         pages, counters = session.vm.pager.pages(), session.vm.pager.counters()
@@ -87,6 +90,18 @@ def as_message(session: Session) -> migrations_pb2.Session:
         message.faults_waiting = counters["asks_outstanding"]
         message.blocktime_us = session.vm.pager.blocktime_ns() // 1000
     return message
+
+
+def pages_of(session: Session, request: migrations_pb2.PoisonRequest) -> list[PageRun]:
+    """PageferryError: it names pages that are none, or that nobody can find."""
+    total = session.vm.pager.pages().total if session.vm is not None else IMAGE_PAGES_MAX
+    return asked_pages(request, total, session.layout, session.image)
+
+
+def poison_log(
+    session: Session, request: migrations_pb2.PoisonRequest, only: Sequence[PageRun] = ()
+) -> migrations_pb2.PoisonLog:
+    return as_log(session.poisoning.log, session.poisoned, request.after_seq, only)
 
 
 def arrivals_of(session: Session) -> faultclient_pb2.Arrivals:
@@ -196,6 +211,26 @@ class FaultClientService(faultclient_pb2_grpc.FaultClientServiceServicer):
         self, request: migrations_pb2.SessionName, context: Context
     ) -> faultclient_pb2.Arrivals:
         return arrivals_of(self._named(request.session))
+
+    async def PoisonPages(
+        self, request: migrations_pb2.PoisonRequest, context: Context
+    ) -> migrations_pb2.PoisonLog:
+        session = self._named(request.session)
+        await session.poison(some(pages_of(session, request)))
+        return poison_log(session, request)
+
+    async def ClearPoison(
+        self, request: migrations_pb2.PoisonRequest, context: Context
+    ) -> migrations_pb2.PoisonLog:
+        session = self._named(request.session)
+        await session.clear_poison(some(pages_of(session, request)))
+        return poison_log(session, request)
+
+    async def ListPoison(
+        self, request: migrations_pb2.PoisonRequest, context: Context
+    ) -> migrations_pb2.PoisonLog:
+        session = self._named(request.session)
+        return poison_log(session, request, pages_of(session, request))
 
     async def WatchSessions(
         self, request: migrations_pb2.WatchSessionsRequest, context: Context

@@ -8,18 +8,21 @@ move.py for a guest that still runs elsewhere. Knows neither grpc nor sockets.
 
 import asyncio
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import Final
 
 from faultclient.arrivals import Arrivals
-from faultclient.pager import EventKind, PagerEvent
+from faultclient.pager import EventKind, Pager, PagerEvent
+from faultclient.poison import Poisoning, ended
 from faultclient.vms import Vm
+from pageferry.layout import Layout
 from pageferry.phases import ENDS, Event, Phase, Side, legal, step
 from pageferry.reasons import PageferryError, Reason
 from pageferry.service.logs import log
+from pageferry.units import PageRun
 
 # For a report; never more than this share of the time.
 LOOK_EVERY_S: Final = 0.05
@@ -78,8 +81,13 @@ class Session:
     machine: str = ""  # the VMM and its machine type, for people
     figures: Figures = field(default_factory=Figures)
     arrivals: Arrivals | None = None
+    machine_layout: Layout | None = None  # by the rule of its machine, as an adapter knows it
+    poisoning: Poisoning = field(init=False)
     _began_s: float = field(default_factory=time.monotonic)
     _news: asyncio.Event = field(default_factory=asyncio.Event)
+
+    def __post_init__(self) -> None:
+        self.poisoning = Poisoning(self.name)
 
     @property
     def ended(self) -> bool:
@@ -149,9 +157,41 @@ class Session:
                 self.log_trace()
             case EventKind.EARLY_FAULT:
                 log.warning("early_fault", session=self.name, page=event.page, text=event.text)
-            case EventKind.POISONED:
-                log.warning("poisoned", session=self.name, page=event.page, was_mapped=bool(event.value))
+            case EventKind.POISONED | EventKind.POISON_CLEARED:
+                self.poisoning.note(event)
         return self.tell()
+
+    # ------------------------------------------------------------------------------------------------- poison
+
+    @property
+    def layout(self) -> Layout | None:
+        """Where its memory lies in the guest; what the VMM or an operator says counts most."""
+        return (self.vm.layout if self.vm is not None else None) or self.machine_layout
+
+    @property
+    def poisoned(self) -> list[PageRun]:
+        """Now, in order."""
+        return self.vm.pager.poisoned() if self.vm is not None else []
+
+    async def poison(self, runs: Sequence[PageRun]) -> None:
+        """These pages are lost from now on. PageferryError: WRONG_PHASE before attaching, and when the
+        registration has ended."""
+        pager = self._registered()
+        await self.poisoning.order(pager.poison, runs, self.over())
+
+    async def clear_poison(self, runs: Sequence[PageRun]) -> None:
+        """Those of them that are poisoned are fresh memory from now on."""
+        pager = self._registered()
+        await self.poisoning.order(pager.clear_poison, runs, self.over())
+
+    def _registered(self) -> Pager:
+        if self.ended:
+            raise ended(self.name)
+        if self.vm is None or not self.attached:
+            raise PageferryError(
+                Reason.WRONG_PHASE, f"session {self.name} has not attached yet", "wait until it has"
+            )
+        return self.vm.pager
 
     def log_trace(self) -> None:
         """The pager's last steps."""

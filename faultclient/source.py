@@ -14,7 +14,8 @@ from faultclient.asking import HandOverPart, SourceFacts
 from faultclient.vms import Ticket
 from pageferry.limits import CONTROL_MESSAGE_BYTES_MAX
 from pageferry.phases import Phase
-from pageferry.reasons import REASON_TRAILER, PageferryError, Reason, reason_from_status
+from pageferry.reasons import PageferryError, Reason
+from pageferry.service.refusals import refused
 from pageferry.v1 import migrations_pb2, migrations_pb2_grpc
 
 CALL_S: Final = 5.0
@@ -89,18 +90,6 @@ class GrpcSource:
 
     def _refused(self, error: grpc.aio.AioRpcError) -> PageferryError:
         return refused(error, f"the page server at {self._address}")
-
-
-def refused(error: grpc.RpcError, who: str) -> PageferryError:
-    """What a failed call means. A deadline of ours is TOO_SLOW, though no server said so."""
-    code = error.code()
-    metadata: Any = error.trailing_metadata() or ()  # a unary call's are named tuples, a stream's plain ones
-    trailers = {key: str(value) for key, value in metadata}
-    name = trailers.get(REASON_TRAILER)
-    reason = reason_from_status(code.value[0], name)
-    if name is None and code is grpc.StatusCode.DEADLINE_EXCEEDED:
-        reason = Reason.TOO_SLOW
-    return PageferryError(reason, f"{who}: {error.details() or code.name}")
 
 
 def facts_of(session: migrations_pb2.Session) -> SourceFacts:

@@ -13,6 +13,7 @@ from typing import Self
 
 from faultclient.pager import Caller, Client, Pager
 from pageferry.host.handoff import Handoff, Region
+from pageferry.layout import Layout
 from pageferry.service import native
 
 
@@ -60,6 +61,8 @@ class Vm:
     onward: Path | None = None  # the socket of the page server that it is handed on to
     huge_pages: bool = False  # to be made of its memory once that is here
     lands_first: bool = False  # all its pages are here before the guest runs: they are huge
+    keep_registration: bool = False  # for as long as the VMM lives, so that its memory can be poisoned
+    layout: Layout | None = None  # where its memory lies in the guest, if the VMM or an operator says
 
 
 @dataclass(slots=True)
@@ -78,6 +81,8 @@ class Vms:
         ticket: Ticket | None = None,
         onward: Path | None = None,
         huge_pages: bool = False,
+        keep_registration: bool = False,
+        layout: Layout | None = None,
     ) -> Vm:
         """Starts the pager of what was handed over; the hand-off is closed if that cannot be.
 
@@ -86,6 +91,9 @@ class Vms:
         with handoff:
             length_bytes, vmm_pid, regions = handoff.length_bytes, handoff.pid, handoff.regions
             lands_first = handoff.lands_first
+            layout = handoff.layout or layout
+            if layout is not None:
+                layout.check(length_bytes)
             pager = self.client.open(
                 handoff,
                 image=image,
@@ -94,11 +102,21 @@ class Vms:
                 spin_us=spin_us,
                 caller=ticket.caller() if ticket is not None else None,
                 bandwidth_bytes_per_s=ticket.bandwidth_bytes_per_s if ticket is not None else 0,
-                handed_on=onward is not None,
+                handed_on=onward is not None or keep_registration,
                 huge_pages=huge_pages,
             )
         vm = Vm(
-            pager, image, data_address, length_bytes, vmm_pid, regions, onward, huge_pages, lands_first
+            pager,
+            image,
+            data_address,
+            length_bytes,
+            vmm_pid,
+            regions,
+            onward,
+            huge_pages,
+            lands_first,
+            keep_registration,
+            layout,
         )
         self._taken.append(vm)
         return vm

@@ -167,6 +167,8 @@ def take_over(vms: Vms, handoff: Handoff, options: RunOptions) -> Restore:
                 background=options.background,
                 spin_us=options.spin_us,
                 huge_pages=options.collapse,
+                keep_registration=options.keep_registration,
+                layout=options.layout,
             )
         except PageferryError as error:
             raise with_remedy(error) from error

@@ -20,13 +20,18 @@ HEADER = NATIVE / "pageferry.h"
 LIBRARY = NATIVE / "build" / "libpageferry.a"
 SHIM = NATIVE / "build" / "pageferry-shim.so"
 DIRECTIVE = re.compile(r"#\s*(\w+)")
-CONSTANT = re.compile(r"#\s*define\s+\w+\s+(0x[0-9A-Fa-f]+|\d+)\s*")
+CONSTANT = re.compile(r"(#\s*define\s+\w+\s+(?:0x[0-9A-Fa-f]+|\d+))[uU]?\s*")
 
 
 def declarations(header: str) -> str:
-    """The header without comments and preprocessor lines, save `#define NAME number`, which cffi takes."""
+    """The header without comments and preprocessor lines, save `#define NAME number`, which cffi takes if the
+    number has no suffix."""
     code = re.sub(r"/\*.*?\*/", "", header, flags=re.DOTALL)
-    kept = (line for line in code.splitlines() if not DIRECTIVE.match(line) or CONSTANT.fullmatch(line))
+    kept = []
+    for line in code.splitlines():
+        constant = CONSTANT.fullmatch(line)
+        if constant or not DIRECTIVE.match(line):
+            kept.append(constant[1] if constant else line)
     return "\n".join(kept)
 
 

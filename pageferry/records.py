@@ -115,6 +115,23 @@ class Records:
         return PageferryError(Reason.BAD_REQUEST, message, "name a folder of a file system that works")
 
 
+class NoRecords(Records):
+    """Of a process that has no sessions, and will have none: it needs no folder, and takes nobody's."""
+
+    def __init__(self) -> None:
+        self.folder = Path(os.devnull)
+        self._fd = self._lock_fd = -1
+
+    def write(self, session: str, fields: Mapping[str, Any]) -> None:
+        raise AssertionError(f"session {session} has nowhere to be recorded")
+
+    def remove(self, session: str) -> None:
+        raise AssertionError(f"session {session} was never recorded")
+
+    def load_all(self) -> dict[str, dict[str, Any]]:
+        return {}
+
+
 def _file_name(session: str) -> str:
     if SESSION_NAME.fullmatch(session) is None:
         raise ValueError(f"{session!r} is no name of a session")

@@ -77,6 +77,40 @@ def merge(runs: Iterable[PageRun]) -> list[PageRun]:
     return merged
 
 
+def common(runs: Iterable[PageRun], others: Iterable[PageRun]) -> list[PageRun]:
+    """The pages that are in both, in order."""
+    found: list[PageRun] = []
+    left, right = merge(runs), merge(others)
+    at = beside = 0
+    while at < len(left) and beside < len(right):
+        first_page = max(left[at].first_page, right[beside].first_page)
+        end_page = min(left[at].end_page, right[beside].end_page)
+        if first_page < end_page:
+            found.append(PageRun.between(first_page, end_page))
+        if left[at].end_page < right[beside].end_page:
+            at += 1
+        else:
+            beside += 1
+    return found
+
+
+def minus(runs: Iterable[PageRun], others: Iterable[PageRun]) -> list[PageRun]:
+    """The pages of `runs` that are not in `others`, in order."""
+    left: list[PageRun] = []
+    taken = common(runs := merge(runs), others)
+    at = 0
+    for run in runs:
+        first_page = run.first_page
+        while at < len(taken) and taken[at].first_page < run.end_page:
+            if taken[at].first_page > first_page:
+                left.append(PageRun.between(first_page, taken[at].first_page))
+            first_page = taken[at].end_page
+            at += 1
+        if first_page < run.end_page:
+            left.append(PageRun.between(first_page, run.end_page))
+    return left
+
+
 def runs_of(pages: Iterable[int]) -> list[PageRun]:
     """Single pages, in any order, as the fewest runs."""
     return merge(PageRun(page, 1) for page in pages)

@@ -15,8 +15,10 @@ from pageferry.service.addresses import insecure_option, local_or_agreed
 from pageferry.service.entry import run_command
 from pageferry.service.logs import configure_logging, log, log_options
 from pageferry.service.ready import Ready, ready_options
+from pageferry.units import merge
 from pageserver.config import ServeOptions, check_names, serve_options, with_regions
 from pageserver.images import ImageFile, ImageSpec, open_all
+from pageserver.poison_cli import poison
 
 ATTACH_S: Final = 10.0
 
@@ -78,7 +80,7 @@ def serve(
     PAGESERVER_SERVE_DATA_LISTEN=10.0.0.1:7850.
     """
     configure_logging(log_format, log_level)
-    specs = with_regions(given.pop("image"), given.pop("regions"))
+    specs = with_regions(given.pop("image"), given.pop("regions"), given.pop("poison"))
     vms = tuple(given.pop("vm"))
     check_names(specs, vms)
     for name in ("data_listen", "control_listen"):
@@ -112,34 +114,45 @@ def serve_opened(images: list[ImageFile], options: ServeOptions) -> None:
 @cli.command(short_help="Look at an image file: its size, its holes, its content id.")
 @click.argument("path", type=click.Path(path_type=Path))
 @click.option(
+    "--poison",
+    type=click.Path(path_type=Path),
+    default=None,
+    metavar="FILE",
+    help="The image's poison file.  [default: PATH with .poison]",
+)
+@click.option(
     "--json",
     "as_json",
     is_flag=True,
     envvar="PAGESERVER_INSPECT_JSON",
     help="One JSON object instead of a table.",
 )
-def inspect(path: Path, as_json: bool) -> None:
+def inspect(path: Path, poison: Path | None, as_json: bool) -> None:
     """Look at an image file: pages, how many of them hold data, and the content id that clients will see.
 
     The content id names the bytes: two copies have the same one, however their holes lie. All of the file
-    is read, its holes aside.
+    is read, its holes aside. What is lost of it is counted too: pages of its poison file, and pages that the
+    disk cannot read. Nothing is written.
 
     \b
       pageserver inspect /images/web-1.ram
       pageserver inspect --json /images/web-1.ram | jq -r .content_id
     """
-    image = ImageFile.open(ImageSpec(path.name, path))
+    image = ImageFile.open(ImageSpec(path.name, path, poison=poison))
     try:
         facts = look(image)
+        lost = poison_of(image, facts)
         shown = {
             "path": str(path),
-            "content_id": f"{facts.content_id:016x}",
+            "content_id": f"{lost.content_id:016x}",
             "pages": facts.page_count,
             "data_pages": facts.data_pages,
             "zero_pages": facts.page_count - facts.data_pages,
             "bytes": facts.page_count * PAGE_BYTES,
             "disk_bytes": image.disk_bytes,
             "regions": len(image.region_pages),
+            "poisoned_pages": lost.pages,
+            "unreadable_pages": sum(run.page_count for run in facts.unreadable),
         }
     finally:
         image.close()
@@ -147,7 +160,10 @@ def inspect(path: Path, as_json: bool) -> None:
         click.echo(json.dumps(shown))
     else:
         for name, value in shown.items():
-            click.echo(f"{name.replace('_', ' '):12}  {value}")
+            click.echo(f"{name.replace('_', ' '):16}  {value}")
+
+
+cli.add_command(poison)
 
 
 @cli.command(short_help="Make a VM that runs already, without the shim, one that can be moved.")
@@ -192,6 +208,13 @@ def attach(pid: int, ram: str, socket: Path, timeout: float) -> None:
     click.echo(f"process {pid}: {pages} pages can be moved")
 
 
+def poison_of(image: ImageFile, facts: Any) -> Any:
+    """What `serve` would have of it. PageferryError: it would refuse."""
+    from pageserver.poison import expected
+
+    return expected(image, facts)
+
+
 def look(image: ImageFile) -> Any:
     """What dataplane.inspect finds, with a bar on a terminal meanwhile. Ctrl-C ends it."""
     from pageserver.dataplane import Progress
@@ -200,7 +223,8 @@ def look(image: ImageFile) -> Any:
 
     progress = Progress()
     with ThreadPoolExecutor(1) as threads:
-        reading = threads.submit(read, image, progress)
+        left_out = merge(image.poison.left_out) if image.poison is not None else ()
+        reading = threads.submit(read, image, progress, left_out)
         try:
             if sys.stderr.isatty():
                 with bar(f"reading {image.name}") as show:

@@ -26,7 +26,7 @@ from pageferry.limits import (
 from pageferry.reasons import PageferryError
 from pageferry.service.addresses import Address, AddressType
 from pageferry.service.ready import Ready
-from pageserver.images import ImageSpec, parse_image, parse_regions
+from pageserver.images import ImageSpec, parse_image, parse_poison, parse_regions
 
 Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
 
@@ -81,6 +81,14 @@ OPTIONS: Final[tuple[Decorator, ...]] = (
         metavar="NAME=PAGES,...",
         help="Memory regions of a VM that hands over several, in image order: pages, or sizes with K, M, G "
         "or T. They add up to the file.  [default: one region]",
+    ),
+    click.option(
+        "--poison",
+        multiple=True,
+        type=Parsed("poison", parse_poison),
+        metavar="NAME=FILE",
+        help="Where it is kept which pages of an image are lost; made when one is.  [default: beside the "
+        "image, with .poison at its name's end]",
     ),
     click.option(
         "--vm",
@@ -155,20 +163,33 @@ def serve_options(command: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def with_regions(
-    images: Sequence[ImageSpec], regions: Sequence[tuple[str, tuple[int, ...]]]
+    images: Sequence[ImageSpec],
+    regions: Sequence[tuple[str, tuple[int, ...]]],
+    poison: Sequence[tuple[str, Path]] = (),
 ) -> list[ImageSpec]:
-    """--image and --regions put together. UsageError: they do not fit."""
+    """--image, --regions and --poison put together. UsageError: they do not fit."""
     names = [image.name for image in images]
-    given = [name for name, _ in regions]
     for name in names:
         if names.count(name) > 1:
             raise click.UsageError(f"Two images are named {name!r}; give each a name of its own.")
+    _check_given("--regions", [name for name, _ in regions], names, "give all of its regions in one")
+    _check_given("--poison", [name for name, _ in poison], names, "an image has one")
+    return [
+        replace(
+            image,
+            region_pages=dict(regions).get(image.name, ()),
+            poison=dict(poison).get(image.name),
+        )
+        for image in images
+    ]
+
+
+def _check_given(option: str, given: Sequence[str], names: Sequence[str], remedy: str) -> None:
     for name in given:
         if given.count(name) > 1:
-            raise click.UsageError(f"--regions is there twice for {name!r}; give all of its regions in one.")
+            raise click.UsageError(f"{option} is there twice for {name!r}; {remedy}.")
         if name not in names:
-            raise click.UsageError(f"--regions names {name!r}; give --image {name}=PATH for it.")
-    return [replace(image, region_pages=dict(regions).get(image.name, ())) for image in images]
+            raise click.UsageError(f"{option} names {name!r}; give --image {name}=PATH for it.")
 
 
 def check_names(images: Sequence[ImageSpec], vms: Sequence[VmSpec]) -> None:

@@ -14,7 +14,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Self
 
+from pageferry import poison_file
 from pageferry.limits import IMAGE_NAME_BYTES_MAX, IMAGE_PAGES_MAX, PAGE_BYTES, REGIONS_MAX
+from pageferry.poison_file import PoisonRecord
 from pageferry.reasons import PageferryError, Reason
 
 SIZE: Final = re.compile(r"([0-9]{1,18})([KMGT]?)(?:i?B)?", re.IGNORECASE)
@@ -36,6 +38,7 @@ class ImageSpec:
     name: str
     path: Path
     region_pages: tuple[int, ...] = ()
+    poison: Path | None = None  # its poison file; None: beside it
 
 
 def parse_image(text: str) -> ImageSpec:
@@ -48,6 +51,12 @@ def parse_image(text: str) -> ImageSpec:
     if not name.isprintable():
         raise refused(f"the name {name!r} cannot be printed", "choose one that can be read in a log")
     return ImageSpec(name, Path(path))
+
+
+def parse_poison(text: str) -> tuple[str, Path]:
+    """NAME=FILE."""
+    name, path = _split(text, "NAME=FILE")
+    return name, Path(path)
 
 
 def parse_regions(text: str) -> tuple[str, tuple[int, ...]]:
@@ -85,25 +94,31 @@ def _split(text: str, form: str) -> tuple[str, str]:
 
 @dataclass(frozen=True, slots=True)
 class ImageFile:
-    """An open image file. `region_pages` are the VM's memory regions in image order; they add up."""
+    """An open image file. `region_pages` are the VM's memory regions in image order; they add up. `poison`:
+    what its poison file says, if there is one."""
 
     name: str
     path: Path
     fd: int
     page_count: int
     region_pages: tuple[int, ...]
+    poison_path: Path
+    poison: PoisonRecord | None = None
 
     @classmethod
     def open(cls, spec: ImageSpec) -> Self:
-        """PageferryError: it is no image, or its regions do not add up to it."""
+        """PageferryError: it is no image, its regions do not add up to it, or its poison file cannot be
+        understood."""
         fd = _open(spec.path)
         try:
             page_count = _page_count(spec.path, os.fstat(fd))
             regions = _regions(spec, page_count)
+            poison_path = spec.poison or poison_file.beside(spec.path)
+            poison = poison_file.load(poison_path, page_count)
         except BaseException:
             os.close(fd)
             raise
-        return cls(spec.name, spec.path, fd, page_count, regions)
+        return cls(spec.name, spec.path, fd, page_count, regions, poison_path, poison)
 
     @property
     def disk_bytes(self) -> int:

@@ -11,23 +11,25 @@ import asyncio
 import signal
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import AsyncExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 import grpc
 
 from pageferry.reasons import PageferryError, Reason
-from pageferry.records import Records
+from pageferry.records import NoRecords, Records
 from pageferry.service.abilities import say_leaving
 from pageferry.service.addresses import Address, bound, listening
 from pageferry.service.logs import log
 from pageferry.service.metrics import DataPlane as DataPlaneMetrics
 from pageferry.service.metrics import exposed
 from pageferry.service.serving import ControlPort
+from pageferry.units import merge
 from pageferry.v1.migrations_pb2_grpc import add_MigrationServiceServicer_to_server
 from pageserver.config import ServeOptions
 from pageserver.dataplane import DataPlane, Progress, inspect
 from pageserver.images import ImageFile
+from pageserver.poison import Poison, settle
 from pageserver.progress import shown
 from pageserver.service import NAME, MigrationService
 from pageserver.sessions import Sessions
@@ -44,7 +46,7 @@ class Ports:
     control: ControlPort
     data: Address
     metrics: Address | None
-    sessions: Sessions | None  # of VMs that run here
+    sessions: Sessions  # of VMs that run here, and what is lost of all images
 
 
 # ------------------------------------------------------------------------------------------------------ start
@@ -58,16 +60,12 @@ async def bring_up(options: ServeOptions, stack: AsyncExitStack) -> Ports:
     data_plane = stack.enter_context(DataPlane([data_socket], options.threads))
     figures = DataPlaneMetrics(data_plane.counters, data_plane.histogram)
     metrics = await stack.enter_async_context(exposed(options.metrics_listen, figures))
-    sessions, service = None, None
-    if options.vms:
-        sessions, service = await bring_up_vms(options, data_plane, stack)
+    sessions, service = await bring_up_vms(options, data_plane, stack)
 
     def add(server: grpc.aio.Server) -> None:
-        if service is not None:
-            add_MigrationServiceServicer_to_server(service, server)
+        add_MigrationServiceServicer_to_server(service, server)
 
-    names = (NAME,) if service is not None else ()
-    control = ControlPort(options.control_listen, add, names, serving=False, grace_s=0)
+    control = ControlPort(options.control_listen, add, (NAME,), serving=False, grace_s=0)
     await stack.enter_async_context(control)
     return Ports(data_plane, control, bound(data_socket, options.data_listen), metrics, sessions)
 
@@ -77,16 +75,19 @@ async def bring_up_vms(
 ) -> tuple[Sessions, MigrationService]:
     """Takes the hand-off sockets, finds the sessions of an earlier server again, and takes what VMs hand over
     from now on."""
-    say_leaving()
+    if options.vms:
+        say_leaving()
     loop = asyncio.get_running_loop()
-    records = stack.enter_context(Records(options.state_dir))
+    records = stack.enter_context(Records(options.state_dir) if options.vms else NoRecords())
     sessions = Sessions(data_plane, records)
+    stack.callback(sessions.poison.close)
     vms = Vms(
         options.vms,
         data_plane,
         on_gone=sessions.vmm_gone,
         on_complete=sessions.vmm_complete,
         vmm_uid=options.vmm_uid,
+        poison=sessions.poison,
     )
     stack.callback(vms.close)
     stack.push_async_callback(sessions.close)
@@ -105,10 +106,13 @@ async def cancelled(task: asyncio.Task[None]) -> None:
     await asyncio.wait({task})
 
 
-async def read_and_add(image: ImageFile, data_plane: DataPlane, *, on_terminal: bool) -> None:
+async def read_and_add(
+    image: ImageFile, data_plane: DataPlane, poison: Poison, *, on_terminal: bool
+) -> None:
     """Reads the image once, on another thread, and serves it. Says how far it is when that takes long."""
     progress = Progress()
-    look = asyncio.create_task(asyncio.to_thread(inspect, image, progress))
+    left_out = merge(image.poison.left_out) if image.poison is not None else ()
+    look = asyncio.create_task(asyncio.to_thread(inspect, image, progress, left_out))
     every_s, showing = shown(image.name, on_terminal=on_terminal)
     try:
         with showing as show:
@@ -118,7 +122,10 @@ async def read_and_add(image: ImageFile, data_plane: DataPlane, *, on_terminal: 
     finally:
         progress.cancel()
         await asyncio.gather(look, return_exceptions=True)
-    data_plane.add(image, facts)
+    lost = settle(image, facts)
+    facts = replace(facts, content_id=lost.content_id)
+    poison.add_file(image, lost)
+    data_plane.add(image, facts, merge(lost.runs))
     log.info(
         "image",
         image=image.name,
@@ -126,13 +133,16 @@ async def read_and_add(image: ImageFile, data_plane: DataPlane, *, on_terminal: 
         pages=facts.page_count,
         data_pages=facts.data_pages,
         regions=len(image.region_pages),
+        poisoned=lost.pages,
         content_id=f"{facts.content_id:016x}",
     )
 
 
-async def read_all(images: Sequence[ImageFile], data_plane: DataPlane, *, on_terminal: bool) -> None:
+async def read_all(
+    images: Sequence[ImageFile], data_plane: DataPlane, poison: Poison, *, on_terminal: bool
+) -> None:
     for image in images:
-        await read_and_add(image, data_plane, on_terminal=on_terminal)
+        await read_and_add(image, data_plane, poison, on_terminal=on_terminal)
 
 
 def announce(ports: Ports, options: ServeOptions) -> None:
@@ -205,15 +215,15 @@ async def serve(images: Sequence[ImageFile], options: ServeOptions) -> None:
     with stop_signals() as (first, second):
         async with AsyncExitStack() as stack:
             ports = await bring_up(options, stack)
-            await until(first, read_all(images, ports.data_plane, on_terminal=options.progress))
+            poison = ports.sessions.poison
+            await until(first, read_all(images, ports.data_plane, poison, on_terminal=options.progress))
             if first.is_set():
                 raise PageferryError(Reason.CANCELLED, "ended by a signal before all images were read")
             ports.data_plane.health(True)
             await ports.control.serving(True)
             announce(ports, options)
             await first.wait()
-            if ports.sessions is not None:
-                await ports.sessions.end()
+            await ports.sessions.end()
             log.info("draining", open_calls=ports.data_plane.open_calls(), timeout_s=options.drain_timeout_s)
             await until(
                 second,

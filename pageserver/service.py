@@ -12,8 +12,10 @@ from pageferry.phases import Phase
 from pageferry.reasons import PageferryError, Reason
 from pageferry.records import SESSION_NAME
 from pageferry.service.metadata import shown
+from pageferry.service.poison import as_log, asked_pages, some
 from pageferry.v1 import migrations_pb2, migrations_pb2_grpc
 from pageserver.handover import Piece
+from pageserver.poison import Poison
 from pageserver.record import Terms
 from pageserver.session import Report, Session
 from pageserver.sessions import Sessions
@@ -25,8 +27,8 @@ NAME: Final = migrations_pb2.DESCRIPTOR.services_by_name["MigrationService"].ful
 SHA256_BYTES: Final = 32
 
 
-def as_message(session: Session) -> migrations_pb2.Session:
-    """The session as it is now."""
+def as_message(session: Session, poison: Poison) -> migrations_pb2.Session:
+    """The session as it is now. What its target counts as poisoned, once it does, is all there is."""
     record, state = session.record, session.state()
     since = Timestamp()
     since.FromNanoseconds(int(record.phase_since * 1e9))
@@ -43,7 +45,8 @@ def as_message(session: Session) -> migrations_pb2.Session:
         peer=session.peer,
         cancel_requested=record.cancel_requested,
         pages_total=record.page_count,
-        pages_poisoned=record.pages_poisoned,
+        pages_poisoned=record.pages_poisoned or poison.pages(session.image),
+        poison_seq=poison.seq(session.image),
         round=state.round,
         dirty_pages=state.dirty_pages,
         dirty_pages_per_second=per_second,
@@ -112,6 +115,7 @@ class MigrationService(migrations_pb2_grpc.MigrationServiceServicer):
 
     def __init__(self, sessions: Sessions, vms: Vms) -> None:
         self._sessions = sessions
+        self._poison = sessions.poison
         self._vms = vms
 
     def _to_look(self, name: str, context: Context) -> Session:
@@ -121,6 +125,9 @@ class MigrationService(migrations_pb2_grpc.MigrationServiceServicer):
             self._sessions.named(name) if seen is None else self._sessions.of_target(name, seen, to_look=True)
         )
 
+    def _shown(self, session: Session) -> migrations_pb2.Session:
+        return as_message(session, self._poison)
+
     def _of_target(self, name: str, context: Context) -> Session:
         return self._sessions.of_target(name, shown(context.invocation_metadata()))
 
@@ -129,26 +136,26 @@ class MigrationService(migrations_pb2_grpc.MigrationServiceServicer):
     async def CreateSession(
         self, request: migrations_pb2.CreateSessionRequest, context: Context
     ) -> migrations_pb2.Session:
-        return as_message(await self._sessions.create(as_terms(request), self._vms))
+        return self._shown(await self._sessions.create(as_terms(request), self._vms))
 
     async def CancelSession(
         self, request: migrations_pb2.EndSessionRequest, context: Context
     ) -> migrations_pb2.Session:
         session = self._sessions.named(request.session)
         session.cancel(request.force_image, str(context.peer()))
-        return as_message(session)
+        return self._shown(session)
 
     async def ReleaseSession(
         self, request: migrations_pb2.EndSessionRequest, context: Context
     ) -> migrations_pb2.Session:
         session = self._sessions.named(request.session)
         session.release(request.force_image, str(context.peer()))
-        return as_message(session)
+        return self._shown(session)
 
     async def GetSession(
         self, request: migrations_pb2.SessionName, context: Context
     ) -> migrations_pb2.Session:
-        return as_message(self._to_look(request.session, context))
+        return self._shown(self._to_look(request.session, context))
 
     async def WatchSessions(
         self, request: migrations_pb2.WatchSessionsRequest, context: Context
@@ -161,13 +168,35 @@ class MigrationService(migrations_pb2_grpc.MigrationServiceServicer):
         while True:
             seen = self._sessions.revision
             for session in self._sessions if only is None else [only]:
-                message = as_message(session)
+                message = self._shown(session)
                 if told.get(session.name) != moving(message):
                     told[session.name] = moving(message)
                     yield message
             if request.once or (only is not None and only.ended and told[only.name][0] == only.revision):
                 return
             await self._sessions.changed(seen, interval_s)
+
+    async def PoisonPages(
+        self, request: migrations_pb2.PoisonRequest, context: Context
+    ) -> migrations_pb2.PoisonLog:
+        image = self._image_of(request)
+        lost = self._poison.of(image)
+        self._poison.poison(image, some(asked_pages(request, lost.page_count, lost.layout, image)))
+        return as_log(lost.log, lost.known, request.after_seq)
+
+    async def ListPoison(
+        self, request: migrations_pb2.PoisonRequest, context: Context
+    ) -> migrations_pb2.PoisonLog:
+        image = self._image_of(request)
+        lost = self._poison.look(image)
+        only = asked_pages(request, lost.page_count, lost.layout, image)
+        return as_log(lost.log, lost.known, request.after_seq, only)
+
+    def _image_of(self, request: migrations_pb2.PoisonRequest) -> str:
+        """PageferryError: it names none, or two."""
+        if bool(request.session) == bool(request.image):
+            raise bad("neither an image nor a session is named, or both are", "name one of the two")
+        return request.image or self._sessions.named(request.session).image
 
     # ------------------------------------------------------------------------------------------------- target
 
@@ -185,4 +214,4 @@ class MigrationService(migrations_pb2_grpc.MigrationServiceServicer):
     ) -> migrations_pb2.Session:
         session = self._of_target(request.session, context)
         session.hear(as_report(request))
-        return as_message(session)
+        return self._shown(session)

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from pageferry.host.vmm import Vmm, VmmFacts
+from pageferry.layout import pc_layout
 from pageferry.limits import PAGE_BYTES, SESSIONS_MAX
 from pageferry.phases import Side
 from pageferry.reasons import PageferryError, Reason
@@ -15,6 +16,7 @@ from pageferry.records import Records, unreadable
 from pageferry.service.logs import log
 from pageferry.service.metadata import Shown, not_allowed
 from pageserver.dataplane import DataPlane, ServerEvent, ServerEventKind
+from pageserver.poison import Poison
 from pageserver.record import SourceRecord, Terms
 from pageserver.session import Session
 from pageserver.steps import Means
@@ -81,6 +83,7 @@ class Sessions:
         self._ending = False
         self._tasks: set[asyncio.Task[None]] = set()
         self._news = asyncio.Event()
+        self.poison = Poison(plane, self._poisoned)
         self._means = Means(plane, records, self._begin, self._changed, self._settled)
 
     def __iter__(self) -> Iterator[Session]:
@@ -120,6 +123,7 @@ class Sessions:
             vm = self._free(terms, vms)
             seen = await look(vm)
             try:
+                self._learn_layout(vm, seen.facts)
                 if vm.gone or vms.get(terms.image) is not vm:
                     raise PageferryError(Reason.NO_VMM, f"the VMM of {vm.name} has exited", "start it again")
                 session = self._made(terms, vm, seen)
@@ -128,6 +132,10 @@ class Sessions:
                 raise
         self._changed()
         return session
+
+    def _learn_layout(self, vm: Vm, facts: VmmFacts) -> None:
+        if facts.below_4g_bytes:
+            self.poison.learn_layout(vm.name, pc_layout(vm.page_count * PAGE_BYTES, facts.below_4g_bytes))
 
     def _again(self, known: Session, terms: Terms) -> Session:
         had = known.record.terms
@@ -228,6 +236,8 @@ class Sessions:
     def catch_up(self) -> None:
         """Takes what the data port has to tell."""
         while (event := self._plane.event()) is not None:
+            if event.kind is ServerEventKind.LOST:
+                self.poison.found(event.image)
             session = self._all.get(event.session)
             if session is not None:
                 try:
@@ -247,6 +257,12 @@ class Sessions:
                 log.info(
                     "round", session=session.name, as_of=f"{event.value:#x}", dirty_pages=event.page_count
                 )
+
+    def _poisoned(self, image: str) -> None:
+        for session in self:
+            if session.image == image and not session.ended:
+                session.tell()
+        self._changed()
 
     def vmm_gone(self, vm: Vm) -> None:
         for session in self:

@@ -108,14 +108,14 @@ class Steps:
         self._pauses.pop(reason, None)
         self._pauses[reason] = message
         log.warning("paused", session=self.name, reason=reason.name, text=message)
-        self._tell()
+        self.tell()
 
     def go_on(self, *reasons: Reason) -> None:
         """These pauses are over; without any, all."""
         for reason in reasons or tuple(self._pauses):
             if self._pauses.pop(reason, None) is not None:
                 log.info("resumed", session=self.name, reason=reason.name)
-                self._tell()
+                self.tell()
 
     async def change(self) -> None:
         """Returns after the next one."""
@@ -150,9 +150,10 @@ class Steps:
                 self.means.plane.set_session(self.gate())
             except PageferryError as error:
                 log.error("bug", session=self.name, text=f"the data port refuses its session: {error}")
-        self._tell()
+        self.tell()
 
-    def _tell(self) -> None:
+    def tell(self) -> None:
+        """Whoever watches shall look."""
         self.revision += 1
         self._news.set()
         self._news = asyncio.Event()

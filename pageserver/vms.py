@@ -15,10 +15,12 @@ from typing import Final
 from pageferry.host.handoff import Handoff, Role
 from pageferry.host.listener import Listener
 from pageferry.host.vmspec import VmSpec
+from pageferry.layout import Layout
 from pageferry.reasons import PageferryError, Reason
 from pageferry.service.logs import log
 from pageserver.arriving import Arriving, say_accepted
 from pageserver.dataplane import DataPlane, LiveMemory, accept_handoff
+from pageserver.poison import Poison
 from pageserver.switchover import in_thread
 from pageserver.vm import Vm
 
@@ -39,9 +41,11 @@ class Vms:
         on_gone: Callable[[Vm], None],
         on_complete: Callable[[Vm], None],
         vmm_uid: int | None,
+        poison: Poison | None = None,
     ) -> None:
         """PageferryError: a hand-off socket cannot be had; then none is left."""
         self._plane = plane
+        self._poison = poison or Poison(plane)
         self._on_gone = on_gone
         self._on_complete = on_complete
         self._tasks: set[asyncio.Task[None]] = set()
@@ -109,8 +113,10 @@ class Vms:
                 arriving_fd=handoff.table_fd,
                 drops_untold=handoff.in_its_place and not handoff.handed_on,  # it has no shim
             )
+            layout = self._layout(spec, handoff)
             await in_thread(lambda: self._plane.add_live(memory))
             vm.served = True
+            self._poison.add_live(spec.name, vm.page_count, layout)
             self._accept(vm, handoff)
         except BaseException:
             self._drop(vm)
@@ -125,6 +131,13 @@ class Vms:
             handed_on=handoff.handed_on,
             content_id=f"{vm.content_id:016x}",
         )
+
+    def _layout(self, spec: VmSpec, handoff: Handoff) -> Layout | None:
+        """As the VMM has said, or the operator. PageferryError: of another memory."""
+        layout = handoff.layout or spec.layout
+        if layout is not None:
+            layout.check(handoff.length_bytes)
+        return layout
 
     def _accept(self, vm: Vm, handoff: Handoff) -> None:
         """PageferryError: who has handed it over has gone."""
@@ -197,6 +210,7 @@ class Vms:
         if vm.served:
             vm.served = False
             self._plane.remove(vm.name)
+        self._poison.drop(vm.name)
         vm.close()
 
     def close(self) -> None:

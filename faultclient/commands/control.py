@@ -7,8 +7,8 @@ from typing import Any, Final
 
 import grpc
 
-from faultclient.source import refused
 from pageferry.reasons import PageferryError, Reason, Remedy
+from pageferry.service.refusals import refused
 from pageferry.v1 import faultclient_pb2_grpc, migrations_pb2, migrations_pb2_grpc
 
 CALL_S: Final = 10.0

@@ -141,6 +141,9 @@ def tiles(moving: Moving) -> Iterator[str]:
         yield tile(f"{target.faults:,}", "page faults")
     if target is not None and target.round:
         yield tile(f"{target.round:,}", "rounds of precopy")
+    lost = max((session.pages_poisoned for session in moving.newest.values()), default=0)
+    if lost:
+        yield tile(f"{lost:,}", "pages are lost for good")
 
 
 def tile(figure: str, what: str) -> str:

@@ -11,7 +11,7 @@ from rich.text import Text
 
 from faultclient.commands.live import COLOURS
 from faultclient.commands.ports import Port, Row, several
-from faultclient.commands.words import ms_text, phase_name, phase_of, rate_text, share_here, state
+from faultclient.commands.words import lost_text, ms_text, phase_name, phase_of, rate_text, share_here, state
 from pageferry.phases import Phase
 from pageferry.v1 import migrations_pb2
 
@@ -118,9 +118,13 @@ def as_table(ports: Sequence[Port], rows: Sequence[Row], width: int) -> Table:
 
 
 def troubles(rows: Sequence[Row]) -> Iterator[Text]:
-    """What a phase does not say: why nothing moves, why it failed, what else there is to know."""
+    """What a phase does not say: why nothing moves, why it failed, what is lost, what else is to know."""
     for row in rows:
         said = set()
+        ends = [session for session in (row.source, row.target) if session is not None]
+        most = max(ends, key=lambda session: session.pages_poisoned)
+        if most.pages_poisoned:
+            yield Text(f"{most.session}: {lost_text(most)} for good", "red")
         for side, session in (("source", row.source), ("target", row.target)):
             if session is None or not session.message or session.message in said:
                 continue

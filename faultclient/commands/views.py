@@ -7,7 +7,7 @@ import sys
 from typing import Any, Protocol
 
 from faultclient.commands.moving import Moving, Sample
-from faultclient.commands.words import as_json, share_here, size_text, state
+from faultclient.commands.words import as_json, lost_text, share_here, size_text, state
 from pageferry.reasons import PageferryError
 
 
@@ -28,6 +28,8 @@ def in_words(side: str, session: Any) -> str:
     if session.pages_total and side == "target":
         words.append(f"{int(share_here(session) * 100)}% of {session.pages_total} pages")
         words.append(size_text(session.wire_bytes))
+    if session.pages_poisoned:
+        words.append(lost_text(session))
     if session.message:
         words.append(session.message)
     return "  ".join(words)

@@ -53,6 +53,12 @@ def share_here(session: migrations_pb2.Session) -> float:
     return session.pages_settled / session.pages_total if session.pages_total else 0.0
 
 
+def lost_text(session: migrations_pb2.Session) -> str:
+    """1 page lost; empty: none is."""
+    count = session.pages_poisoned
+    return f"{count:,} page{'' if count == 1 else 's'} lost" if count else ""
+
+
 def size_text(byte_count: float) -> str:
     """12 MiB, 1.3 GiB."""
     mib = byte_count / MIB

@@ -57,6 +57,7 @@ class SocketVmm:
                 memory_bytes=_number(told, "memory_bytes"),
                 running=told.get("running") is True,
                 warnings=tuple(map(str, told.get("warnings", []))),
+                below_4g_bytes=_number(told, "below_4g_bytes"),
             )
         except (TypeError, ValueError) as error:
             raise self._malformed("attach", str(error)) from error

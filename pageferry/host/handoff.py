@@ -23,6 +23,7 @@ from itertools import pairwise
 from typing import Any, Final, Self
 
 from pageferry.host.process import HeldProcess
+from pageferry.layout import Layout, layout_of
 from pageferry.limits import HANDOFF_BYTES_MAX, HANDOFF_TIMEOUT_MS, PAGE_BYTES, REGIONS_MAX
 from pageferry.reasons import PageferryError, Reason
 
@@ -39,6 +40,8 @@ FRAMES_KEY: Final = "pageferry_frames"
 ROLE_KEY: Final = "pageferry_role"
 # In the first region, if it is not the VMM that sends: the process that it is.
 PID_KEY: Final = "pageferry_pid"
+# In every region or in none: where it lies in the guest. Firecracker's own name for it.
+GUEST_KEY: Final = "gpa_start"
 ADDRESS_END: Final = 1 << 64
 PID_END: Final = 1 << 31
 # What of JSON tells where a value ends.
@@ -71,6 +74,7 @@ class Region:
     address: int
     length_bytes: int
     offset_bytes: int  # in the image, and in the backing file if there is one
+    guest_address: int | None = None  # where it lies in the guest; None: the VMM has not said so
 
 
 @dataclass(slots=True)
@@ -103,6 +107,11 @@ class Handoff:
     @property
     def handed_on(self) -> bool:
         return self.table_fd >= 0
+
+    @property
+    def layout(self) -> Layout | None:
+        """None: the VMM has not said where its memory lies in the guest."""
+        return layout_of([(region.guest_address, region.length_bytes) for region in self.regions])
 
     @property
     def length_bytes(self) -> int:
@@ -434,6 +443,7 @@ def _region(index: int, element: Any, page_bytes: int) -> Region:
         address=_number(index, element, "base_host_virt_addr"),
         length_bytes=_number(index, element, "size"),
         offset_bytes=_number(index, element, "offset"),
+        guest_address=_guest_address(element),
     )
     if region.length_bytes == 0:
         raise refused(f"region {index} is empty")
@@ -446,6 +456,12 @@ def _region(index: int, element: Any, page_bytes: int) -> Region:
     if max(region.address, region.offset_bytes) + region.length_bytes > ADDRESS_END:
         raise refused(f"region {index} goes beyond 2^64")
     return region
+
+
+def _guest_address(element: Any) -> int | None:
+    """Nothing rests on it but the naming of pages: one that cannot be is none."""
+    number = element.get(GUEST_KEY)
+    return number if type(number) is int and 0 <= number < ADDRESS_END else None
 
 
 def _check_layout(regions: tuple[Region, ...]) -> None:

@@ -20,7 +20,7 @@ from collections.abc import Sequence
 from enum import Enum
 from typing import Final
 
-from pageferry.host.handoff import PID_KEY, ROLE_KEY, Region, Role
+from pageferry.host.handoff import GUEST_KEY, PID_KEY, ROLE_KEY, Region, Role
 from pageferry.limits import PAGE_BYTES
 
 LINE_BYTES_MAX: Final = 64
@@ -44,6 +44,7 @@ def message(regions: Sequence[Region], pid: int, role: Role = Role.BOTH) -> byte
             "size": region.length_bytes,
             "offset": region.offset_bytes,
             "page_size": PAGE_BYTES,
+            **({} if region.guest_address is None else {GUEST_KEY: region.guest_address}),
         }
         for region in regions
     ]

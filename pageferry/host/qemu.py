@@ -124,6 +124,7 @@ class QemuVmm:
         self._machine = await checks.machine_type(qmp, view.command_line, warnings)
         self._memory_bytes = await checks.memory_bytes(qmp, version)
         checks.check_process(view, self._memory_bytes, warnings)
+        below_4g_bytes = await checks.below_4g_bytes(qmp, self._machine, self._memory_bytes)
         await checks.check_devices(qmp)
         await checks.check_blocks(qmp, precopy=precopy and side is Side.SOURCE)
         if side is Side.SOURCE:
@@ -139,6 +140,7 @@ class QemuVmm:
             memory_bytes=self._memory_bytes,
             running=status == "running",
             warnings=tuple(warnings),
+            below_4g_bytes=below_4g_bytes,
         )
 
     async def _check_status(self, qmp: Qmp, side: Side) -> str:

@@ -13,7 +13,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any, Final
 
-from pageferry.host.qmp import Qmp
+from pageferry.host.qmp import Qmp, QmpRefusalError
 from pageferry.reasons import PageferryError, Reason
 
 # From here on x-ignore-shared leaves out of the stream only memory backed by a file that has a name; before,
@@ -30,6 +30,10 @@ PINNING_DRIVERS: Final = frozenset({
     "nvme", "io_uring", "nvme-io_uring", "virtio-blk-vfio-pci", "virtio-blk-vhost-user",
     "virtio-blk-vhost-vdpa",
 })  # fmt: skip
+GIB: Final = 1 << 30
+# Up to here memory lies below 4 GiB as a whole; of more, a whole number of GiB does.
+PC_BELOW_4G: Final = 0xE000_0000
+Q35_BELOW_4G: Final = 0xB000_0000
 VERSIONED: Final = re.compile(r"-\d+\.\d+(\.\d+)?$")
 
 
@@ -66,6 +70,19 @@ async def machine_type(qmp: Qmp, command_line: Sequence[str] | None, warnings: l
     if not VERSIONED.search(name):
         warnings.append(f"machine type {name} has no version: another QEMU may not load its state")
     return name
+
+
+async def below_4g_bytes(qmp: Qmp, machine: str, memory_bytes: int) -> int:
+    """At most so much of its memory lies below 4 GiB, by the rule of its machine; 0: that is not known."""
+    try:
+        limit = int(await qmp.execute("qom-get", {"path": "/machine", "property": "max-ram-below-4g"}))
+    except QmpRefusalError:  # microvm has no such property, and the rule of the oldest machine
+        limit = PC_BELOW_4G
+    if machine.startswith(("pc-i440fx", "microvm")):
+        return min(limit, 3 * GIB) if memory_bytes >= limit else limit
+    if machine.startswith("pc-q35"):
+        return min(limit, 2 * GIB if memory_bytes >= Q35_BELOW_4G else Q35_BELOW_4G)
+    return 0
 
 
 def machine_given(command_line: Sequence[str]) -> str | None:

@@ -32,6 +32,7 @@ class VmmFacts:
     memory_bytes: int = 0  # of the guest, as the VMM counts it; 0: it does not say
     running: bool = False  # the guest runs now
     warnings: tuple[str, ...] = ()  # for the operator; none of them keeps the move from working
+    below_4g_bytes: int = 0  # of an x86 PC: at most so much of its memory lies below 4 GiB; 0: not known
 
 
 class Vmm(Protocol):

@@ -5,6 +5,9 @@ NAME,handoff=SOCKET,qemu=QMP_SOCKET
 NAME,handoff=SOCKET,socket=ADAPTER_SOCKET
 NAME,handoff=SOCKET,process
 
+Where nobody else says it, an operator may say where the memory lies in the guest, so that pages can be named
+by guest address: layout=ADDRESS:SIZE+ADDRESS:SIZE, in image order.
+
 A fault client may be told beside it to whom the VM is handed on once it runs here: onward=SOCKET, the
 hand-off socket that this host's page server has for it (docs/chain.md).
 """
@@ -14,10 +17,12 @@ from enum import Enum
 from pathlib import Path
 from typing import Final
 
+from pageferry.layout import Layout, parse_layout
 from pageferry.limits import IMAGE_NAME_BYTES_MAX
 from pageferry.reasons import PageferryError, Reason
 
-FORM: Final = "NAME,handoff=SOCKET,qemu=QMP_SOCKET|socket=ADAPTER_SOCKET|process"
+LAYOUT_KEY: Final = "layout"
+FORM: Final = "NAME,handoff=SOCKET,qemu=QMP_SOCKET|socket=ADAPTER_SOCKET|process[,layout=ADDRESS:SIZE+...]"
 ONWARD_KEY: Final = "onward"
 ONWARD_FORM: Final = f"{FORM}[,{ONWARD_KEY}=SOCKET]"
 # sockaddr_un
@@ -39,6 +44,7 @@ class VmSpec:
     kind: VmKind
     control: Path | None = None  # the QMP socket, or the orchestrator's; None for a process
     onward: Path | None = None  # of the page server that it moves on from; None: it does not
+    layout: Layout | None = None  # of its memory in the guest, if an operator has said it
 
 
 def parse_vm(text: str, *, onward: bool = False) -> VmSpec:
@@ -46,9 +52,10 @@ def parse_vm(text: str, *, onward: bool = False) -> VmSpec:
     name, *parts = text.split(",")
     _check_name(name, text)
     given: dict[str, str] = {}
+    known = {"handoff", LAYOUT_KEY, *(kind.value for kind in VmKind), *((ONWARD_KEY,) if onward else ())}
     for part in parts:
         key, equals, value = part.partition("=")
-        if key not in ("handoff", *(kind.value for kind in VmKind), *((ONWARD_KEY,) if onward else ())):
+        if key not in known:
             raise refused(text, f"{part!r} is nothing that a VM has")
         if key in given:
             raise refused(text, f"{key} is there twice")
@@ -63,7 +70,8 @@ def parse_vm(text: str, *, onward: bool = False) -> VmSpec:
     (kind,) = kinds
     control = None if kind is VmKind.PROCESS else _path(given[kind.value], text)
     to = _path(given[ONWARD_KEY], text) if ONWARD_KEY in given else None
-    spec = VmSpec(name, _path(given["handoff"], text), kind, control, to)
+    layout = parse_layout(given[LAYOUT_KEY]) if LAYOUT_KEY in given else None
+    spec = VmSpec(name, _path(given["handoff"], text), kind, control, to, layout)
     if spec.handoff in (spec.control, spec.onward) or (to is not None and to == spec.control):
         raise refused(text, "the hand-off socket is one of its own")
     return spec

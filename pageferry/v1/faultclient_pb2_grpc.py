@@ -142,7 +142,7 @@ class FaultClientServiceServicer(object):
         """These pages are lost from now on: their bytes leave the memory, an access raises SIGBUS or a machine check, and the VMM is told,
         once a page. For ever, or until ClearPoison; asked again: the same answer. From attaching on, also when the session has committed.
         OUT_OF_IMAGE; WRONG_PHASE before attaching, and when the registration has ended; UNSUPPORTED: a guest address, and the VM's
-        layout is not known.
+        layout is not known; TOO_SLOW: not all of it is done yet, and it goes on.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

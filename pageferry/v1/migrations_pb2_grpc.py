@@ -157,7 +157,8 @@ class MigrationServiceServicer(object):
     def PoisonPages(self, request, context):
         """Operator. These pages of the image are lost: from now on they travel as POISON, never as bytes, to whoever asks, also after a
         restart; a live image's next round names them. Until the freeze (WRONG_PHASE; poison at the target then). OUT_OF_IMAGE;
-        UNSUPPORTED: a guest address, and the VM's layout is not known.
+        UNSUPPORTED: a guest address, and the VM's layout is not known; NO_MEMORY, NOT_ALLOWED: the image's poison file cannot be
+        written, and nothing has changed.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -8,6 +8,7 @@ is refused before anything happens to it, each with a QEMU that is so.
 
 import asyncio
 import os
+import re
 import signal
 import subprocess
 import time
@@ -24,6 +25,7 @@ from pageferry.host import qemu as adapter
 from pageferry.host import qmp as monitor
 from pageferry.host.qemu import QemuVmm
 from pageferry.host.vmm import VmmFacts
+from pageferry.layout import pc_layout
 from pageferry.phases import Side
 from pageferry.reasons import PageferryError, Reason
 from tests.support.console import missing_beats
@@ -433,6 +435,40 @@ def place(folder: Path) -> Iterator[Path]:
     for left in own.iterdir():
         left.unlink()
     own.rmdir()
+
+
+@pytest.mark.parametrize(
+    ("version", "machine"),
+    [
+        (SYSTEM, "pc-i440fx-7.2"),
+        (SYSTEM, "microvm"),
+        (NEWER, "pc-q35-7.2"),
+        (NEWER, "pc-q35-7.2,max-ram-below-4g=1G"),
+    ],
+)
+def test_where_memory_lies_in_the_guest_is_as_qemu_itself_has_it(
+    place: Path, version: str, machine: str
+) -> None:
+    """By its own view of the guest's addresses; the RAM file is a hole but for what the firmware writes."""
+    memory_bytes = 6 << 30
+    ram = f"memory-backend-file,id=ram0,size={memory_bytes},mem-path={place}/ram,share=on"
+    second = f"unix:{place}/second,server=on,wait=off"
+    options = ("-object", ram, "-machine", f"{machine},memory-backend=ram0", "-m", "6G", "-qmp", second)
+
+    async def go(vmm: QemuVmm) -> None:
+        facts = await vmm.attach(Side.SOURCE)
+        layout = pc_layout(memory_bytes, facts.below_4g_bytes)
+        with closing(Qmp(place / "second", lambda: None)) as qmp:
+            told = qmp.command("human-monitor-command", command_line="info mtree -f")
+        piece = r"^ *([0-9a-f]{16})-[0-9a-f]{16} \(prio .*, ram\): ram0(?: @([0-9a-f]{16}))?"
+        found = re.findall(piece, told, re.MULTILINE)
+        assert {int(start, 16) >= 4 << 30 for start, _ in found} == {False, True}
+        for start, offset in found:
+            assert layout.page_of(int(start, 16)) == int(offset or "0", 16) // 4096
+        await vmm.close()
+
+    with Bare(place, version, *options) as vmm:
+        run(go(vmm))
 
 
 @pytest.mark.parametrize("side", Side)

@@ -144,7 +144,10 @@ def test_health(server: Process, port: str) -> None:
         assert caught.value.code() is grpc.StatusCode.NOT_FOUND
 
 
-@pytest.mark.parametrize(("port", "ours"), [("data", ["pageferry.v1.PageService"]), ("control", [])])
+@pytest.mark.parametrize(
+    ("port", "ours"),
+    [("data", ["pageferry.v1.PageService"]), ("control", ["pageferry.v1.MigrationService"])],
+)
 def test_reflection(server: Process, port: str, ours: list[str]) -> None:
     standard = ["grpc.health.v1.Health", "grpc.reflection.v1.ServerReflection"]
     standard.append("grpc.reflection.v1alpha.ServerReflection")
@@ -243,10 +246,10 @@ import pageserver.server as server
 
 inspect = server.inspect
 
-def for_ever(image, progress):
+def for_ever(image, progress, left_out):
     while not progress.shared.cancel:
         time.sleep(0.01)
-    return inspect(image, progress)
+    return inspect(image, progress, left_out)
 
 server.inspect = for_ever
 sys.argv[0] = "pageserver"
@@ -515,10 +518,12 @@ def test_inspect(images: dict[str, Image]) -> None:
         "zero_pages": 600 - len(image.pages),
         "bytes": 600 * 4096,
         "regions": 1,
+        "poisoned_pages": 0,
+        "unreadable_pages": 0,
     }
     table = finished("pageserver", "inspect", image.path).output
     for name, value in facts.items():
-        assert f"{name.replace('_', ' '):12}  {value}\n" in table
+        assert f"{name.replace('_', ' '):16}  {value}\n" in table
 
 
 def test_a_copy_without_its_holes_has_the_same_content_id(tmp_path: Path, images: dict[str, Image]) -> None:

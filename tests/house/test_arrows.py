@@ -16,8 +16,8 @@ PACKAGES = ("pageferry", "pageserver", "faultclient")
 SEES_CFFI = {"pageferry/service/native.py", "pageserver/dataplane.py", "faultclient/pager.py"}
 # "gRPC types never leave the service modules"
 SEES_GRPC = re.compile(
-    r"(pageserver|faultclient)/(service|server)\.py|faultclient/source\.py|pageferry/service/(serving|standard|tls)\.py"
-    r"|faultclient/commands/\w+\.py|pageferry/v1/\w+\.py"
+    r"(pageserver|faultclient)/(service|server)\.py|faultclient/source\.py|faultclient/commands/\w+\.py"
+    r"|pageferry/service/(serving|standard|tls|refusals|poison_commands)\.py|pageferry/v1/\w+\.py"
 )
 # the words that both services share: pure, so that anything may import them
 WORDS = re.compile(r"pageferry/(units|limits|reasons|phases)\.py")

@@ -12,6 +12,7 @@ from faultclient.session import Postcopy
 from faultclient.vms import Vm
 from pageferry.reasons import Reason
 from pageferry.service import native
+from pageferry.units import PageRun
 
 PAGES = 100
 
@@ -27,6 +28,7 @@ class FakePager:
     bell: int = field(default_factory=lambda: os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC))
     memory: int = field(default_factory=lambda: os.memfd_create("fake", os.MFD_CLOEXEC))
     closed: bool = False
+    lost: list[PageRun] = field(default_factory=list)
     digest: bytes = bytes(16)
     on_order: Callable[[str, int], None] = lambda order, cookie: None
 
@@ -63,6 +65,17 @@ class FakePager:
 
     def unregister(self) -> None:
         self.orders.append("unregister")
+
+    def poison(self, first_page: int, page_count: int, *, cookie: int = 0) -> None:
+        self.orders.append(f"poison {first_page}+{page_count}")
+        self.on_order("poison", cookie)
+
+    def clear_poison(self, first_page: int, page_count: int, *, cookie: int = 0) -> None:
+        self.orders.append(f"clear {first_page}+{page_count}")
+        self.on_order("clear", cookie)
+
+    def poisoned(self) -> list[PageRun]:
+        return self.lost
 
     def fds(self) -> PagerFds:
         """As many as there are to be."""

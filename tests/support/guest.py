@@ -25,7 +25,9 @@ from tests.support.build import guest_program
 from tests.support.processes import PATIENCE_S, POLL_S, free_name
 
 PAGE_BYTES: Final = 4096
-KINDS: Final = ("stale", "torn", "misplaced", "damaged", "zero", "lost_write", "not_zero", "removed_back")
+KINDS: Final = (
+    "stale", "torn", "misplaced", "damaged", "zero", "lost_write", "not_zero", "removed_back", "lost",
+)  # fmt: skip
 
 
 class GuestError(Exception):

@@ -96,7 +96,8 @@ static inline void stamp_page(struct line *lines, uint64_t page, uint64_t incarn
     X(zero, "zeros where the image has data") \
     X(lost_write, "what the guest itself wrote is gone") \
     X(not_zero, "data where the image has none") \
-    X(removed_back, "a page that the balloon gave away shows bytes again")
+    X(removed_back, "a page that the balloon gave away shows bytes again") \
+    X(lost, "who touches it gets SIGBUS")
 
 #define STAMP_ENUM(name, help) STAMP_##name,
 enum stamp_verdict { STAMP_VERDICTS(STAMP_ENUM) STAMP_VERDICT_COUNT };

@@ -5,6 +5,8 @@
 #include <errno.h>
 #include <inttypes.h>
 #include <sched.h>
+#include <setjmp.h>
+#include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 
@@ -17,6 +19,41 @@ static const char *const verdict_names[] = {
     STAMP_VERDICTS(STAMP_NAME)
 #undef STAMP_NAME
 };
+
+/* ------------------------------------------------------------------------------------------------------ lost pages */
+
+static _Thread_local sigjmp_buf lost_page;
+static _Thread_local volatile sig_atomic_t touching;
+
+static void on_bus(int number)
+{
+    if (!touching) {
+        signal(number, SIG_DFL); /* the access is made again, and ends us */
+        return;
+    }
+    touching = 0;
+    siglongjmp(lost_page, 1);
+}
+
+/* False: it is poisoned. */
+static bool copy_page(struct line *copy, const void *from)
+{
+    if (sigsetjmp(lost_page, 0) != 0) /* the signal's own mask is as it was: SA_NODEFER */
+        return false;
+    touching = 1;
+    atomic_signal_fence(memory_order_seq_cst);
+    memcpy(copy, from, PAGE_BYTES);
+    atomic_signal_fence(memory_order_seq_cst);
+    touching = 0;
+    return true;
+}
+
+static void expect_lost_pages(void)
+{
+    struct sigaction bus = {.sa_handler = on_bus, .sa_flags = SA_NODEFER};
+
+    sigaction(SIGBUS, &bus, NULL);
+}
 
 /* --------------------------------------------------------------------------------------------------------- looks */
 
@@ -67,10 +104,12 @@ static void look(struct work *work, uint64_t page)
 {
     struct line copy[PAGE_LINES];
     uint64_t before = atomic_load(&work->notes[page]);
+    bool there = copy_page(copy, ram_page(work->ram, page)); /* here it faults */
 
-    memcpy(copy, ram_page(work->ram, page), sizeof(copy)); /* here it faults */
     atomic_thread_fence(memory_order_acquire);
-    if (atomic_load(&work->notes[page]) != before || (before & NOTE_WRITING) != 0)
+    if (!there)
+        found(work, page, STAMP_lost);
+    else if (atomic_load(&work->notes[page]) != before || (before & NOTE_WRITING) != 0)
         add(&work->counts.inconclusive, 1);
     else if ((before & NOTE_LEAVING) != 0)
         found(work, page, judge_leaving(work, copy, page));
@@ -96,9 +135,14 @@ static uint64_t take(struct work *work, uint64_t page, uint64_t mark)
 static void rewrite(struct work *work, uint64_t page)
 {
     uint64_t note = take(work, page, NOTE_WRITING), n = (note >> NOTE_SHIFT) + 1;
-    struct line *lines = (struct line *)(void *)ram_page(work->ram, page);
+    struct line *lines = (struct line *)(void *)ram_page(work->ram, page), copy[PAGE_LINES];
 
-    found(work, page, judge(work, lines, page, note));
+    if (!copy_page(copy, lines)) {
+        found(work, page, STAMP_lost);
+        atomic_store(&work->notes[page], note);
+        return;
+    }
+    found(work, page, judge(work, copy, page, note));
     stamp_page(lines, stamp_id(&work->shape, page), INCARNATION_GUEST, n);
     add(&work->counts.rewrites, 1);
     atomic_store(&work->notes[page], n << NOTE_SHIFT | NOTE_OWN);
@@ -256,6 +300,7 @@ int work_start(struct work *work, struct ram *ram, const struct image_shape *sha
         return -1;
     for (uint64_t page = 0; page < shape->pages; page++)
         work->notes[page] = (uint64_t)N_IMAGE << NOTE_SHIFT | (stamp_is_data(shape, page) ? 0 : NOTE_ZERO);
+    expect_lost_pages();
     pthread_mutex_init(&work->lock, NULL);
     pthread_cond_init(&work->changed, NULL);
     if (pthread_barrier_init(&work->together, NULL, threads) != 0)

@@ -10,7 +10,7 @@ from typing import Any, cast
 import pytest
 
 from pageferry.host import qemu_checks as checks
-from pageferry.host.qmp import Qmp
+from pageferry.host.qmp import Qmp, QmpRefusalError
 from pageferry.reasons import PageferryError, Reason
 
 OLD, NEW = (7, 2, 22), (8, 2, 0)
@@ -46,6 +46,45 @@ def refusal(check: Callable[[Qmp], Awaitable[Any]], answers: Mapping[str, Any]) 
     assert caught.value.reason is Reason.UNSUPPORTED
     assert caught.value.remedy
     return caught.value
+
+
+# ------------------------------------------------------------------------------------ below and above 4 GiB
+
+# As `info mtree -f` of QEMU 7.2 and 10.0 has them: what lies below 4 GiB of so much.
+PIECES = [
+    ("pc-i440fx-7.2", 0xE000_0000, 3 * GIB, 3 * GIB),
+    ("pc-i440fx-7.2", 0xE000_0000, 0xE000_0000, 3 * GIB),
+    ("pc-i440fx-7.2", 0xE000_0000, 6 * GIB, 3 * GIB),
+    ("pc-i440fx-7.2", GIB, 6 * GIB, GIB),
+    ("pc-q35-10.0", 4 * GIB, 2 * GIB, 2 * GIB),
+    ("pc-q35-10.0", 4 * GIB, 0xB000_0000, 2 * GIB),
+    ("pc-q35-10.0", 4 * GIB, 6 * GIB, 2 * GIB),
+    ("pc-q35-10.0", GIB, 6 * GIB, GIB),
+    ("microvm", None, 3 * GIB, 3 * GIB),
+    ("microvm", None, 4 * GIB, 3 * GIB),
+]
+
+
+class Limited:
+    """A monitor that knows one property, or has none."""
+
+    def __init__(self, limit: int | None) -> None:
+        self._limit = limit
+
+    async def execute(self, command: str, arguments: Mapping[str, Any] | None = None, **_: Any) -> Any:
+        if self._limit is None:
+            raise QmpRefusalError("qom-get", "Property not found")
+        return self._limit
+
+
+@pytest.mark.parametrize(("machine", "limit", "memory_bytes", "below"), PIECES)
+def test_what_lies_below_4_gib(machine: str, limit: int | None, memory_bytes: int, below: int) -> None:
+    found = asyncio.run(checks.below_4g_bytes(cast(Qmp, Limited(limit)), machine, memory_bytes))
+    assert min(found, memory_bytes) == below
+
+
+def test_a_machine_whose_rule_nobody_knows() -> None:
+    assert asyncio.run(checks.below_4g_bytes(cast(Qmp, Limited(GIB)), "virt-10.0", 6 * GIB)) == 0
 
 
 # ---------------------------------------------------------------------------------------- the machine type

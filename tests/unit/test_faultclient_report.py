@@ -78,6 +78,12 @@ def test_it_stands_by_itself(clock: Clock) -> None:
     assert all(drawing.attrib["aria-label"] for drawing in drawings(text))
 
 
+def test_what_is_lost_is_among_the_first_figures() -> None:
+    text = text_of(moved().hear("target", pages_poisoned=1234).moving)
+    assert re.search(r'figure">1,234</div><div class="what">pages are lost for good<', text)
+    assert "lost for good" not in text_of(moved().moving)
+
+
 def test_a_move_that_went_well() -> None:
     text = text_of(moved().moving)
     checked = Checked(text)

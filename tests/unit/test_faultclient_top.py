@@ -72,6 +72,14 @@ def rendered(asked: list[Port], width: int = 140, height: int | None = None) -> 
 # ----------------------------------------------------------------------------------------------- the table
 
 
+def test_what_is_lost_is_said_once() -> None:
+    both = ports(("source", session(pages_poisoned=3)), ("target", session(pages_poisoned=4)))
+    said = re.findall(r"^move-1: .*lost.*$", rendered(both), re.MULTILINE)
+    assert said == ["move-1: 4 pages lost for good"]
+    assert "move-1: 1 page lost" in rendered(ports(("source", session(pages_poisoned=1))))
+    assert "lost" not in rendered(ports(("source", session())))
+
+
 def test_both_ends_of_a_move_are_one_row() -> None:
     text = rendered(ports(("source", session(pages_settled=0)), ("target", session())))
     (row,) = [line for line in text.splitlines() if line.startswith("move-1")]

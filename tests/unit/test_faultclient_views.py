@@ -171,6 +171,14 @@ def test_text_lines(capsys: pytest.CaptureFixture[str]) -> None:
     assert re.search(r"downtime_ms +61\.3", printed.out)
 
 
+def test_what_is_lost_is_in_the_line(capsys: pytest.CaptureFixture[str]) -> None:
+    clock, view = Clock().at(0.1).both(Phase.PRECOPY, pages_poisoned=2), TextLines()
+    for sample in clock.moving.samples:
+        view.sampled(clock.moving, sample)
+    lines = capsys.readouterr().err.splitlines()
+    assert [line for line in lines if "PRECOPY" in line] and all("2 pages lost" in line for line in lines)
+
+
 def test_a_pause_is_a_line(capsys: pytest.CaptureFixture[str]) -> None:
     clock, view = failed(), TextLines()
     for sample in clock.moving.samples:

@@ -136,6 +136,7 @@ class Mover:
     since: int = 0
     floors: dict[int, int] = field(default_factory=dict)
     held: dict[int, tuple[int, bytes]] = field(default_factory=dict)
+    lost: dict[int, int] = field(default_factory=dict)  # and the version that was named last
 
     def _checked(self, batch: pb.PageBatch) -> Iterator[tuple[int, int, int, bytes]]:
         """Page, kind, version and bytes of each page, after all checks of a client."""
@@ -156,6 +157,10 @@ class Mover:
         held = self.held.get(page, (0, b""))[0]
         if held < self.floors[page]:
             self.held.pop(page, None)
+        if kind == pb.RUN_KIND_POISON or page in self.lost:  # for ever: bytes that come later are dropped
+            self.lost[page] = self.floors[page]
+            self.held.pop(page, None)
+            return
         if kind in (pb.RUN_KIND_DATA, pb.RUN_KIND_ZERO) and version >= self.floors[page] and version > held:
             self.held[page] = (version, data if kind == pb.RUN_KIND_DATA else bytes(PAGE_BYTES))
 
@@ -179,7 +184,7 @@ class Mover:
         return set(named)
 
     def missing(self) -> list[int]:
-        return [page for page in range(self.page_count) if page not in self.held]
+        return [page for page in range(self.page_count) if page not in self.held and page not in self.lost]
 
     def fetch(self) -> None:
         """All that is missing, in bulk."""
@@ -194,7 +199,8 @@ class Mover:
     def manifest(self) -> str:
         """Of what is held, as 16 bytes in hex."""
         total = 0
-        for page, (version, _) in self.held.items():
+        versions = {page: version for page, (version, _) in self.held.items()} | self.lost
+        for page, version in versions.items():
             total += xxhash.xxh3_128_intdigest(struct.pack("<QQ", page, version))
         return (total % (1 << 128)).to_bytes(16, "little").hex()
 

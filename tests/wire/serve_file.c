@@ -7,6 +7,7 @@
  *
  * Prints "ready PORT", then obeys its standard input, a line an order, answered by a line:
  *     health 0|1    drain    open_calls    counters    inspect FILE    add NAME FILE
+ *     poison NAME FIRST COUNT
  * -l serves the memory of a process that runs, which has orders of its own (live_vms.h). It ends with its input.
  * Exit status 65: what was asked at the start was refused.
  */
@@ -140,6 +141,10 @@ static void obey(struct pageferry_server *server, char *line)
         print_facts(words[1]);
     } else if (strcmp(order, "add") == 0 && count == 3) {
         int rc = add(server, words[1], words[2], error);
+        printf("%d %s\n", rc, error);
+    } else if (strcmp(order, "poison") == 0 && count == 4) {
+        int rc = pageferry_server_poison(server, words[1], strtoull(words[2], NULL, 10), strtoull(words[3], NULL, 10),
+                                         error, sizeof(error));
         printf("%d %s\n", rc, error);
     } else if (!live_vms_obey(server, words, count)) {
         printf("unknown order\n");

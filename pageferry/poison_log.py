@@ -1,0 +1,53 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What has happened to the poison of one memory, in order: each loss and each end of one has a number, from 1
+without a gap. Who reads with the last number that it has seen misses nothing and hears nothing twice.
+
+Compact: a page that is lost costs some bytes here, no object.
+"""
+
+from array import array
+from collections.abc import Iterator
+from dataclasses import dataclass
+from enum import IntFlag
+
+from pageferry.units import PageRun
+
+
+class What(IntFlag):
+    """Of an entry; POISONED alone: the page was lost before anybody had it."""
+
+    POISONED = 0
+    CLEARED = 1  # the poison ended: fresh memory
+    WAS_MAPPED = 2  # the guest had it before, and may have read it
+    MAPPED = 4  # and has it still: the VMM must take the mapping away
+    HELD = 8  # the kernel cannot poison: who touches it waits
+
+
+@dataclass(frozen=True, slots=True)
+class PoisonEntry:
+    seq: int
+    run: PageRun
+    what: What
+
+
+class PoisonLog:
+    def __init__(self) -> None:
+        self._first_page = array("Q")
+        self._page_count = array("Q")
+        self._what = array("B")
+
+    @property
+    def seq(self) -> int:
+        """Of the newest entry; 0: there is none."""
+        return len(self._what)
+
+    def add(self, run: PageRun, what: What = What.POISONED) -> None:
+        self._first_page.append(run.first_page)
+        self._page_count.append(run.page_count)
+        self._what.append(what)
+
+    def after(self, seq: int, limit: int) -> Iterator[PoisonEntry]:
+        """Those above `seq`, the oldest first."""
+        for at in range(min(seq, self.seq), min(seq + limit, self.seq)):
+            run = PageRun(self._first_page[at], self._page_count[at])
+            yield PoisonEntry(at + 1, run, What(self._what[at]))
