@@ -62,21 +62,28 @@ void zapper_order(struct loop *loop, const struct pageferry_order *order)
         orders_refuse(loop, order->cookie, PF_REASON_BUSY, "too many zaps wait: send some after the next DONE");
 }
 
-bool zapper_drop(struct loop *loop, uint64_t first_page, uint64_t page_count)
+bool zapper_can_drop(const struct loop *loop)
+{
+    return loop->engine.private_memory && vmm_hears(&loop->vmm);
+}
+
+bool zapper_has_room(const struct zapper *zapper)
+{
+    return zapper->count < ZAPPER_JOBS_MAX;
+}
+
+void zapper_drop(struct loop *loop, uint64_t first_page, uint64_t page_count)
 {
     struct zapper *zapper = &loop->zapper;
     struct zapper_job job = {.first_page = first_page, .left_pages = page_count, .drop = true, .ours = true};
     struct zapper_job *last = &zapper->jobs[(zapper->first + zapper->count - 1) % ZAPPER_JOBS_MAX];
-    bool taken = true;
+    bool goes_on = zapper->count > 0 && last->ours && last->left_pages > 0 &&
+                   last->first_page + last->left_pages == first_page;
 
-    if (!loop->engine.private_memory || !vmm_hears(&loop->vmm))
-        taken = false;
-    else if (zapper->count > 0 && last->ours && last->left_pages > 0 &&
-             last->first_page + last->left_pages == first_page)
+    if (goes_on)
         last->left_pages += page_count;
     else
-        taken = add(zapper, &job);
-    return taken;
+        add(zapper, &job);
 }
 
 /* Why this job cannot be done at all, or not any more; NULL: it can. */
@@ -143,6 +150,7 @@ void zapper_answered(struct loop *loop, const struct vmm_span *span)
         pages = zapper->out_pages;
     answer_is_in(loop);
     if (pages > 0) {
+        engine_zapped(&loop->engine, job->first_page, pages);
         advance(loop, job, pages, (uint32_t)span->offset_bytes);
     } else {
         job->error = (int)span->offset_bytes;
@@ -185,16 +193,20 @@ static bool tell_end(struct loop *loop, const struct zapper_job *job)
     };
     char text[PAGEFERRY_TEXT_BYTES] = "";
 
-    if (job->ours)
+    if (job->ours && job->why == NULL)
         return true;
     if (job->why != NULL) {
         event = (struct pageferry_event){
             .kind = PAGEFERRY_EVENT_FAILED, .reason = job->reason, .cookie = job->cookie, .page = 1};
+        if (job->ours) {
+            event.kind = PAGEFERRY_EVENT_ALARM; /* the guest has the bytes of a lost page still */
+            event.page = job->first_page;
+        }
         snprintf(text, sizeof(text), "%s%s%s%s", job->why, job->error != 0 ? ": " : "",
                  job->error != 0 ? strerror(job->error) : "",
                  job->done_pages > 0 ? "; the pages before were zapped" : "");
     }
-    return tell(&loop->tell, &event, text);
+    return tell(&loop->tell, &event, text) || job->ours; /* of alarms not each is said to who does not listen */
 }
 
 static void end_job(struct loop *loop, const struct zapper_job *job)

@@ -31,7 +31,7 @@ struct zapper_job {
     const char *why;
     int error;           /* the VMM's errno, 0: none */
     bool drop;
-    bool ours;           /* nobody is told how it ended */
+    bool ours;           /* no order: a lost page is taken from the guest, and marked */
 };
 
 struct zapper {
@@ -45,9 +45,12 @@ struct zapper {
 
 /* Takes the order; answered by DONE or FAILED. */
 void zapper_order(struct loop *loop, const struct pageferry_order *order);
-/* Of private memory, where the words say already that the bytes are gone: zeros, or lost. False: it cannot be done (the
- * VMM speaks no frames), or not now (too much waits). Nobody is told when it is done. */
-bool zapper_drop(struct loop *loop, uint64_t first_page, uint64_t page_count);
+/* Private memory, and a VMM that can be asked: lost pages that it has mapped still can be taken from it. */
+bool zapper_can_drop(const struct loop *loop);
+bool zapper_has_room(const struct zapper *zapper);
+/* Does so, where there is room: whole units, whose words say already that they are lost; they are marked once it is done.
+ * Nobody is told of it, unless it fails. */
+void zapper_drop(struct loop *loop, uint64_t first_page, uint64_t page_count);
 /* The VMM has answered. */
 void zapper_answered(struct loop *loop, const struct vmm_span *span);
 /* One step. True: there is more to do at once. */

@@ -17,6 +17,13 @@ void engine_zaps(struct engine *engine, uint64_t first_page, uint64_t page_count
     engine->zap_count = page_count;
 }
 
+void engine_zapped(struct engine *engine, uint64_t first_page, uint64_t page_count)
+{
+    for (uint64_t page = first_page; page < first_page + page_count && !engine->gone; page += engine->regions->unit_pages)
+        if (page_state(table_word(engine->table, page)) == PAGE_POISONED && wait_armed(engine))
+            wait_settle(engine, page);
+}
+
 uint64_t engine_drop(struct engine *engine, uint64_t first_page, uint64_t page_count)
 {
     uint64_t total = engine->table->page_count, done = 0;

@@ -165,6 +165,8 @@ bool engine_clings(const struct engine *engine, uint64_t page);
 bool engine_owes(const struct engine *engine, uint64_t first_page, uint64_t page_count);
 /* drop.c: the VMM will be told to drop the mappings of these pages; no others then are. page_count 0: it has. */
 void engine_zaps(struct engine *engine, uint64_t first_page, uint64_t page_count);
+/* It has: those of them that are lost are marked anew, for a marker goes with the mapping. */
+void engine_zapped(struct engine *engine, uint64_t first_page, uint64_t page_count);
 /* Armed, shared memory, by an order: removed, and their bytes punched in every mapping, the guest's own too. Returns how
  * many of the pages, from the first on; where it stops the kernel has refused. */
 uint64_t engine_drop(struct engine *engine, uint64_t first_page, uint64_t page_count);

@@ -47,16 +47,22 @@ static bool zap(uint64_t first, uint64_t count, uint32_t flags, uint64_t cookie)
 }
 
 /* The next frame that the VMM hears. */
-static bool hears(enum frame_kind kind, struct frame *frame)
+static bool hears_any(struct frame *frame)
 {
     struct pollfd readable = {.fd = vm.frames_end, .events = POLLIN};
     int rc = 0;
 
+    frame->kind = 0;
     while (rc == 0 && poll(&readable, 1, PATIENCE_MS) == 1)
         rc = frame_receive(vm.frames_end, &reader, frame);
-    if (rc == 1 && frame->kind == kind)
+    return rc == 1;
+}
+
+static bool hears(enum frame_kind kind, struct frame *frame)
+{
+    if (hears_any(frame) && frame->kind == kind)
         return true;
-    printf("frame_receive: %d, kind %u\n", rc, frame->kind);
+    printf("a frame of kind %u\n", frame->kind);
     return false;
 }
 
@@ -244,6 +250,45 @@ static void test_private_memory(void)
     end();
 }
 
+/* --------------------------------------------------------------------------------------------------- lost, and mapped */
+
+/* On private memory the VMM alone can take a page from the guest: it is told to, and then the page is marked. */
+static void test_a_lost_page_is_taken_from_the_guest(void)
+{
+    struct pageferry_order poison = {.kind = PAGEFERRY_ORDER_POISON, .value = 5, .page_count = 3, .cookie = 1};
+    struct pageferry_order clear = {.kind = PAGEFERRY_ORDER_CLEAR_POISON, .value = 5, .page_count = 3, .cookie = 2};
+    uint64_t page = 5;
+    struct frame frame;
+
+    begin(REAL_PRIVATE, true, false);
+    arm();
+    for (uint64_t i = 0; i < 10; i++)
+        CHECK_EQ(reads(i), client_word(i));
+    CHECK_EQ(pageferry_vm_order(vm.vm, &poison), 0);
+    for (uint64_t i = 5; i < 8; i++) {
+        CHECK(client_wait(&vm, PAGEFERRY_EVENT_POISONED));
+        CHECK_EQ(vm.event.page, i);
+        CHECK_EQ(vm.event.value, PAGEFERRY_POISONED_WAS_MAPPED);
+    }
+    done(1, 3, 0);
+    while (page < 8 && hears_any(&frame)) { /* between what it is told of the loss */
+        if (frame.kind != FRAME_ZAP)
+            continue;
+        CHECK_EQ(frame.offset_bytes, page * REAL_PAGE);
+        CHECK_EQ(real_do(&vm.real, REAL_ADVISE, page, frame.length_bytes / REAL_PAGE, MADV_DONTNEED), 0);
+        answer(&frame, ZAP_METHOD_DONTNEED, frame.length_bytes);
+        page += frame.length_bytes / REAL_PAGE;
+    }
+    CHECK_EQ(page, 8);
+    for (uint64_t i = 0; i < 10; i++)
+        CHECK_EQ(reads(i), i >= 5 && i < 8 ? REAL_SIGBUS : client_word(i));
+    CHECK_EQ(pageferry_vm_order(vm.vm, &clear), 0);
+    done(2, 3, 0);
+    for (uint64_t i = 0; i < 10; i++)
+        CHECK_EQ(reads(i), i >= 5 && i < 8 ? 0 : client_word(i));
+    end();
+}
+
 /* ------------------------------------------------------------------------------------------------------ what is refused */
 
 static void test_refusals(void)
@@ -328,6 +373,7 @@ int main(void)
     RUN(test_after_complete);
     RUN(test_drop_on_shared_memory);
     RUN(test_private_memory);
+    RUN(test_a_lost_page_is_taken_from_the_guest);
     RUN(test_refusals);
     RUN(test_a_vmm_without_frames);
     RUN(test_a_vmm_that_does_not_answer);
