@@ -19,7 +19,7 @@ import threading
 import time
 from collections import Counter
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -156,11 +156,12 @@ class Soak:
                     kill_at = time.monotonic() + self.plan.kill_every_s
                 progress.update(
                     task,
-                    completed=self.reads(),
+                    completed=min(self.reads(), self.plan.reads - 1),  # other things may lack still
                     faults=self.faults(),
                     lives=self.room.lives.total(),
                 )
                 time.sleep(POLL_S)
+            progress.update(task, completed=self.reads())
 
     def reads(self) -> int:
         return self.room.reads.total() + self.deaths.get("looks", 0)
@@ -252,12 +253,16 @@ def main() -> int:
     parser = argparse.ArgumentParser(description="VMs of all kinds at once, for long.")
     parser.add_argument("--short", action="store_true", help="half a minute of it")
     parser.add_argument("--seed", type=int, default=int(time.time()), help="of what happens when")
+    parser.add_argument("--reads", type=int, help="that are checked at least")
+    parser.add_argument("--faults", type=int, help="that are made at least")
     given = parser.parse_args()
+    plan = SHORT if given.short else Plan()
+    plan = replace(plan, reads=given.reads or plan.reads, faults=given.faults or plan.faults)
     console = Console()
     console.print(f"seed {given.seed}")
     try:
         with run_folder() as folder, Settings() as machine:
-            return soaked(SHORT if given.short else Plan(), given.seed, folder, machine, console)
+            return soaked(plan, given.seed, folder, machine, console)
     except (SoakError, SettingsError, ProcessError, subprocess.CalledProcessError) as error:
         print(f"soak failed: {error}", file=sys.stderr)
         return 1
