@@ -193,14 +193,15 @@ def judge(soak: Soak) -> list[str]:
 
 def show(console: Console, soak: Soak) -> None:
     room = soak.room
-    kinds = Table("kind", "lives", "reads", "faults", "zapped", "given away", title="what was looked at")
+    columns = ("kind", "lives", "reads", "faults", "zapped", "given away", "SIGBUS")
+    kinds = Table(*columns, title="what was looked at")
     for kind in KINDS:
         done = room.done.get(kind.name, Counter())
         counts = (room.lives, room.reads, {kind.name: room.faults(kind.name)})
         cells = [f"{each[kind.name]:,}" for each in counts]
-        kinds.add_row(kind.name, *cells, f"{done['zapped']:,}", f"{done['given away']:,}")
+        kinds.add_row(kind.name, *cells, *(f"{done[what]:,}" for what in ("zapped", "given away", "bus")))
     looks, faults = (f"{soak.deaths.get(name, 0):,}" for name in ("looks", "faults_total"))
-    kinds.add_row(f"{soak.deaths.get('deaths', 0):,} workers that died", "", looks, faults, "", "")
+    kinds.add_row(f"{soak.deaths.get('deaths', 0):,} workers that died", "", looks, faults, "", "", "")
     console.print(kinds)
     branches = Table("rare branch", "times", title="what rarely happens")
     for branch in BRANCHES:

@@ -40,6 +40,8 @@ WANTED: Final = list(native.PAGE_STATES).index("WANTED")
 FEW_LOOKS: Final = 2000
 HOLES: Final = 200
 HUGETLB_FLAVOURS: Final = 3
+POISON_SHARE: Final = 0.1  # of the moments in which something happens
+POISONED_MAX: Final = 1024  # pages of a VM at once
 ROUNDS_MIN: Final = 12
 ROUNDS_MAX: Final = 200  # for one whose pages are on their way just then
 PRECOPY_BYTES_PER_S: Final = 50_000_000  # a round finds pages of the one before on their way
@@ -81,6 +83,9 @@ class Life:
     complete: bool = False
     stays_registered: bool = False  # also when all is here: what is zapped then faults still
     removed: int = 0
+    poisoned: list[int] = field(default_factory=list)  # first pages of what is lost
+    told: Counter[int] = field(default_factory=Counter)  # pages that were said to be lost, less those cleared
+    poison_log: int = 0  # entries that were told
     done: Counter[str] = field(default_factory=Counter)
 
     # ------------------------------------------------------------------------------------------ the hand-over
@@ -147,7 +152,20 @@ class Life:
                 trace = "\n".join(self.pager.trace()[-20:])
                 raise SoakError(f"{event.kind.name} page {event.page}: {event.text}\n{trace}")
             self.complete |= event.kind is EventKind.COMPLETE
+            self.take_poison(event)
         return events
+
+    def take_poison(self, event: PagerEvent) -> None:
+        """Each page is told once, in the order of the log."""
+        if event.kind is EventKind.POISONED:
+            self.told[event.page] += 1
+        elif event.kind is EventKind.POISON_CLEARED:
+            self.told.subtract(range(event.page, event.page + event.value))
+        else:
+            return
+        self.poison_log += 1
+        if event.cookie != self.poison_log:
+            raise SoakError(f"entry {event.cookie} of the log of poison came as entry {self.poison_log}")
 
     def wait(self, kind: EventKind) -> PagerEvent:
         deadline = time.monotonic() + 2 * PATIENCE_S
@@ -166,6 +184,10 @@ class Life:
         count = max(self.dice.randrange(1, ZAP_PAGES_MAX), unit)
         first = self.dice.randrange(self.shape.page_count - count) // unit * unit
         self.done["zapped"] += self.guest.order("zap", first, count, 1)["zapped"]
+
+    def zap_and_poison(self) -> None:
+        self.zap()
+        self.perhaps_poison()
 
     def zap_all(self) -> None:
         """Again and again: a unit is a single fault."""
@@ -189,6 +211,40 @@ class Life:
         """The same, of a page that a thread waits for just now, if there is one."""
         if (page := self.pager.states(0, self.shape.page_count).find(WANTED)) >= 0:
             self.remove(order, page)
+
+    def poison(self, *, dropped: bool = False) -> None:
+        """A page is lost, or a unit; now and then one that was is fresh memory again. `dropped`: the VMM
+        punches what is lost, and it stays lost.
+        """
+        unit = self.kind.unit_pages
+        if len(self.poisoned) >= POISONED_MAX // unit or (self.poisoned and self.dice.random() < 0.3):
+            self.clear(self.poisoned.pop(self.dice.randrange(len(self.poisoned))))
+        first = self.dice.randrange(self.shape.page_count) // unit * unit
+        if first in self.poisoned:
+            return
+        self.guest.order("losing", first, unit, patience_s=2 * PATIENCE_S)
+        self.pager.poison(first, unit, cookie=first)
+        self.wait_done(first, unit)
+        self.guest.order("lost", first, unit)
+        self.poisoned.append(first)
+        if dropped:
+            self.guest.order("punch", first, unit)
+
+    def clear(self, first: int) -> None:
+        unit = self.kind.unit_pages
+        self.guest.order("losing", first, unit, patience_s=2 * PATIENCE_S)
+        self.pager.clear_poison(first, unit, cookie=first)
+        self.wait_done(first, unit)
+        self.guest.order("cleared", first, unit)
+
+    def wait_done(self, cookie: int, pages: int) -> None:
+        done = self.wait(EventKind.DONE)
+        if (done.cookie, done.page) != (cookie, pages):
+            raise SoakError(f"poison of page {cookie}: order {done.cookie} has changed {done.page} pages")
+
+    def perhaps_poison(self) -> None:
+        if self.dice.random() < POISON_SHARE:
+            self.poison()
 
     def looked_at(self, disturb: Callable[[], None], looks: int = 0) -> None:
         """The guest looks at its pages, at random, and writes some; `disturb` again and again meanwhile."""
@@ -218,6 +274,11 @@ class Life:
             self.pager.unregister()
         report = self.report()
         counters = self.pager.counters()
+        self.take()
+        lost = {page for first in self.poisoned for page in range(first, first + self.kind.unit_pages)}
+        if +self.told != Counter(lost):
+            raise SoakError(f"lost are {sorted(lost)}, told was {sorted(self.told.elements())}")
+        self.done["bus"] = report.bus
         if counters["asks_outstanding"] or counters["alarms_total"]:
             raise SoakError(f"asked and never answered: {counters['asks_outstanding']}")
         with self.room.lock:
@@ -265,7 +326,7 @@ def memfd_that_arrives(life: Life) -> None:
         shape, image, life.room.server.address, options=["--event-remove"], background=background
     )
     arm(life)
-    life.looked_at(life.zap)
+    life.looked_at(life.zap_and_poison)
 
 
 def memfd_that_is_here(life: Life) -> None:
@@ -302,6 +363,8 @@ def memfd_under_the_shim(life: Life) -> None:
 
     def disturb() -> None:
         life.remove_waited("punch")
+        if life.dice.random() < POISON_SHARE:
+            life.poison(dropped=True)
         if life.dice.random() < 0.5:
             life.zap()
         else:
@@ -325,7 +388,7 @@ def tmpfs_huge(life: Life) -> None:
         raise SoakError("no page of the RAM file has become huge")
     life.hand_over(shape, image, life.room.server.address, memory=f"file:{path}", background=False)
     arm(life)
-    life.looked_at(life.zap)
+    life.looked_at(life.zap_and_poison)
 
 
 def fill_huge(path: Path, length_bytes: int) -> int:
@@ -386,7 +449,7 @@ def moved(life: Life) -> None:
     if life.wait(EventKind.ROUND).digest != digest:
         raise SoakError("the frozen map's digest is not the source's")
     arm(life)
-    life.looked_at(life.zap)
+    life.looked_at(life.zap_and_poison)
 
 
 def hugetlb(life: Life) -> None:
@@ -405,7 +468,7 @@ def hugetlb(life: Life) -> None:
     )
     arm(life)
 
-    life.looked_at(lambda: life.remove_waited("balloon") if anonymous else life.zap(), FEW_LOOKS)
+    life.looked_at(lambda: life.remove_waited("balloon") if anonymous else life.zap_and_poison(), FEW_LOOKS)
     if not anonymous:
         life.guest.do("all")  # from then on each zap of all is a fault for each unit
     life.looked_at(lambda: None if anonymous else life.zap_all())

@@ -14,6 +14,7 @@
  *     report          at any time                      balloon FIRST COUNT   pages leave, for ever
  *     flood FIRST COUNT TIMES   the same, one page a call, TIMES calls in turn
  *     punch FIRST COUNT         the same by a hole in the RAM file
+ *     losing|lost|cleared FIRST COUNT   what becomes of pages that somebody poisons: guest_work.h
  *     zap FIRST COUNT TIMES     on shared memory: their mappings go, and nothing else, TIMES times
  * It ends with its input. --bare: no userfaultfd and no hand-off of its own (a preloaded library has both).
  * Exit codes: 0, 64 usage, 71 the system refuses something. Wrong pages are counted, and the first told on stderr.
@@ -170,9 +171,10 @@ static void report(struct work *work)
     for (uint32_t i = 0; i < STAMP_VERDICT_COUNT; i++)
         errors += i == STAMP_right ? 0 : work->counts.verdict[i];
     printf("{\"busy\":%s,\"pages\":%" PRIu64 ",\"looks\":%" PRIu64 ",\"inconclusive\":%" PRIu64
-           ",\"rewrites\":%" PRIu64 ",\"distinct\":%" PRIu64 ",\"given_away\":%" PRIu64 ",\"errors\":%" PRIu64,
+           ",\"rewrites\":%" PRIu64 ",\"distinct\":%" PRIu64 ",\"given_away\":%" PRIu64 ",\"bus\":%" PRIu64
+           ",\"errors\":%" PRIu64,
            work_busy(work) ? "true" : "false", work->shape.pages, work->counts.looks, work->counts.inconclusive,
-           work->counts.rewrites, work->counts.distinct, work->counts.given_away, errors);
+           work->counts.rewrites, work->counts.distinct, work->counts.given_away, work->counts.bus, errors);
     for (uint32_t i = 0; i < STAMP_VERDICT_COUNT; i++)
         printf(",\"%s\":%" PRIu64, names[i], work->counts.verdict[i]);
     printf("}\n");
@@ -230,6 +232,16 @@ static void zap(struct work *work)
     printf("{\"zapped\":%" PRIu64 "}\n", count * times);
 }
 
+static void note_poison(struct work *work, void (*note)(struct work *work, uint64_t first, uint64_t count))
+{
+    uint64_t first = number(strtok(NULL, " \n")), count = number(strtok(NULL, " \n"));
+
+    if (count == 0 || first >= work->shape.pages || count > work->shape.pages - first)
+        usage("no such pages");
+    note(work, first, count);
+    printf("{\"noted\":%" PRIu64 "}\n", count);
+}
+
 static void obey(struct work *work, char *line)
 {
     char *order = strtok(line, " \n");
@@ -258,6 +270,12 @@ static void obey(struct work *work, char *line)
         give_away(work, false, true);
     } else if (strcmp(order, "punch") == 0) {
         give_away(work, true, false);
+    } else if (strcmp(order, "losing") == 0) {
+        note_poison(work, work_losing);
+    } else if (strcmp(order, "lost") == 0) {
+        note_poison(work, work_lost);
+    } else if (strcmp(order, "cleared") == 0) {
+        note_poison(work, work_cleared);
     } else if (strcmp(order, "zap") == 0) {
         zap(work);
     } else {

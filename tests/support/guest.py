@@ -27,6 +27,7 @@ from tests.support.processes import PATIENCE_S, POLL_S, free_name
 PAGE_BYTES: Final = 4096
 KINDS: Final = (
     "stale", "torn", "misplaced", "damaged", "zero", "lost_write", "not_zero", "removed_back", "lost",
+    "undead",
 )  # fmt: skip
 
 
@@ -72,6 +73,7 @@ class Report:
     rewrites: int
     distinct: int
     given_away: int
+    bus: int  # SIGBUS of a page that is lost, as it should be
     errors: int
     kinds: Mapping[str, int]
 
@@ -84,6 +86,7 @@ class Report:
             rewrites=answer["rewrites"],
             distinct=answer["distinct"],
             given_away=answer["given_away"],
+            bus=answer["bus"],
             errors=answer["errors"],
             kinds={kind: answer[kind] for kind in KINDS if answer[kind]},
         )

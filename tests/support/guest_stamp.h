@@ -97,7 +97,8 @@ static inline void stamp_page(struct line *lines, uint64_t page, uint64_t incarn
     X(lost_write, "what the guest itself wrote is gone") \
     X(not_zero, "data where the image has none") \
     X(removed_back, "a page that the balloon gave away shows bytes again") \
-    X(lost, "who touches it gets SIGBUS")
+    X(lost, "who touches it gets SIGBUS") \
+    X(undead, "a page that is lost can be read")
 
 #define STAMP_ENUM(name, help) STAMP_##name,
 enum stamp_verdict { STAMP_VERDICTS(STAMP_ENUM) STAMP_VERDICT_COUNT };

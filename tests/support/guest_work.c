@@ -100,6 +100,21 @@ static enum stamp_verdict judge_leaving(const struct work *work, const struct li
     return verdict;
 }
 
+/* `there`: it could be read. */
+static enum stamp_verdict judge_poison(struct work *work, const struct line *lines, uint64_t page, uint64_t note,
+                                       bool there)
+{
+    enum stamp_verdict verdict = STAMP_right;
+
+    bool fresh = there && (note & NOTE_LOSING) != 0 && stamp_zero(lines, PAGE_BYTES);
+
+    if (!there)
+        add(&work->counts.bus, 1);
+    else if (!fresh)
+        verdict = (note & NOTE_LOST) != 0 ? STAMP_undead : judge(work, lines, page, note);
+    return verdict;
+}
+
 static void look(struct work *work, uint64_t page)
 {
     struct line copy[PAGE_LINES];
@@ -107,10 +122,12 @@ static void look(struct work *work, uint64_t page)
     bool there = copy_page(copy, ram_page(work->ram, page)); /* here it faults */
 
     atomic_thread_fence(memory_order_acquire);
-    if (!there)
-        found(work, page, STAMP_lost);
-    else if (atomic_load(&work->notes[page]) != before || (before & NOTE_WRITING) != 0)
+    if (atomic_load(&work->notes[page]) != before || (before & NOTE_WRITING) != 0)
         add(&work->counts.inconclusive, 1);
+    else if ((before & (NOTE_LOSING | NOTE_LOST)) != 0)
+        found(work, page, judge_poison(work, copy, page, before, there));
+    else if (!there)
+        found(work, page, STAMP_lost);
     else if ((before & NOTE_LEAVING) != 0)
         found(work, page, judge_leaving(work, copy, page));
     else
@@ -137,6 +154,11 @@ static void rewrite(struct work *work, uint64_t page)
     uint64_t note = take(work, page, NOTE_WRITING), n = (note >> NOTE_SHIFT) + 1;
     struct line *lines = (struct line *)(void *)ram_page(work->ram, page), copy[PAGE_LINES];
 
+    if ((note & (NOTE_LOSING | NOTE_LOST)) != 0) { /* nobody writes what is lost */
+        atomic_fetch_and(&work->notes[page], ~(uint64_t)NOTE_WRITING);
+        look(work, page);
+        return;
+    }
     if (!copy_page(copy, lines)) {
         found(work, page, STAMP_lost);
         atomic_store(&work->notes[page], note);
@@ -168,13 +190,35 @@ int work_remove(struct work *work, uint64_t first, uint64_t count, bool punch)
         ram_give_away(work->ram, first, count);
     for (uint64_t page = first; page < first + count; page++) {
         uint64_t note = atomic_load(&work->notes[page]);
-        if (rc == 0)
-            note = ((note >> NOTE_SHIFT) + 1) << NOTE_SHIFT | NOTE_ZERO | NOTE_REMOVED;
+        if (rc == 0) /* what is lost stays so */
+            note = ((note >> NOTE_SHIFT) + 1) << NOTE_SHIFT | NOTE_ZERO | NOTE_REMOVED | (note & NOTE_LOST);
         atomic_store(&work->notes[page], note & ~(uint64_t)NOTE_LEAVING);
     }
     if (rc == 0)
         add(&work->counts.given_away, count);
     return rc;
+}
+
+void work_losing(struct work *work, uint64_t first, uint64_t count)
+{
+    for (uint64_t page = first; page < first + count; page++)
+        take(work, page, NOTE_LOSING);
+}
+
+void work_lost(struct work *work, uint64_t first, uint64_t count)
+{
+    for (uint64_t page = first; page < first + count; page++) {
+        atomic_fetch_or(&work->notes[page], NOTE_LOST);
+        atomic_fetch_and(&work->notes[page], ~(uint64_t)NOTE_LOSING);
+    }
+}
+
+void work_cleared(struct work *work, uint64_t first, uint64_t count)
+{
+    for (uint64_t page = first; page < first + count; page++) {
+        uint64_t n = (take(work, page, NOTE_WRITING) >> NOTE_SHIFT) + 1;
+        atomic_store(&work->notes[page], n << NOTE_SHIFT | NOTE_ZERO | NOTE_REMOVED);
+    }
 }
 
 /* ---------------------------------------------------------------------------------------------------------- jobs */

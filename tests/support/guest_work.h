@@ -26,6 +26,8 @@
 #define NOTE_ZERO 4u
 #define NOTE_REMOVED 8u /* zero because it was given away */
 #define NOTE_OWN 16u    /* the guest's own bytes */
+#define NOTE_LOSING 32u /* being poisoned, or its poison being cleared: SIGBUS, what it was, and zeros are all right */
+#define NOTE_LOST 64u   /* poisoned: SIGBUS is right, and nothing else */
 
 enum job_kind {
     JOB_NONE,
@@ -43,7 +45,7 @@ struct job {
 };
 
 struct counts {
-    _Atomic uint64_t looks, inconclusive, rewrites, distinct, given_away;
+    _Atomic uint64_t looks, inconclusive, rewrites, distinct, given_away, bus; /* bus: SIGBUS of a page that is lost */
     _Atomic uint64_t verdict[STAMP_VERDICT_COUNT];
 };
 
@@ -78,6 +80,10 @@ void work_wait(struct work *work);
 
 /* One look at a page, by the caller's thread; `rewrite`: and then other bytes. */
 void work_look(struct work *work, uint64_t page, bool rewrite);
+/* Pages are about to be poisoned, or to be cleared of it; they are poisoned; they are fresh memory, zeros. */
+void work_losing(struct work *work, uint64_t first, uint64_t count);
+void work_lost(struct work *work, uint64_t first, uint64_t count);
+void work_cleared(struct work *work, uint64_t first, uint64_t count);
 /* Pages leave for ever: they must read as zeros from then on. `punch`: by a hole in the file. 0 or -1 and errno. */
 int work_remove(struct work *work, uint64_t first, uint64_t count, bool punch);
 
