@@ -1,9 +1,9 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * Workers that die, on the real kernel: an engine whose every call of the kernel may be its last. The next worker starts
- * on the same page table and the same userfaultfd, while the VMM's threads sleep in faults and its balloon and zaps go
- * on. Each page that the VMM reads is checked. What only a successor meets happens here: pages that are in place although
- * no word says so.
+ * Workers that die, on the real kernel: an engine whose every call of the kernel may be its last. The next worker
+ * starts on the same page table and the same userfaultfd, while the VMM's threads sleep in faults and its balloon and
+ * zaps go on. Each page that the VMM reads is checked. What only a successor meets happens here: pages that are in place
+ * although no word says so.
  *
  *     deaths LOOKS SEED
  *
@@ -192,8 +192,8 @@ static struct {
 /* Where everything stands: pages that somebody may wait for. */
 static void tell_sleep(void)
 {
-    fprintf(stderr, "deaths: a thread of the VMM sleeps for ever (%s, %" PRIu64 " deaths, %" PRIu64 " asleep, %u parked, "
-            "armed %u)\n", soak.private_memory ? "private" : "memfd", soak.deaths, real_asleep(&soak.vm),
+    fprintf(stderr, "deaths: a thread of the VMM sleeps for ever (%s, %" PRIu64 " deaths, %" PRIu64 " asleep, %u "
+            "parked, armed %u)\n", soak.private_memory ? "private" : "memfd", soak.deaths, real_asleep(&soak.vm),
             soak.engine.parked_count, atomic_load(&soak.table.header->armed));
     for (uint32_t i = 0; i < READS_AT_ONCE; i++)
         fprintf(stderr, "  page %" PRIu64 " word %#" PRIx64 "\n", reading[i].page,

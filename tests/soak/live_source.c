@@ -2,8 +2,8 @@
 /*
  * The source of moves for the soak: a page server, the real one, in front of VMs that run. Each VM is a process of its
  * own whose memory is tracked, and which stamps its pages as the stand-in guest does: older stamps (n 0) and right ones
- * (n 1) in turn, all over the place, and never in one go. When it is frozen every page is right. So a target that holds a
- * page of an earlier round, or half of one, shows it to its guest, which knows the difference.
+ * (n 1) in turn, all over the place, and never in one go. When it is frozen every page is right. So a target that holds
+ * a page of an earlier round, or half of one, shows it to its guest, which knows the difference.
  *
  *     life NAME PAGES SEED PERCENT TOKEN_SHA256    a VM runs, and one session may move it
  *     freeze NAME                                  it stands still; answers as_of and the manifest's digest
@@ -122,7 +122,7 @@ static void begin_vm(struct life *life)
     run_vm(life);
 }
 
-/* ------------------------------------------------------------------------------------------------------- in the server's */
+/* ----------------------------------------------------------------------------------------------- in the server's */
 
 static void wait_until(_Atomic uint32_t *value, uint32_t wanted)
 {

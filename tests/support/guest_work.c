@@ -77,8 +77,8 @@ static enum stamp_verdict judge(const struct work *work, const struct line *line
     enum stamp_verdict verdict = STAMP_right;
 
     if ((note & NOTE_ZERO) == 0)
-        verdict = stamp_judge(lines, stamp_id(&work->shape, page), note & NOTE_OWN ? INCARNATION_GUEST : INCARNATION_IMAGE,
-                              note >> NOTE_SHIFT);
+        verdict = stamp_judge(lines, stamp_id(&work->shape, page),
+                              note & NOTE_OWN ? INCARNATION_GUEST : INCARNATION_IMAGE, note >> NOTE_SHIFT);
     else if (!stamp_zero(lines, PAGE_BYTES))
         verdict = note & NOTE_REMOVED ? STAMP_removed_back : STAMP_not_zero;
     return verdict;
