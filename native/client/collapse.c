@@ -144,7 +144,7 @@ static int check(struct pass *pass)
                     "time");
     else if (pass->out->extents == 0 && pass->askew > 0)
         rc = refuse(pass, PF_REASON_UNSUPPORTED, "the VMM has mapped its RAM file askew: address and offset must be a "
-                    "multiple of 2 MiB apart");
+                    "multiple of 2 MiB apart (QEMU: memory-backend-file,align=2M)");
     else if (facts.barred)
         rc = refuse(pass, PF_REASON_UNSUPPORTED, "the VMM keeps MADV_NOHUGEPAGE on its memory: start it under the shim, "
                     "or let it ask for MADV_HUGEPAGE after COMPLETE");

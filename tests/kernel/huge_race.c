@@ -39,6 +39,7 @@
 #define BOTH (UFFDIO_REGISTER_MODE_MISSING | UFFDIO_REGISTER_MODE_MINOR)
 #define PATIENCE_S 300
 #define READERS 3
+#define STUCK_S 60    /* a round takes seconds */
 #define BREATH_US 300 /* between two attacks */
 
 struct scenario {
@@ -140,15 +141,48 @@ static void serve(struct race *race, char *path, size_t path_bytes)
 
 /* ---------------------------------------------------------------------------------------------------------- the VM */
 
+/* Somebody waits for a page that does not come: all that is known of it. */
+static void show_stuck(const struct race *race)
+{
+    static char text[64 * 1024];
+    uint64_t values[STATS_COUNTER_COUNT];
+    struct pageferry_vm_fds fds;
+    struct pageferry_pages pages;
+    char path[64];
+    ssize_t length;
+    int fd;
+
+    pageferry_vm_pages(race->vm, &pages);
+    for (uint32_t i = 0; i < PAGEFERRY_PAGE_STATES; i++)
+        fprintf(stderr, "%s %" PRIu64 "\n", pageferry_page_state_name(i), pages.state[i]);
+    pageferry_vm_counters(race->vm, values, STATS_COUNTER_COUNT);
+    for (uint32_t i = 0; i < STATS_COUNTER_COUNT; i++)
+        if (values[i] != 0)
+            fprintf(stderr, "%s %" PRIu64 "\n", pageferry_counter_name(i), values[i]);
+    pageferry_vm_fds(race->vm, &fds);
+    snprintf(path, sizeof(path), "/proc/self/fdinfo/%d", fds.uffd);
+    fd = open(path, O_RDONLY | O_CLOEXEC);
+    length = fd < 0 ? 0 : read(fd, text, sizeof(text) - 1);
+    fprintf(stderr, "%.*s\n", (int)(length > 0 ? length : 0), text);
+    pageferry_vm_trace(race->vm, text, sizeof(text));
+    fprintf(stderr, "%s\n", text);
+}
+
 static struct race_answer ask(struct race *race, enum race_order order, int given, int *taken)
 {
     struct race_ask asked = {.order = order, .readers = READERS, .pages = race->pages, .seed = race->seed,
                              .modes = race->scenario->modes};
+    struct pollfd answered = {.fd = race->control, .events = POLLIN};
     struct race_answer answer;
     int fd = -1;
 
-    if (!race_send(race->control, &asked, sizeof(asked), given) ||
-        !race_receive(race->control, &answer, sizeof(answer), &fd))
+    if (!race_send(race->control, &asked, sizeof(asked), given))
+        give_up("the VM has gone before order %d", order);
+    if (poll(&answered, 1, STUCK_S * 1000) != 1) {
+        show_stuck(race);
+        give_up("the VM is stuck in order %d, round %" PRIu64, order, race->seen.rounds);
+    }
+    if (!race_receive(race->control, &answer, sizeof(answer), &fd))
         give_up("the VM has gone at order %d", order);
     errno = -answer.rc;
     if (answer.rc < 0)

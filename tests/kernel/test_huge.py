@@ -82,7 +82,7 @@ def machine() -> Iterator[Settings]:
         yield settings
 
 
-@pytest.fixture(params=["advise"])
+@pytest.fixture(params=["advise", "always", "within_size"])
 def folder(machine: Settings, request: pytest.FixtureRequest) -> Path:
     """On a tmpfs whose files lie on huge pages where that is asked for, or always."""
     return machine.tmpfs(f"huge={request.param}", "size=160m")
@@ -109,8 +109,9 @@ def test_a_hundred_thousand_reads_that_race_arrivals(folder: Path) -> None:
     guarded(folder, pages=4 * PAGES, rounds=10, tries=100_000)
 
 
-def test_khugepaged_meanwhile(machine: Settings, folder: Path) -> None:
+def test_khugepaged_meanwhile(machine: Settings) -> None:
     """As quick as it can be, beside all else. It may make huge pages of the file, and take mappings away."""
+    folder = machine.tmpfs("huge=always", "size=160m")
     for name in ("scan_sleep_millisecs", "alloc_sleep_millisecs"):
         machine.write(KHUGEPAGED / name, "1")
     machine.write(KHUGEPAGED / "pages_to_scan", "100000")

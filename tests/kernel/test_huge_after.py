@@ -74,7 +74,7 @@ def logged(process: Process, event: str) -> dict[str, Any]:
     return dict(found)
 
 
-@pytest.mark.parametrize("huge", ["advise"])
+@pytest.mark.parametrize("huge", ["advise", "always", "within_size"])
 def test_full_pieces_are_huge_again(machine: Settings, server: Process, tmp_path: Path, huge: str) -> None:
     ram = machine.tmpfs(f"huge={huge}", "size=160m") / "ram"
     with (

@@ -102,7 +102,8 @@ def qemu_options(shape: GuestShape, ram_file: Path, qmp_path: Path) -> list[str]
 
 
 def _ram(name: str, path: Path, mib: int) -> str:
-    return f"memory-backend-file,id={name},mem-path={path},size={mib}M,share=on"
+    # aligned so that the RAM may lie on huge pages
+    return f"memory-backend-file,id={name},mem-path={path},size={mib}M,align=2M,share=on"
 
 
 def _plugged_options(shape: GuestShape, ram_file: Path) -> list[str]:
