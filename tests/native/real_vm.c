@@ -159,18 +159,21 @@ static bool map_guest(const struct real_options *options, int backing_fd)
 {
     uint64_t bytes = options->pages * REAL_PAGE;
     uint8_t *room = mmap(NULL, 3 * bytes + REAL_PAGE, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-    int flags = options->memory == REAL_PRIVATE ? MAP_PRIVATE | MAP_ANONYMOUS : MAP_SHARED;
+    int flags = real_is_private(options->memory) ? MAP_PRIVATE | MAP_ANONYMOUS : MAP_SHARED;
 
     if (room == MAP_FAILED)
         return false;
     guest.bytes = bytes;
+    if (options->memory == REAL_HUGE_PRIVATE)
+        flags |= MAP_HUGETLB | 21 << MAP_HUGE_SHIFT;
     if (bytes >= HUGE_BYTES)
         room += (HUGE_BYTES - (uintptr_t)room % HUGE_BYTES) % HUGE_BYTES;
     guest.flags = flags;
     guest.backing_fd = backing_fd;
     guest.own = options->own;
     guest.start = mmap(room, bytes, PROT_READ | PROT_WRITE, flags | MAP_FIXED, backing_fd, 0);
-    return guest.start != MAP_FAILED && madvise(guest.start, bytes, MADV_NOHUGEPAGE) == 0;
+    return guest.start != MAP_FAILED &&
+           (options->memory >= REAL_HUGE || madvise(guest.start, bytes, MADV_NOHUGEPAGE) == 0);
 }
 
 static int register_guest(const struct real_options *options)
@@ -184,7 +187,7 @@ static int register_guest(const struct real_options *options)
     }
     if (arg.mode == 0)
         arg.mode = UFFDIO_REGISTER_MODE_MISSING |
-                   (options->memory == REAL_PRIVATE ? 0 : UFFDIO_REGISTER_MODE_MINOR);
+                   (real_is_private(options->memory) ? 0 : UFFDIO_REGISTER_MODE_MINOR);
     if (arg.mode != REAL_UNREGISTERED && ioctl(uffd, UFFDIO_REGISTER, &arg) < 0) {
         perror("UFFDIO_REGISTER");
         return -1;
@@ -239,6 +242,8 @@ static int new_backing(const struct real_options *options)
 
     if (options->memory == REAL_MEMFD)
         fd = memfd_create("real-vm", MFD_CLOEXEC);
+    else if (options->memory == REAL_HUGE)
+        fd = memfd_create("real-vm", MFD_CLOEXEC | MFD_HUGETLB | 21u << MAP_HUGE_SHIFT);
     else if (options->memory == REAL_TMPFS)
         fd = options->backing_fd != 0 ? options->backing_fd : open("/dev/shm", O_TMPFILE | O_RDWR | O_CLOEXEC, 0600);
     if (fd >= 0 && options->backing_fd == 0 && ftruncate(fd, (off_t)(options->pages * REAL_PAGE)) < 0)

@@ -18,7 +18,13 @@
 
 #define REAL_PAGE UINT64_C(4096)
 
-enum real_memory { REAL_MEMFD, REAL_TMPFS, REAL_PRIVATE, REAL_MEMORY_COUNT };
+/* The last two lie on huge pages of a pool, of 2 MiB. */
+enum real_memory { REAL_MEMFD, REAL_TMPFS, REAL_PRIVATE, REAL_MEMORY_COUNT, REAL_HUGE, REAL_HUGE_PRIVATE };
+
+static inline bool real_is_private(enum real_memory memory)
+{
+    return memory == REAL_PRIVATE || memory == REAL_HUGE_PRIVATE;
+}
 
 enum real_step {
     REAL_READ = 1, /* answers the page's word, or one of the values below */

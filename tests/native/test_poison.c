@@ -14,11 +14,13 @@
 #include <sys/ioctl.h>
 #include <sys/mman.h>
 #include <sys/socket.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include "check.h"
 #include "client_vm.h"
 #include "gen/contract.h"
+#include "huge_pool.h"
 #include "kernel/frames.h"
 #include "kernel/uapi.h"
 
@@ -127,9 +129,12 @@ static bool cache_is_empty(uint64_t page)
 {
     uint8_t bytes[REAL_PAGE];
     bool empty = pread(ram_fd, bytes, sizeof(bytes), (off_t)(page * REAL_PAGE)) == (ssize_t)sizeof(bytes);
+    struct stat file;
 
     for (size_t i = 0; i < sizeof(bytes) && empty; i++)
         empty = bytes[i] == 0;
+    if (fstat(ram_fd, &file) == 0 && (uint64_t)file.st_blksize == HUGE_POOL_PAGE) /* it knows nothing of holes */
+        return empty && file.st_blocks == 0;
     return empty && lseek(ram_fd, (off_t)(page * REAL_PAGE), SEEK_DATA) != (off_t)(page * REAL_PAGE);
 }
 
@@ -437,6 +442,41 @@ static void orders_that_make_no_sense(void)
     end();
 }
 
+/* A marker is as large as a huge page: the loss of one page is that of its 512, each of which is told. */
+static void a_huge_page_is_lost_whole(void)
+{
+    for (int memory = REAL_HUGE; memory <= REAL_HUGE_PRIVATE; memory++) {
+        bool shared = memory == REAL_HUGE;
+        CHECK(begin((enum real_memory)memory, false, false));
+        CHECK(armed());
+        CHECK_EQ(reads(9), client_word(9));
+        CHECK_EQ(poison(7, 1), SERVER_PAGES);
+        CHECK_EQ(told.number, SERVER_PAGES);
+        CHECK_EQ(client_state(&vm, 300), PAGE_POISONED);
+        if (shared) {
+            CHECK_EQ(reads(7), REAL_SIGBUS);
+            CHECK(cache_is_empty(7) && cache_is_empty(300));
+        } else { /* nobody here can take its mapping away */
+            CHECK_EQ(told.flags, PAGEFERRY_POISONED_WAS_MAPPED | PAGEFERRY_POISONED_MAPPED);
+            CHECK(!order(PAGEFERRY_ORDER_CLEAR_POISON, 7, 1));
+        }
+        CHECK_EQ(real_do(&vm.real, REAL_ADVISE, 0, SERVER_PAGES, MADV_DONTNEED), 0);
+        CHECK_EQ(reads(300), REAL_SIGBUS);
+        if (shared) { /* which takes the marker along, where pages are huge */
+            CHECK_EQ(fallocate(ram_fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, 0, SERVER_PAGES * REAL_PAGE), 0);
+            CHECK_EQ(reads(8), REAL_SIGBUS);
+        }
+        CHECK_EQ(clear(300, 1), SERVER_PAGES);
+        CHECK_EQ(reads(300), 0);
+        CHECK_EQ(reads(9), 0);
+        CHECK_EQ(real_do(&vm.real, REAL_WRITE, 9, 1, 5), 0);
+        CHECK_EQ(reads(9), 5);
+        CHECK_EQ(told.number, 2 * SERVER_PAGES);
+        CHECK_EQ(client_counter(&vm, STATS_alarms_total), 0);
+        end();
+    }
+}
+
 /* ---------------------------------------------------------------------------------------------- a kernel without it */
 
 static bool frame_comes(struct frame *frame)
@@ -700,6 +740,8 @@ static void random_poison_while_the_guest_reads(void)
 
 int main(int argc, char **argv)
 {
+    bool have_huge_pages;
+
     setvbuf(stdout, NULL, _IOLBF, 0);
     if (!client_may()) {
         SKIP(all, "no userfaultfd right");
@@ -711,6 +753,7 @@ int main(int argc, char **argv)
         RUN(random_poison_while_the_guest_reads);
         return check_done();
     }
+    have_huge_pages = huge_pool_add(2); /* one in the VM's memory, one in flight */
     RUN(before_it_is_mapped);
     RUN(after_it_was_mapped);
     RUN(after_it_was_mapped_on_private_memory);
@@ -723,6 +766,10 @@ int main(int argc, char **argv)
     RUN(marked_again_after_a_removal);
     RUN(cleared_is_fresh_memory);
     RUN(late_poison);
+    if (have_huge_pages)
+        RUN(a_huge_page_is_lost_whole);
+    else
+        SKIP(a_huge_page_is_lost_whole, "no huge pages: raise vm.nr_hugepages by 2");
     RUN(orders_that_make_no_sense);
     RUN(what_this_kernel_can);
     RUN(held_by_a_setting);
