@@ -7,6 +7,7 @@ heard once.
 
 import asyncio
 import itertools
+import time
 from collections.abc import Coroutine, Sequence
 from typing import Any, Final, Protocol
 
@@ -22,6 +23,9 @@ FIRST_COOKIE: Final = 1 << 32
 BUSY_AGAIN_S: Final = 0.005
 # For all that one call asks for. What is ordered goes on.
 PATIENCE_S: Final = 5.0
+# Lines of a log, not more: all pages are in ListPoison.
+SAID_MAX: Final = 16
+SAID_IN_S: Final = 10.0
 WHATS: Final = (
     (Poisoned.WAS_MAPPED, What.WAS_MAPPED),
     (Poisoned.MAPPED, What.MAPPED),
@@ -40,6 +44,8 @@ class Poisoning:
         self._session = session
         self._cookies = itertools.count(FIRST_COOKIE)
         self._asked: dict[int, asyncio.Future[None]] = {}
+        self._window_s = float("-inf")  # when the pages that are said now began
+        self._said = self._unsaid = 0
 
     # ------------------------------------------------------------------------------------ what the pager says
 
@@ -56,7 +62,7 @@ class Poisoning:
 
     def note(self, event: PagerEvent) -> None:
         """POISONED or POISON_CLEARED."""
-        if event.cookie not in (0, self.log.seq + 1):
+        if event.cookie != self.log.seq + 1:
             log.error("bug", session=self._session, text=f"poison {event.cookie} after {self.log.seq}")
             if event.cookie <= self.log.seq:
                 return
@@ -67,6 +73,17 @@ class Poisoning:
             for told, meant in WHATS:
                 what |= meant if event.value & told else What.POISONED
         self.log.add(run, what)
+        self._say(run, what)
+
+    def _say(self, run: PageRun, what: What) -> None:
+        """In the log of this process: the first ones, and how many others there were."""
+        now_s = time.monotonic()
+        if now_s >= self._window_s + SAID_IN_S:
+            self._window_s, self._said = now_s, 0
+        self._said += 1
+        if self._said > SAID_MAX:
+            self._unsaid += 1
+            return
         log.warning(
             "poison_cleared" if What.CLEARED in what else "poisoned",
             session=self._session,
@@ -75,7 +92,9 @@ class Poisoning:
             was_mapped=What.WAS_MAPPED in what,
             mapped=What.MAPPED in what,
             held=What.HELD in what,
+            **({"unsaid": self._unsaid} if self._unsaid else {}),
         )
+        self._unsaid = 0
 
     # ------------------------------------------------------------------------------------------------- orders
 

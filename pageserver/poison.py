@@ -149,9 +149,11 @@ class Poison:
         """PageferryError: it is not on the disk."""
         if lost.image is None or lost.record is None:
             return
-        news = minus(news, lost.record.runs)
-        if news:
-            record = replace(lost.record, runs=(*lost.record.runs, *news))
+        if minus(news, lost.record.runs):
+            # Another server of the same image may have written it meanwhile: what is lost there stays so.
+            there = poison_file.load(lost.image.poison_path, lost.page_count) or lost.record
+            runs = (*there.runs, *minus((*lost.record.runs, *news), there.runs))
+            record = replace(lost.record, runs=runs)
             poison_file.store(lost.image.poison_path, record)
             lost.record = record
 

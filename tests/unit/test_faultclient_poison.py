@@ -10,7 +10,7 @@ import grpc
 import pytest
 
 from faultclient import poison
-from faultclient.pager import EventKind, Poisoned
+from faultclient.pager import EventKind, PagerEvent, Poisoned
 from faultclient.poison import FIRST_COOKIE
 from faultclient.restore import OneSession, Restore, follow
 from faultclient.server import ControlServer
@@ -18,6 +18,7 @@ from pageferry.layout import parse_layout
 from pageferry.phases import Phase
 from pageferry.reasons import REASON_TRAILER, PageferryError, Reason
 from pageferry.service.addresses import Address
+from pageferry.service.logs import log
 from pageferry.units import PageRun
 from pageferry.v1 import faultclient_pb2_grpc, migrations_pb2
 from tests.support.fake_pager import PAGES, FakePager, session_of
@@ -90,6 +91,20 @@ def test_every_loss_has_a_number_and_wakes_who_watches(session: Restore, pager: 
         (2, PageRun(3, 1), "HELD"),
         (3, PageRun(7, 1), "CLEARED"),
     ]
+
+
+def test_many_are_told_and_few_are_said(
+    session: Restore, pager: FakePager, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said: list[int] = []
+    monkeypatch.setattr(log, "warning", lambda event, **words: said.append(words.get("unsaid", 0)))
+    for number in range(1, 101):
+        session.poisoning.note(PagerEvent(EventKind.POISONED, cookie=number, page=number))
+    assert session.poisoning.log.seq == 100
+    assert said == [0] * poison.SAID_MAX
+    monkeypatch.setattr(poison, "SAID_IN_S", 0)
+    session.poisoning.note(PagerEvent(EventKind.POISONED, cookie=101, page=1))
+    assert said[-1] == 84
 
 
 def test_a_number_that_was_heard_is_not_heard_again(session: Restore, pager: FakePager) -> None:

@@ -105,7 +105,7 @@ def test_a_vmm_that_exits_right_after_the_last_page_is_nobodys_business(
 
 def test_poisoned_pages_keep_it_until_the_vmm_ends(session: Restore, pager: FakePager) -> None:
     armed(session, pager)
-    pager.tell(EventKind.POISONED, page=3, value=1)
+    pager.tell(EventKind.POISONED, page=3, value=1, cookie=1)
     pager.tell(EventKind.COMPLETE, value=1)
     session.catch_up()
     assert phase_of(session) is Phase.COMMITTED

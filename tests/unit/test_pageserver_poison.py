@@ -118,6 +118,14 @@ def test_a_successor_has_the_same_log(path: Path) -> None:
     assert entries(again)[2:] == [(3, 60, 1, "POISONED")]
 
 
+def test_two_servers_of_one_image_lose_nothing_of_each_other(path: Path) -> None:
+    one, other = served(path, Plane()), served(path, Plane())
+    one.poison("vm", [PageRun(5, 1)])
+    other.poison("vm", [PageRun(9, 1)])
+    one.poison("vm", [PageRun(11, 1)])
+    assert runs_on_disk(path) == [[5, 1], [9, 1], [11, 1]]
+
+
 def test_a_disk_that_is_full_changes_nothing(path: Path) -> None:
     plane = Plane()
     made = served(path, plane)
