@@ -157,23 +157,25 @@ static struct kernel_outcome map_after_the_zap(void *kernel, const struct kernel
     return sim_kernel_ops.map(kernel, span);
 }
 
-static void begin_units(bool private_memory)
+/* `waited`: a thread waits for it, so all of it was asked for. */
+static void begin_units(bool private_memory, bool waited)
 {
     bed_begin(private_memory);
     bed.regions.unit_pages = UNIT;
     engine_arm(&bed.engine);
-    bed_fault(0, 2); /* asks for all of the unit */
-    CHECK_EQ(bed_state(15), PAGE_WANTED);
+    if (waited)
+        bed_fault(0, 2);
+    CHECK_EQ(bed_state(15), waited ? PAGE_WANTED : PAGE_MISSING);
     bed_news(ENGINE_DATA, 8, 4, V1);
     CHECK_EQ(bed_state(9), PAGE_CACHED);
 }
 
 /* Half of it has come when it is removed whole: that half must not be mapped just because nothing lacks any more. */
-static void a_unit_that_is_removed_is_removed_before_it_is_whole(void)
+static void half_a_unit_is_removed(bool waited)
 {
     struct kernel_ops ops = sim_kernel_ops;
 
-    begin_units(true);
+    begin_units(true, waited);
     ops.map = map_after_the_zap;
     bed.engine.ops = &ops;
     bed_news(ENGINE_DATA, 12, 4, V1); /* what lacks is in front of what is here */
@@ -187,10 +189,16 @@ static void a_unit_that_is_removed_is_removed_before_it_is_whole(void)
         CHECK_EQ(bed_reads(page), 0);
 }
 
+static void a_unit_that_is_removed_is_removed_before_it_is_whole(void)
+{
+    half_a_unit_is_removed(true);
+    half_a_unit_is_removed(false);
+}
+
 /* A part of it: what was not removed is mapped as it is, once nothing lacks. */
 static void a_unit_of_which_a_part_is_removed(void)
 {
-    begin_units(false);
+    begin_units(false, true);
     engine_removed(&bed.engine, 0, 10);
     for (uint64_t page = 0; page < 10; page++)
         CHECK_EQ(bed_state(page), PAGE_ZERO);
@@ -206,7 +214,7 @@ static void a_unit_of_which_a_part_is_removed(void)
 /* All that lacked of it is removed: who waits for it goes on, with bytes and zeros. */
 static void a_unit_whose_rest_is_removed(void)
 {
-    begin_units(false);
+    begin_units(false, true);
     engine_removed(&bed.engine, 12, 4);
     engine_removed(&bed.engine, 0, 8);
     CHECK(!bed.sim.threads[0].sleeps);

@@ -27,6 +27,7 @@ PLUGGED: Final = "/machine/peripheral/plugged0"
 KERNEL_MIB: Final = 128
 NEAR_MIB: Final = 1
 UNUSED_TURNS: Final = 4
+BALLOON_TURNS: Final = 3  # between two of the others
 PATIENCE_S: Final = 20.0
 POLL_S: Final = 0.02
 
@@ -93,16 +94,23 @@ class Giving:
             self._failure = error
 
     def _turn(self) -> None:
-        counts = self.counts
-        if self._shape.balloon:
-            counts.inflated += self.balloon_once(self.amplitude_mib)
-            counts.deflated += self.balloon_once(0)
-        if self._shape.plugged_mib and not self._stop.is_set():
+        if self._shape.plugged_mib:
             for _ in range(UNUSED_TURNS):  # of what nobody has used yet
-                counts.plugged += self.plug_once(self._shape.pluggable_mib)
-                counts.unplugged += self.plug_once(self._shape.plugged_mib)
-            counts.unplugged += self.plug_once(0)  # what is in use moves first: page by page it is read
-            counts.plugged += self.plug_once(self._shape.plugged_mib)
+                self._unplug_and_plug(self._shape.pluggable_mib, self._shape.plugged_mib)
+            self._unplug_and_plug(self._shape.plugged_mib, 0)  # what is in use is read, page by page
+        self._inflate_and_deflate()
+
+    def _unplug_and_plug(self, more_mib: int, less_mib: int) -> None:
+        self._inflate_and_deflate()
+        if not self._stop.is_set():
+            self.counts.unplugged += self.plug_once(less_mib)
+            self.counts.plugged += self.plug_once(more_mib)
+
+    def _inflate_and_deflate(self) -> None:
+        for _ in range(BALLOON_TURNS if self._shape.balloon else 0):
+            if not self._stop.is_set():
+                self.counts.inflated += self.balloon_once(self.amplitude_mib)
+                self.counts.deflated += self.balloon_once(0)
 
     def start(self) -> None:
         """Once the guest runs."""
