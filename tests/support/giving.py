@@ -94,17 +94,18 @@ class Giving:
             self._failure = error
 
     def _turn(self) -> None:
-        if self._shape.plugged_mib:
+        if not self._shape.plugged_mib:
+            self._inflate_and_deflate()
+        else:
             for _ in range(UNUSED_TURNS):  # of what nobody has used yet
-                self._unplug_and_plug(self._shape.pluggable_mib, self._shape.plugged_mib)
-            self._unplug_and_plug(self._shape.plugged_mib, 0)  # what is in use is read, page by page
-        self._inflate_and_deflate()
+                self._plug_and_unplug(self._shape.pluggable_mib, self._shape.plugged_mib)
+            self._plug_and_unplug(self._shape.plugged_mib, 0)  # what is in use is read, page by page
 
-    def _unplug_and_plug(self, more_mib: int, less_mib: int) -> None:
-        self._inflate_and_deflate()
+    def _plug_and_unplug(self, more_mib: int, less_mib: int) -> None:
         if not self._stop.is_set():
-            self.counts.unplugged += self.plug_once(less_mib)
             self.counts.plugged += self.plug_once(more_mib)
+            self.counts.unplugged += self.plug_once(less_mib)
+        self._inflate_and_deflate()
 
     def _inflate_and_deflate(self) -> None:
         for _ in range(BALLOON_TURNS if self._shape.balloon else 0):
