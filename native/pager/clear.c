@@ -86,6 +86,20 @@ static bool zero_found_something(struct engine *engine, uint64_t page)
     return placed;
 }
 
+/* Whatever is punched, something stays: a page of a huge one that the kernel cannot split, because somebody holds it, is
+ * made zeros and kept. Then the page is placed like one with bytes. */
+static enum placing write_zeros(struct engine *engine, uint64_t page)
+{
+    static const uint8_t zeros[PAGE_BYTES];
+    uint64_t version = place_version(engine, page);
+    struct placed placed = place_write(engine, page, 1, zeros);
+
+    place_owned(engine, page, placed.pages, version);
+    if (placed.pages > 0)
+        place_map_or_wake(engine, page, placed.pages);
+    return placed.status;
+}
+
 static enum placing zero_shared(struct engine *engine, uint64_t page)
 {
     enum placing status;
@@ -107,8 +121,7 @@ static enum placing zero_shared(struct engine *engine, uint64_t page)
         if (zero_found_something(engine, page))
             return PLACING_DONE;
     }
-    place_hold(engine, page, "the RAM file fills up where it was emptied: the page is held back");
-    return PLACING_HELD;
+    return write_zeros(engine, page);
 }
 
 enum placing place_zero(struct engine *engine, uint64_t page)

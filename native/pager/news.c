@@ -142,9 +142,11 @@ static void raise_floor(struct engine *engine, uint64_t page, uint64_t count, ui
     for (uint64_t i = page; i < page + count; i++) {
         uint64_t word = table_word(engine->table, i);
         enum page_state state = page_state(word);
+        /* What was punched may be there still, as zeros (clear.c): COPY would find something. */
+        bool clings = state == PAGE_ZERO && !engine->private_memory && !page_fresh(word);
         if (state != PAGE_POISONED && !page_fresh(word))
             state = PAGE_MISSING;
-        place_word(engine, i, state, forget || page_stale(word), version);
+        place_word(engine, i, state, forget || clings || page_stale(word), version);
     }
 }
 

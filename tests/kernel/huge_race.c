@@ -7,6 +7,8 @@
  *     huge_race SCENARIO FILE PAGES ROUNDS SEED      PAGES: a power of two, from 4096 on; FILE is written over
  *
  *   guarded       registered for missing and minor faults, MADV_NOHUGEPAGE: no wrong byte
+ *   pinned        the same, and somebody holds a page of each folio, so that none can be split: what is zeros in the
+ *                 image cannot be punched out of one
  *   missing-only  not registered for minor faults: old bytes are read. A control: wrong bytes are seen
  *   unbarred      without MADV_NOHUGEPAGE, collapsed from outside once it is armed: the same. Another control
  *   early         collapsed before it is registered: found when the VM is to run, and refused
@@ -46,11 +48,13 @@ struct scenario {
     const char *name;
     uint64_t modes;
     bool barred, early, late, attacked;
+    bool pinned;
     bool blind; /* the hand-off does not say which process it is, so nobody looks at its mappings */
 };
 
 static const struct scenario scenarios[] = {
     {.name = "guarded", .modes = BOTH, .barred = true, .attacked = true},
+    {.name = "pinned", .modes = BOTH, .barred = true, .pinned = true},
     {.name = "missing-only", .modes = UFFDIO_REGISTER_MODE_MISSING, .barred = true, .blind = true},
     {.name = "unbarred", .modes = BOTH, .late = true, .blind = true},
     {.name = "early", .modes = BOTH, .barred = true, .early = true},
@@ -65,6 +69,7 @@ struct race {
     pid_t pid;
     int pidfd;
     int ram;
+    int pipe[2];    /* what it holds of the RAM file stays where it is */
     uint8_t *alias; /* the RAM file, mapped by somebody else */
     uint64_t address;
     struct pageferry_server *server;
@@ -146,12 +151,15 @@ static void show_stuck(const struct race *race)
 {
     static char text[64 * 1024];
     uint64_t values[STATS_COUNTER_COUNT];
+    struct pageferry_event event;
     struct pageferry_vm_fds fds;
     struct pageferry_pages pages;
     char path[64];
     ssize_t length;
     int fd;
 
+    while (pageferry_vm_event(race->vm, &event) == 1)
+        fprintf(stderr, "%s page %" PRIu64 " %s\n", pageferry_event_name(event.kind), event.page, event.text);
     pageferry_vm_pages(race->vm, &pages);
     for (uint32_t i = 0; i < PAGEFERRY_PAGE_STATES; i++)
         fprintf(stderr, "%s %" PRIu64 "\n", pageferry_page_state_name(i), pages.state[i]);
@@ -208,6 +216,24 @@ static void make_old(struct race *race)
         if (race_piece_is_old(piece))
             memset(race->alias + piece * RACE_PIECE, (int)(RACE_OLD & 0xff), RACE_PIECE);
     madvise(race->alias, bytes, MADV_DONTNEED);
+}
+
+/* One page of each old piece goes into a pipe, without being copied: the kernel can neither move nor split its folio. */
+static void pin(struct race *race)
+{
+    if (pipe2(race->pipe, O_CLOEXEC) < 0 || fcntl(race->pipe[1], F_SETPIPE_SZ, 1 << 20) < 0)
+        give_up("no pipe");
+    for (uint64_t piece = 0; piece < race->pages / RACE_PIECE_PAGES; piece++) {
+        loff_t at = (loff_t)(piece * RACE_PIECE);
+        if (race_piece_is_old(piece) && splice(race->ram, &at, race->pipe[1], NULL, RACE_PAGE, 0) != (ssize_t)RACE_PAGE)
+            give_up("nothing is spliced");
+    }
+}
+
+static void unpin(struct race *race)
+{
+    close(race->pipe[0]);
+    close(race->pipe[1]);
 }
 
 static void collapse_all_from_outside(struct race *race)
@@ -316,6 +342,8 @@ static void one_round(struct race *race, const char *server)
     int uffd;
 
     make_old(race);
+    if (race->scenario->pinned)
+        pin(race);
     race->address = ask(race, RACE_MAP, race->ram, NULL).address;
     if (race->scenario->early)
         collapse_all_from_outside(race);
@@ -326,6 +354,8 @@ static void one_round(struct race *race, const char *server)
     run(race);
     pageferry_vm_close(race->vm);
     ask(race, RACE_UNMAP, -1, NULL);
+    if (race->scenario->pinned)
+        unpin(race);
     munmap(race->alias, race->pages * RACE_PAGE);
     close(race->ram);
     race->seen.rounds++;

@@ -163,7 +163,7 @@ static void drop_data(struct sim_kernel *sim, uint64_t page)
 {
     struct sim_page *facts = &sim->pages[page];
 
-    facts->present = false;
+    facts->present = facts->clings = false;
     facts->ever_mapped = false;
     facts->token = 0;
     if (facts->pte == SIM_PTE_MAPPED)
@@ -361,7 +361,7 @@ static bool is_stale(const struct sim_kernel *sim, uint64_t page)
 static bool is_cleared(const struct sim_kernel *sim, uint64_t page)
 {
     return sim->table != NULL && page_owed(table_word(sim->table, page)) && page_fresh(table_word(sim->table, page)) &&
-           is_state(sim, page, PAGE_ZERO);
+           (is_state(sim, page, PAGE_ZERO) || is_state(sim, page, PAGE_OWNED));
 }
 
 static void map_page(struct sim_kernel *sim, uint64_t page)
@@ -381,10 +381,12 @@ static enum kernel_result refused(struct sim_kernel *sim, uint64_t page, const c
     return KERNEL_REFUSED;
 }
 
-static void audit_write(struct sim_kernel *sim, uint64_t page)
+/* Over a page that is claimed as zeros, zeros may be written: what is there cannot be punched away. */
+static void audit_write(struct sim_kernel *sim, uint64_t page, const uint8_t *bytes)
 {
     if (sim->table != NULL && (!is_stale(sim, page) || page_held(table_word(sim->table, page)) ||
-                               (!is_state(sim, page, PAGE_MISSING) && !is_state(sim, page, PAGE_WANTED))))
+                               (!is_state(sim, page, PAGE_MISSING) && !is_state(sim, page, PAGE_WANTED) &&
+                                !(is_state(sim, page, PAGE_ZERO) && token_of(bytes) == 0))))
         failed(sim, page, "a page is written that is not marked stale, or claimed");
 }
 
@@ -392,7 +394,7 @@ static enum kernel_result stage_page(struct sim_kernel *sim, uint64_t page, cons
 {
     struct sim_page *facts = &sim->pages[page];
 
-    audit_write(sim, page);
+    audit_write(sim, page, bytes);
     facts->staged = true;
     facts->staged_token = SIM_TORN;
     hook(sim, sim->middle, SIM_POPULATE);
@@ -408,9 +410,9 @@ static enum kernel_result populate_page(struct sim_kernel *sim, uint64_t page, c
         return stage_page(sim, page, bytes);
     if (sim->private_memory)
         return refused(sim, page, "populate on private memory");
-    if (facts->ever_mapped || facts->pte != SIM_PTE_NONE)
+    if (facts->ever_mapped || facts->pte == SIM_PTE_MAPPED || (facts->pte == SIM_PTE_POISON && !is_cleared(sim, page)))
         failed(sim, page, "a page is written that may be mapped");
-    audit_write(sim, page);
+    audit_write(sim, page, bytes);
     allocate(sim, page);
     facts->token = SIM_TORN; /* for as long as the write takes */
     hook(sim, sim->middle, SIM_POPULATE);
@@ -512,7 +514,9 @@ static enum kernel_result punch_page(struct sim_kernel *sim, uint64_t page, cons
         allocate(sim, page);
         sim->pages[page].token = 0;
     } else {
+        bool clings = sim->pages[page].present && sim_below(&sim->random, 1000) < sim->clings_permille;
         drop_data(sim, page);
+        sim->pages[page].present = sim->pages[page].clings = clings;
     }
     return KERNEL_MAPPED;
 }

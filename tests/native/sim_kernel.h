@@ -49,6 +49,7 @@ struct sim_page {
     uint8_t pte;
     uint8_t mapping;
     bool present;     /* in the page cache; on private memory: there is a page */
+    bool clings;      /* it was punched, and is there as zeros */
     bool ever_mapped; /* the guest may have been there since its content was last dropped */
     uint64_t token;
     bool staged;         /* private units: these bytes wait for the rest of their unit */
@@ -89,6 +90,7 @@ struct sim_kernel {
     bool without_poison; /* as a kernel before 6.6 */
     uint32_t later_permille; /* how often a call stops with LATER, or FULL, somewhere in its span */
     uint32_t full_permille;
+    uint32_t clings_permille; /* how often a page that is punched stays, as zeros: one of a huge page that cannot be split */
     uint64_t random;
     struct sim_page *pages;
     struct sim_thread threads[SIM_THREADS];

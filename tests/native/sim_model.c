@@ -111,7 +111,7 @@ static struct model_outcome floor_raised(const struct model_world *world, uint64
         told = outcome(MODEL_TAKEN, page_word(PAGE_POISONED, page_stale(word), version) |
                                         (word & (PAGE_HELD | PAGE_OWED | PAGE_HAD)),
                        !page_held(word));
-    else if (newer && page_state(word) == PAGE_CACHED)
+    else if (newer && (page_state(word) == PAGE_CACHED || (page_state(word) == PAGE_ZERO && !world->private_memory)))
         told = outcome(MODEL_TAKEN, page_word(PAGE_MISSING, true, version), true);
     else if (newer)
         told = outcome(MODEL_TAKEN, page_word(PAGE_MISSING, page_stale(word), version), true);

@@ -302,6 +302,7 @@ void world_begin(struct world *world)
     world->sim.without_poison = world->without_poison || sim_below(&world->random, 16) == 0;
     world->sim.later_permille = (uint32_t)sim_below(&world->random, 2) * 20;
     world->sim.full_permille = (uint32_t)sim_below(&world->random, 2) * 5;
+    world->sim.clings_permille = (uint32_t)sim_below(&world->random, 3) * 300;
     world->sim.before = before_call;
     world->sim.middle = in_call;
     world->sim.after = after_call;

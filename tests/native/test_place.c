@@ -120,15 +120,32 @@ static void zeropage_on_something_punches_and_tries_once_more(void)
     CHECK_EQ(bed_reads(5), 0);
 }
 
-static void a_page_that_fills_up_again_and_again_is_held_back(void)
+/* As one of a huge page that cannot be split: it was once held back for ever, and its thread with it. */
+static void a_page_that_cannot_be_emptied_is_written(void)
 {
     bed_begin_armed(false);
     bed_news(ENGINE_ZEROS, 5, 1, V1);
     bed_force(SIM_ZERO, KERNEL_ALREADY, 0, 10);
     bed_fault(0, 5);
-    CHECK(page_held(bed_word(5)));
-    CHECK_EQ(bed.reports[ENGINE_REPORT_ALARM], 1);
-    CHECK(!engine_settled(&bed.engine));
+    CHECK_EQ(bed.sim.calls[SIM_POPULATE], 1);
+    CHECK_EQ(bed_word(5), page_word(PAGE_OWNED, false, V1));
+    CHECK_EQ(bed_reads(5), 0);
+    CHECK_EQ(bed.reports[ENGINE_REPORT_ALARM], 0);
+}
+
+static void where_there_is_no_memory_for_that_it_waits(void)
+{
+    bed_begin_armed(false);
+    bed_news(ENGINE_ZEROS, 5, 1, V1);
+    bed_force(SIM_ZERO, KERNEL_ALREADY, 0, 3);
+    bed_force(SIM_POPULATE, KERNEL_FULL, 0, 1);
+    bed_fault(0, 5);
+    CHECK_EQ(bed_state(5), PAGE_ZERO);
+    CHECK(!page_held(bed_word(5)));
+    CHECK(bed.sim.threads[0].sleeps);
+    bed_later(ENGINE_FULL_WAIT_MAX_NS);
+    CHECK_EQ(bed_word(5), page_word(PAGE_OWNED, false, V1));
+    CHECK_EQ(bed_reads(5), 0);
 }
 
 static void partial_progress_goes_on_where_it_stopped(void)
@@ -477,7 +494,8 @@ int main(void)
     RUN(a_hole_that_is_filled_meanwhile_is_mapped);
     RUN(something_where_nobody_wrote_is_held_back);
     RUN(zeropage_on_something_punches_and_tries_once_more);
-    RUN(a_page_that_fills_up_again_and_again_is_held_back);
+    RUN(a_page_that_cannot_be_emptied_is_written);
+    RUN(where_there_is_no_memory_for_that_it_waits);
     RUN(partial_progress_goes_on_where_it_stopped);
     RUN(later_in_news_reads_events_first);
     RUN(a_punch_that_fails_tells_nothing_of_events);
