@@ -33,7 +33,7 @@
     X(POPULATE, "stale bit, write to the page cache, claim") \
     X(PLACE, "not stale: COPY, claim. Stale: write, claim, CONTINUE. Private: COPY, claim") \
     X(CLEAR, "punch what a stale cache holds, claim as zeros") \
-    X(RAISE, "raise the floor; a poisoned page stays poisoned, at that version") \
+    X(RAISE, "raise the floor; a poisoned page stays poisoned, at that version; what was zeros is stale now") \
     X(FORGET, "raise the floor; what the cache holds is stale now") \
     X(MAP, "claim, CONTINUE; a hole means discarded: ZEROPAGE; already mapped: WAKE") \
     X(MAP_ZERO, "ZEROPAGE, claim; something in the cache: punch it, once more") \

@@ -105,8 +105,8 @@ def test_reads_that_race_arrivals_on_huge_pages(folder: Path) -> None:
 
 
 def test_zeros_where_no_huge_page_can_be_split(folder: Path) -> None:
-    """Somebody holds a page of each. What the image has as zeros cannot be punched out then, and was once held
-    back for ever, with whoever waited for it."""
+    """Somebody holds a page of each. What the image has as zeros cannot be punched out then, and was once
+    held back for ever, with whoever waited for it."""
     found = race(folder, "pinned", rounds=2, seed=os.getpid())
     assert found.armed == 2
     assert found.wrong == 0

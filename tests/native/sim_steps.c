@@ -463,7 +463,7 @@ static void removal_goes_on(struct world *world, uint32_t index)
     while (world_armed(world) && (count = regions_pages(&world->regions, &start, done->end, &first)) > 0)
         for (uint64_t page = first; page < first + count; page++) {
             world->pages[page].expected = 0;
-            world->pages[page].lost_mapped = false;
+            world->pages[page].lost_mapped &= world->sim.pages[page].pte == SIM_PTE_MAPPED;
         }
     count_drops(world, done->start, done->end, -1);
 }
@@ -524,7 +524,8 @@ static void dropped(struct world *world, struct world_drop *drop)
         if (!drop->ordered) /* else the engine has done it */
             punch(world, drop, page);
         world->pages[page].expected = 0;
-        world->pages[page].lost_mapped = false;
+        /* of a unit of which only this is dropped the mapping stays */
+        world->pages[page].lost_mapped &= world->sim.pages[page].pte == SIM_PTE_MAPPED;
         world->pages[page].drops--;
     }
     drop->used = false;

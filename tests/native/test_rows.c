@@ -102,7 +102,7 @@ static void check_marks(const struct row *row, bool armed)
                                action == PAGE_ACTION_FRESH);
     CHECK_EQ(bed_counter(STATS_wakes_total), 0); /* every call that maps has woken */
     if (action == PAGE_ACTION_RAISE)
-        CHECK_EQ(bed_word(PAGE), page_word(row->next, false, V2));
+        CHECK_EQ(bed_word(PAGE), page_word(row->next, row->state == PAGE_ZERO, V2));
     if (action == PAGE_ACTION_FORGET)
         CHECK_EQ(bed_word(PAGE), page_word(PAGE_MISSING, true, V2));
 }
