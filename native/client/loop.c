@@ -99,7 +99,13 @@ static uint64_t on_clock(void *owner)
     return loop_clock_ns();
 }
 
-const struct engine_out loop_engine_out = {.ask = on_ask, .report = on_report, .clock_ns = on_clock};
+static bool on_drop(void *owner, uint64_t first_page, uint64_t page_count)
+{
+    return zapper_drop(owner, first_page, page_count);
+}
+
+const struct engine_out loop_engine_out = {
+    .ask = on_ask, .drop = on_drop, .report = on_report, .clock_ns = on_clock};
 
 static void on_attached(void *owner)
 {

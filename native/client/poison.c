@@ -193,17 +193,8 @@ static bool tell_owner(struct loop *loop, const struct table_log_entry *entry, u
         .value = lost ? entry->flags : 1,
         .cookie = number,
     };
-    uint64_t first_page = regions_unit(&loop->regions, entry->page);
-    bool taken = lost && (entry->flags & LOG_MAPPED) != 0 && zapper_can_drop(loop), told;
 
-    if (taken && !zapper_has_room(&loop->zapper))
-        return false;
-    if (taken) /* the VMM is told to let go of it: an alarm, should it not */
-        event.value &= ~(uint64_t)PAGEFERRY_POISONED_MAPPED;
-    told = tell(&loop->tell, &event, NULL);
-    if (told && taken && entry->page == first_page) /* its whole unit is lost */
-        zapper_drop(loop, first_page, loop->regions.unit_pages);
-    return told;
+    return tell(&loop->tell, &event, NULL);
 }
 
 /* What the VMM's own CLEAR has cleared is in the answer to it. */

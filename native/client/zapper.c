@@ -62,28 +62,33 @@ void zapper_order(struct loop *loop, const struct pageferry_order *order)
         orders_refuse(loop, order->cookie, PF_REASON_BUSY, "too many zaps wait: send some after the next DONE");
 }
 
-bool zapper_can_drop(const struct loop *loop)
+/* It is among those that are to be dropped. */
+static bool waits(const struct zapper *zapper, uint64_t page)
 {
-    return loop->engine.private_memory && vmm_hears(&loop->vmm);
+    bool found = false;
+
+    for (uint32_t i = 0; i < zapper->count && !found; i++) {
+        const struct zapper_job *job = &zapper->jobs[(zapper->first + i) % ZAPPER_JOBS_MAX];
+        found = job->ours && page - job->first_page < job->left_pages;
+    }
+    return found;
 }
 
-bool zapper_has_room(const struct zapper *zapper)
-{
-    return zapper->count < ZAPPER_JOBS_MAX;
-}
-
-void zapper_drop(struct loop *loop, uint64_t first_page, uint64_t page_count)
+bool zapper_drop(struct loop *loop, uint64_t first_page, uint64_t page_count)
 {
     struct zapper *zapper = &loop->zapper;
     struct zapper_job job = {.first_page = first_page, .left_pages = page_count, .drop = true, .ours = true};
     struct zapper_job *last = &zapper->jobs[(zapper->first + zapper->count - 1) % ZAPPER_JOBS_MAX];
-    bool goes_on = zapper->count > 0 && last->ours && last->left_pages > 0 &&
-                   last->first_page + last->left_pages == first_page;
 
-    if (goes_on)
+    if (!loop->engine.private_memory || !vmm_hears(&loop->vmm) || zapper->in_vain)
+        return false;
+    if (waits(zapper, first_page))
+        return true;
+    if (zapper->count > 0 && last->ours && last->left_pages > 0 && last->first_page + last->left_pages == first_page)
         last->left_pages += page_count;
     else
         add(zapper, &job);
+    return true;
 }
 
 /* Why this job cannot be done at all, or not any more; NULL: it can. */
@@ -150,6 +155,7 @@ void zapper_answered(struct loop *loop, const struct vmm_span *span)
         pages = zapper->out_pages;
     answer_is_in(loop);
     if (pages > 0) {
+        engine_dropped(&loop->engine, job->first_page, pages);
         engine_zapped(&loop->engine, job->first_page, pages);
         advance(loop, job, pages, (uint32_t)span->offset_bytes);
     } else {
@@ -193,20 +199,18 @@ static bool tell_end(struct loop *loop, const struct zapper_job *job)
     };
     char text[PAGEFERRY_TEXT_BYTES] = "";
 
-    if (job->ours && job->why == NULL)
+    if (job->ours) { /* the poison log says what became of it */
+        loop->zapper.in_vain |= job->why != NULL;
         return true;
+    }
     if (job->why != NULL) {
         event = (struct pageferry_event){
             .kind = PAGEFERRY_EVENT_FAILED, .reason = job->reason, .cookie = job->cookie, .page = 1};
-        if (job->ours) {
-            event.kind = PAGEFERRY_EVENT_ALARM; /* the guest has the bytes of a lost page still */
-            event.page = job->first_page;
-        }
         snprintf(text, sizeof(text), "%s%s%s%s", job->why, job->error != 0 ? ": " : "",
                  job->error != 0 ? strerror(job->error) : "",
                  job->done_pages > 0 ? "; the pages before were zapped" : "");
     }
-    return tell(&loop->tell, &event, text) || job->ours; /* of alarms not each is said to who does not listen */
+    return tell(&loop->tell, &event, text);
 }
 
 static void end_job(struct loop *loop, const struct zapper_job *job)

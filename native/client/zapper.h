@@ -40,17 +40,16 @@ struct zapper {
     uint64_t sequence;     /* of the newest ZAP */
     uint64_t out_pages;    /* of the ZAP that is not answered; 0: none is */
     uint64_t out_until_ns; /* then it never will be */
+    bool in_vain;          /* the VMM could not drop what we wanted dropped */
     uint64_t not_before_ns; /* what could not be done a moment ago: tried again then */
 };
 
 /* Takes the order; answered by DONE or FAILED. */
 void zapper_order(struct loop *loop, const struct pageferry_order *order);
-/* Private memory, and a VMM that can be asked: lost pages that it has mapped still can be taken from it. */
-bool zapper_can_drop(const struct loop *loop);
-bool zapper_has_room(const struct zapper *zapper);
-/* Does so, where there is room: whole units, whose words say already that they are lost; they are marked once it is done.
- * Nobody is told of it, unless it fails. */
-void zapper_drop(struct loop *loop, uint64_t first_page, uint64_t page_count);
+/* Of private memory, where the words say already that the bytes are gone: zeros, or lost. True: it will be done, unless too
+ * much waits just now: it may be said again. False: it cannot be, the VMM speaks no frames, or could not do it once. The
+ * engine is told when it is done (engine_dropped), and nobody else. */
+bool zapper_drop(struct loop *loop, uint64_t first_page, uint64_t page_count);
 /* The VMM has answered. */
 void zapper_answered(struct loop *loop, const struct vmm_span *span);
 /* One step. True: there is more to do at once. */

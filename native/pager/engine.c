@@ -200,6 +200,8 @@ static void take_fault_event(struct engine *engine, const struct kernel_event *e
     if (regions_page(engine->regions, event->address, &page)) {
         if ((event->flags & KERNEL_FAULT_MINOR) != 0 && lacks_bytes(table_word(engine->table, page)))
             stats_add(engine->stats, STATS_faults_unheld_minor_total, 1);
+        if (engine->private_memory) /* and here a lost page may be that cannot be marked */
+            engine_dropped(engine, regions_unit(engine->regions, page), engine->regions->unit_pages);
         *resolved += take_fault(engine, page);
     } else {
         wait_alarm(engine, UINT64_MAX, event->address, "a fault outside the regions of the hand-off");

@@ -44,6 +44,9 @@ struct engine_out {
     uint64_t (*clock_ns)(void *owner);
     /* Ask the server for this page, urgently. Called once a page until the ask is lost (engine_asks_lost). */
     void (*ask)(void *owner, uint64_t page);
+    /* Private memory: these pages are lost, and only the VMM can let go of them. True: it is asked to, or will be; until it
+     * has (engine_dropped) they are not told, and this is called again now and then. False, or NULL: it cannot be asked. */
+    bool (*drop)(void *owner, uint64_t first_page, uint64_t page_count);
     void (*report)(void *owner, enum engine_report report, uint64_t page, uint64_t value, const char *text);
 };
 
@@ -159,6 +162,8 @@ uint64_t engine_lost(struct engine *engine, uint64_t first_page, uint64_t page_c
 /* Those of them that are lost are fresh memory from now on; counts them in `changed`. Returns how many pages it has
  * looked at: less than all when the log is full or bytes cannot be dropped now. Those that cling are passed over. */
 uint64_t engine_cleared(struct engine *engine, uint64_t first_page, uint64_t page_count, uint64_t *changed);
+/* Private memory: nothing of these pages is mapped any more. */
+void engine_dropped(struct engine *engine, uint64_t first_page, uint64_t page_count);
 /* Lost, and the guest may have its bytes mapped still: private memory, where only the VMM can end that. */
 bool engine_clings(const struct engine *engine, uint64_t page);
 /* Something was not done yet of what engine_lost or engine_cleared have claimed, or it has not been told to the log. */

@@ -12,8 +12,8 @@
  * A marker is no smaller than what the kernel maps at once: where that is a unit of many pages, all of it is lost
  * together and cleared together, each page with its own entry of the log.
  *
- * On private memory only the VMM can take a mapping away. Until it has, the word is stale, and such poison cannot be
- * cleared: the old bytes would be back. It is marked when it faults again.
+ * On private memory only the VMM can take a mapping away: it is asked to, where it can be. Until it has, the word is
+ * stale, and such poison cannot be cleared: the old bytes would be back. It is marked when it faults again.
  */
 #include "log.h"
 #include "unit.h"
@@ -73,6 +73,9 @@ static void settle(struct engine *engine, uint64_t page)
     word = table_word(engine->table, page);
     if (wait_armed(engine) && !page_held(word) && (is_lost(word) || page_state(word) == PAGE_ZERO) &&
         !wait_settle(engine, page) && !page_held(table_word(engine->table, page)))
+        return;
+    if (engine_clings(engine, page) && page_owed(word) && engine->out.drop != NULL &&
+        engine->out.drop(engine->out.owner, first_page, engine->regions->unit_pages))
         return;
     for (uint64_t i = 0; i < engine->regions->unit_pages && !engine->gone; i++)
         log_owed(engine, first_page + i);
@@ -149,11 +152,11 @@ static void hold(struct engine *engine, uint64_t first_page)
     }
 }
 
-/* So nothing was mapped: private memory has let go of the bytes too. */
-static void let_go(struct engine *engine, uint64_t first_page)
+void engine_dropped(struct engine *engine, uint64_t first_page, uint64_t page_count)
 {
-    for (uint64_t page = first_page; page < first_page + engine->regions->unit_pages; page++)
-        place_store(engine, page, table_word(engine->table, page) & ~PAGE_STALE);
+    for (uint64_t page = first_page; page < first_page + page_count && engine->counts[PAGE_POISONED] > 0; page++)
+        if (engine_clings(engine, page))
+            place_store(engine, page, table_word(engine->table, page) & ~PAGE_STALE);
 }
 
 enum placing place_poison(struct engine *engine, uint64_t page)
@@ -165,9 +168,8 @@ enum placing place_poison(struct engine *engine, uint64_t page)
     if (!engine->without_poison)
         outcome = place_call(engine, CALL_POISON, first_page, pages, NULL);
     switch (outcome.result) {
-    case KERNEL_MAPPED:
-        if (engine->private_memory)
-            let_go(engine, first_page);
+    case KERNEL_MAPPED: /* so nothing was */
+        engine_dropped(engine, first_page, pages);
         break;
     case KERNEL_ALREADY: /* marked before; or mapped still, on private memory */
     case KERNEL_ABSENT:

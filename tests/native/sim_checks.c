@@ -216,6 +216,8 @@ static void check_final(struct world *world)
                 world_failed(world, page, "POISONED, and it was never lost");
             if (!world->private_memory && ((memory->present && memory->token != 0) || memory->pte == SIM_PTE_MAPPED))
                 world_failed(world, page, "POISONED, and the guest still has its bytes");
+            if (world->lets_go && memory->pte == SIM_PTE_MAPPED)
+                world_failed(world, page, "POISONED, and the VMM was not asked to let go of it");
         } else if (found != world->pages[page].expected) {
             world_failed(world, page, "the guest ends with the wrong bytes");
         }

@@ -452,6 +452,18 @@ static void madvise_something(struct world *world, bool drops_data)
         count_drops(world, start, end, 1);
 }
 
+/* Where it has no thread for it just now, it is asked again. */
+void steps_vmm_drops(struct world *world, uint64_t first_page, uint64_t page_count)
+{
+    uint64_t start = address_of(world, first_page), end = start + page_count * PAGE_BYTES;
+
+    if (!sim_remove(&world->sim, start, end, true))
+        return;
+    count_drops(world, start, end, 1);
+    for (uint64_t page = first_page; page < first_page + page_count; page++)
+        world->pages[page].to_drop = true;
+}
+
 static void removal_goes_on(struct world *world, uint32_t index)
 {
     const struct sim_removal *done = sim_removal_step(&world->sim, index);
@@ -464,6 +476,9 @@ static void removal_goes_on(struct world *world, uint32_t index)
         for (uint64_t page = first; page < first + count; page++) {
             world->pages[page].expected = 0;
             world->pages[page].lost_mapped &= world->sim.pages[page].pte == SIM_PTE_MAPPED;
+            if (world->pages[page].to_drop) /* the VMM's answer */
+                engine_dropped(&world->engine, page, 1);
+            world->pages[page].to_drop = false;
         }
     count_drops(world, done->start, done->end, -1);
 }

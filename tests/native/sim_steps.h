@@ -7,6 +7,8 @@
 
 /* The engine has asked; an answer comes some day. */
 void steps_server_asked(struct world *world, uint64_t page);
+/* The engine wants the VMM to let go of these. */
+void steps_vmm_drops(struct world *world, uint64_t first_page, uint64_t page_count);
 void steps_random(struct world *world);
 /* Switch-over: the map is frozen, what is older is invalidated, then faults are resolved. */
 void steps_arm(struct world *world);

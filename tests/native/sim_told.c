@@ -69,6 +69,8 @@ void told_word(struct world *world, uint64_t page, uint64_t must_be)
 
     if (page_state(must_be) == PAGE_POISONED && world->private_memory)
         ignored |= PAGE_STALE;
+    if (page_state(must_be) == PAGE_POISONED && page_stale(word) && world->lets_go) /* and until then it is not told */
+        ignored |= PAGE_OWED | PAGE_HAD;
     if (log_room(&world->table) <= world->engine.clearing_count) /* it is told later */
         ignored |= PAGE_OWED | PAGE_HAD;
     if ((word & ~ignored) != (must_be & ~ignored))

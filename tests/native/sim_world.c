@@ -97,6 +97,17 @@ static void on_ask(void *owner, uint64_t page)
         facts->again = true; /* nobody heard it */
 }
 
+static bool on_drop(void *owner, uint64_t first_page, uint64_t page_count)
+{
+    struct world *world = owner;
+
+    if (!world->private_memory)
+        world_failed(world, first_page, "the VMM is asked to drop shared memory");
+    if (world->lets_go && !world->pages[first_page].to_drop)
+        steps_vmm_drops(world, first_page, page_count);
+    return world->lets_go;
+}
+
 static void on_report(void *owner, enum engine_report report, uint64_t page, uint64_t value, const char *text)
 {
     struct world *world = owner;
@@ -146,7 +157,7 @@ static void start_engine(struct world *world)
         .regions = &world->regions,
         .ops = &sim_kernel_ops,
         .kernel = &world->sim,
-        .out = {.owner = world, .ask = on_ask, .report = on_report},
+        .out = {.owner = world, .ask = on_ask, .drop = on_drop, .report = on_report},
         .stats = &world->stats,
         .trace = &world->trace,
         .private_memory = world->private_memory,
@@ -238,6 +249,8 @@ static void take_over(struct world *world)
     world->replays += world_batch_left(&world->table);
     for (uint64_t page = 0; page < WORLD_PAGES; page++)
         world->pages[page].again = true;
+    for (uint64_t page = 0; page < WORLD_PAGES; page++)
+        world->pages[page].to_drop = false; /* nobody waits for the VMM's answer any more */
     for (uint32_t i = 0; i < WORLD_ANSWERS; i++)
         world->answers[i].used = false;
     world->since = 0;
@@ -298,6 +311,7 @@ void world_begin(struct world *world)
         world->table.header->log_capacity = world->regions.unit_pages << sim_below(&world->random, 4);
     else
         world->table.header->log_capacity = TABLE_LOG_ENTRIES;
+    world->lets_go = world->private_memory && sim_below(&world->random, 2) == 0;
     world->without_poison = sim_below(&world->random, 8) == 0;
     world->sim.without_poison = world->without_poison || sim_below(&world->random, 16) == 0;
     world->sim.later_permille = (uint32_t)sim_below(&world->random, 2) * 20;

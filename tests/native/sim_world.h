@@ -29,6 +29,7 @@ struct world_page {
     bool by_order;                    /* it was to be poisoned here */
     bool lost, lost_mapped;           /* the engine knows; the guest had it mapped, on private memory */
     bool may_clear;                   /* its poison is being cleared */
+    bool to_drop;                     /* the VMM was asked to let go of it */
     uint32_t losses, clears;          /* how often each was done */
     bool asked, again;                /* an ask is out; it may be made again */
     bool held;                        /* the kernel has refused it, and the engine has said so */
@@ -78,6 +79,7 @@ struct world {
     uint64_t now_ns;
     bool private_memory, live, frozen, healing;
     bool refusals; /* the kernel may refuse calls */
+    bool lets_go; /* private memory: the VMM lets go of what is lost when it is asked to */
     bool without_poison; /* the pager is told that the kernel cannot poison */
     bool attached, recovering; /* the first worker has started; a successor starts */
     uint64_t places, kill_at; /* places passed where the worker may be killed; this one kills it, 0: none */

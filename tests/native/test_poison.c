@@ -573,6 +573,70 @@ static void what_this_kernel_can(void)
     real_end(&own);
 }
 
+/* Takes one ZAP, does it in the VM, and says so; or says that it cannot. */
+static bool lets_go(uint64_t page, uint64_t count, bool can)
+{
+    struct frame frame = {0};
+
+    if (!frame_comes(&frame) || frame.kind != FRAME_ZAP || frame.offset_bytes != page * REAL_PAGE ||
+        frame.length_bytes != count * REAL_PAGE)
+        return false;
+    if (can && real_do(&vm.real, REAL_ADVISE, page, count, MADV_DONTNEED) != 0)
+        return false;
+    frame.kind = FRAME_ZAPPED;
+    frame.length_bytes = can ? frame.length_bytes : 0;
+    frame.offset_bytes = can ? 1 : EOPNOTSUPP;
+    return frame_send(vm.frames_end, &frame) == 0;
+}
+
+/* Private memory that is mapped: a VMM that speaks frames is asked to let go of it, and only then is it told. */
+static void a_vmm_lets_go_of_private_memory(void)
+{
+    for (int held = 0; held < 2; held++) {
+        uint64_t flags = held ? PAGEFERRY_POISONED_HELD : 0;
+        CHECK(prepare(REAL_PRIVATE, true, false));
+        vm.options.without_poison = (uint32_t)held;
+        CHECK_EQ(client_open(&vm), 0);
+        CHECK(armed());
+        CHECK(hears(FRAME_ACCEPTED, 0, 0, 0));
+        for (uint64_t page = 0; page < 8; page++)
+            CHECK_EQ(reads(page), client_word(page));
+        CHECK(client_order(&vm, PAGEFERRY_ORDER_BACKGROUND, 0, 0));
+        CHECK_EQ(pageferry_vm_order(vm.vm, &(struct pageferry_order){
+                     .kind = PAGEFERRY_ORDER_POISON, .value = 3, .page_count = 2}), 0);
+        CHECK(lets_go(3, 2, true)); /* at once, as far as it goes */
+        CHECK(HEAR_UNTIL(told.done));
+        CHECK_EQ(told.flags, PAGEFERRY_POISONED_WAS_MAPPED | flags);
+        CHECK(hears(held ? FRAME_POISON_HELD : FRAME_POISONED, 1, 3, 1));
+        CHECK(hears(held ? FRAME_POISON_HELD : FRAME_POISONED, 2, 4, 1));
+        real_begin(&vm.real, REAL_READ, 3, 1, 0);
+        if (held)
+            CHECK(real_sleeps(&vm.real));
+        else
+            CHECK_EQ(real_answer(&vm.real), REAL_SIGBUS);
+        CHECK_EQ(clear(3, 2), 2);
+        if (held)
+            CHECK_EQ(real_answer(&vm.real), 0);
+        CHECK_EQ(reads(4), 0);
+        CHECK(hears(FRAME_CLEARED, 0, 3, 1) && hears(FRAME_CLEARED, 0, 4, 1));
+        told.done = false;
+        CHECK_EQ(pageferry_vm_order(vm.vm, &(struct pageferry_order){
+                     .kind = PAGEFERRY_ORDER_POISON, .value = 6, .page_count = 1}), 0);
+        CHECK(lets_go(6, 1, false)); /* it could not */
+        CHECK(HEAR_UNTIL(told.done));
+        CHECK_EQ(told.flags, PAGEFERRY_POISONED_WAS_MAPPED | PAGEFERRY_POISONED_MAPPED | flags);
+        CHECK(!order(PAGEFERRY_ORDER_CLEAR_POISON, 6, 1));
+        CHECK_EQ(real_do(&vm.real, REAL_ADVISE, 6, 1, MADV_DONTNEED), 0);
+        real_begin(&vm.real, REAL_READ, 6, 1, 0); /* where the kernel cannot mark it, its fault says that it is gone */
+        CHECK(held ? real_sleeps(&vm.real) : real_answer(&vm.real) == REAL_SIGBUS);
+        CHECK_EQ(clear(6, 1), 1);
+        if (held)
+            CHECK_EQ(real_answer(&vm.real), 0);
+        CHECK_EQ(told.number, 6);
+        end();
+    }
+}
+
 /* ---------------------------------------------------------------------------------------------------------- readers */
 
 #define CYCLES 3
@@ -774,6 +838,7 @@ int main(int argc, char **argv)
     RUN(what_this_kernel_can);
     RUN(held_by_a_setting);
     RUN(held_on_an_old_kernel);
+    RUN(a_vmm_lets_go_of_private_memory);
     RUN(a_vmm_that_does_not_read);
     RUN(an_owner_that_does_not_read);
     RUN(random_poison_while_the_guest_reads);
