@@ -307,7 +307,8 @@ static void check_manifest(struct world *world)
 
     for (uint64_t page = 0; page < WORLD_PAGES; page++)
         sum += manifest_of(page, world->pages[page].version);
-    if (sum != world->engine.sum && world->engine.held_count == 0 && !world->dead)
+    /* A page that was held back has taken no news, not even of its version; it may be lost since. */
+    if (sum != world->engine.sum && !world->refusals && !world->dead)
         world_failed(world, WORLD_PAGES, "the map was read, and the manifest is another than the server's");
 }
 
