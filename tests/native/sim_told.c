@@ -288,6 +288,8 @@ void told_cleared(struct world *world, uint64_t first, uint64_t count)
             world_failed(world, first + looked, "not cleared, and nothing was in the way");
         if (many(world)) {
             units_cleared(&units, first, looked);
+            if (looked < count) /* where it stopped, what was owed of the loss may have been told */
+                units_told_of(&units, world, first + looked);
             units_check(world, &units);
             must_change = units.changed;
         }

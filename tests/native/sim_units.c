@@ -211,6 +211,14 @@ void units_cleared(struct units_told *told, uint64_t first, uint64_t looked)
     }
 }
 
+void units_told_of(struct units_told *told, const struct world *world, uint64_t page)
+{
+    uint64_t start = start_of(told, page), owed = PAGE_OWED | PAGE_HAD;
+
+    for (uint64_t i = start; i < start + told->unit_pages; i++)
+        told->words[i] = (told->words[i] & ~owed) | (table_word(&world->table, i) & owed);
+}
+
 void units_swept(struct units_told *told, uint64_t first, uint64_t count)
 {
     for (uint64_t page = start_of(told, first); page < first + count; page += told->unit_pages)

@@ -26,6 +26,8 @@ void units_removed(struct units_told *told, uint64_t first, uint64_t count);
 void units_fault(struct units_told *told, uint64_t page);
 /* By order; of `first` on, so many pages were looked at. */
 void units_lost(struct units_told *told, uint64_t first, uint64_t count);
+/* What the log was owed of the unit of this page counts as it is. */
+void units_told_of(struct units_told *told, const struct world *world, uint64_t page);
 void units_cleared(struct units_told *told, uint64_t first, uint64_t looked);
 void units_swept(struct units_told *told, uint64_t first, uint64_t count);
 /* Every word is as told; the cells are added to the world's. */
