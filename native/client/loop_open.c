@@ -107,7 +107,8 @@ int loop_open(struct loop *loop, const struct loop_options *options)
     loop->now_ns = loop_clock_ns();
     loop->epoll_fd = -1;
     loop->table.fd = -1;
-    loop->uffd = (struct uffd){.fd = options->vm->uffd, .backing_fd = options->vm->backing_fd};
+    loop->uffd = (struct uffd){.fd = options->vm->uffd, .backing_fd = options->vm->backing_fd,
+                                .vmm_pid = options->vm->vmm_pid};
     rc = regions_set(&loop->regions, options->regions, options->vm->region_count);
     if (rc == 0)
         rc = view_open(&loop->uffd.view, loop->uffd.backing_fd, loop->regions.page_count * PAGE_BYTES,

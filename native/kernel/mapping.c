@@ -232,16 +232,36 @@ static int count_by_reading(int pagemap, uint64_t start, uint64_t end, uint64_t 
     return 0;
 }
 
-int mapping_present(pid_t pid, uint64_t address, uint64_t length_bytes, uint64_t *present_pages)
+static int open_pagemap(pid_t pid)
 {
-    uint64_t start = address, end = address + length_bytes;
     char path[64];
-    int pagemap, rc;
+    int pagemap;
 
     snprintf(path, sizeof(path), "/proc/%d/pagemap", (int)pid);
     pagemap = open(path, O_RDONLY | O_CLOEXEC);
+    return pagemap >= 0 ? pagemap : errno == ENOENT ? -ESRCH : -errno;
+}
+
+int mapping_page_present(pid_t pid, uint64_t address)
+{
+    int pagemap = open_pagemap(pid), rc = pagemap;
+    uint64_t word = 0;
+
+    if (pagemap >= 0) {
+        ssize_t got = pread(pagemap, &word, sizeof(word), (off_t)(address / KERNEL_PAGE_BYTES * sizeof(word)));
+        rc = got == (ssize_t)sizeof(word) ? (word & PAGEMAP_PRESENT) != 0 : got < 0 ? -errno : -ESRCH;
+        close(pagemap);
+    }
+    return rc;
+}
+
+int mapping_present(pid_t pid, uint64_t address, uint64_t length_bytes, uint64_t *present_pages)
+{
+    uint64_t start = address, end = address + length_bytes;
+    int pagemap = open_pagemap(pid), rc;
+
     if (pagemap < 0)
-        return errno == ENOENT ? -ESRCH : -errno;
+        return pagemap;
     *present_pages = 0;
     rc = count_by_scan(pagemap, start, end, present_pages);
     if (rc == -ENOTTY || rc == -EINVAL) {

@@ -46,6 +46,9 @@ int mapping_look(pid_t pid, uint64_t address, uint64_t length_bytes, struct mapp
 /* Only the pages with an entry in that process's page table: quick, for a look at the last moment. */
 int mapping_present(pid_t pid, uint64_t address, uint64_t length_bytes, uint64_t *present_pages);
 
+/* One page of a process: 1 and 0, present in its page table or not (a marker of poison is not); -errno as above. */
+int mapping_page_present(pid_t pid, uint64_t address);
+
 enum thp_shmem {
     THP_SHMEM_NEVER = 0,
     THP_SHMEM_ADVISE, /* only where asked for */

@@ -20,8 +20,10 @@
  *   all else             REFUSED                                               test_refused_*
  *
  * Where the kernel maps units larger than a page (huge pages of a pool), the calls that map take whole units only. A zero
- * page does not exist there: `zero` copies zeros, with the same refusals (test_units.c). `map` of private units is a COPY
- * out of the staging file, which forgets them then.
+ * page does not exist there: `zero` maps what fallocate has filled with zeros or, on private memory, copies zeros. `map`
+ * of private units is a COPY out of the staging file, which forgets them then. EEXIST of these copies says nothing: it
+ * also comes from an empty pool (Linux 6.18, test_full_pool_says_eexist). The VMM's page table knows better; where we may
+ * not look, the pool does.
  *
  * EIO of CONTINUE: the page in the cache has a memory error. The guest gets what it would get without us, an access
  * that fails: UFFDIO_POISON, and on we go (test_map_of_broken_memory_is_poison; the error itself is played there).
@@ -37,6 +39,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include "mapping.h"
 #include "uapi.h"
 
 #define KERNEL_PAGE_BYTES UINT64_C(4096)
@@ -94,6 +97,14 @@ static struct attempt attempt_poison(const struct uffd *uffd, const struct rest 
     return attempted(rc, arg.updated);
 }
 
+/* EEXIST of a COPY to a private unit: is it there? */
+static bool unit_is_mapped(const struct uffd *uffd, uint64_t address)
+{
+    int present = uffd->vmm_pid > 0 ? mapping_page_present(uffd->vmm_pid, address) : -EACCES;
+
+    return present >= 0 ? present == 1 : !view_pool_is_empty(uffd->view.unit_bytes);
+}
+
 static int wake(const struct uffd *uffd, uint64_t address, uint64_t length_bytes)
 {
     struct uffdio_range arg = {.start = address, .len = length_bytes};
@@ -118,6 +129,8 @@ static enum kernel_result meaning(const struct uffd *uffd, const struct rest *re
 
     if (error == EAGAIN)
         result = KERNEL_LATER;
+    else if (error == EEXIST && attempt == attempt_copy && uffd->view.kind == VIEW_STAGING)
+        result = unit_is_mapped(uffd, rest->address) ? KERNEL_ALREADY : KERNEL_FULL;
     else if (error == EEXIST)
         result = KERNEL_ALREADY;
     else if (error == ESRCH)
@@ -183,9 +196,11 @@ static struct kernel_outcome along(const struct uffd *uffd, const struct kernel_
 /* Private units: what was gathered is copied in, and not needed any more; nor is it where something is mapped already. */
 static struct kernel_outcome map_staged(const struct uffd *uffd, const struct kernel_span *span)
 {
-    struct kernel_outcome outcome = along(uffd, span, uffd->view.bytes + span->file_offset, attempt_copy);
+    struct kernel_outcome outcome;
     struct kernel_span done = *span;
 
+    view_make_resident(&uffd->view, span);
+    outcome = along(uffd, span, uffd->view.bytes + span->file_offset, attempt_copy);
     done.length_bytes = outcome.done_bytes + (outcome.result == KERNEL_ALREADY ? uffd->view.unit_bytes : 0);
     if (done.length_bytes != 0)
         view_punch(&uffd->view, -1, &done);
@@ -204,6 +219,16 @@ static struct kernel_outcome op_copy(void *kernel, const struct kernel_span *spa
     return along(kernel, span, bytes, attempt_copy);
 }
 
+static struct kernel_outcome zero_unit(const struct uffd *uffd, const struct kernel_span *unit)
+{
+    struct kernel_outcome room;
+
+    if (uffd->view.kind == VIEW_STAGING)
+        return along(uffd, unit, uffd->view.zeros, attempt_copy);
+    room = view_allocate(&uffd->view, uffd->backing_fd, unit);
+    return room.result != KERNEL_MAPPED ? room : along(uffd, unit, NULL, attempt_map);
+}
+
 static struct kernel_outcome zero_units(const struct uffd *uffd, const struct kernel_span *span)
 {
     struct kernel_outcome outcome = {.result = KERNEL_MAPPED};
@@ -211,7 +236,7 @@ static struct kernel_outcome zero_units(const struct uffd *uffd, const struct ke
 
     while (done_bytes < span->length_bytes && outcome.result == KERNEL_MAPPED) {
         struct kernel_span unit = {span->address + done_bytes, unit_bytes, span->file_offset + done_bytes};
-        outcome = along(uffd, &unit, uffd->view.zeros, attempt_copy);
+        outcome = zero_unit(uffd, &unit);
         done_bytes += outcome.done_bytes;
     }
     outcome.done_bytes = done_bytes;

@@ -7,6 +7,7 @@
 #define PAGEFERRY_UFFD_H
 
 #include <stdbool.h>
+#include <sys/types.h>
 
 #include "kernel_ops.h"
 #include "view.h"
@@ -14,6 +15,7 @@
 struct uffd {
     int fd;
     int backing_fd;   /* -1: private memory */
+    pid_t vmm_pid;    /* private units: to look whether one is mapped; 0: nobody may */
     struct view view; /* view_open: where it is not all zeros, which is small pages and pwrite */
 };
 

@@ -4,6 +4,8 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <inttypes.h>
+#include <stdio.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
 #include <sys/uio.h>
@@ -80,6 +82,14 @@ static int allocate(int file, int mode, uint64_t offset_bytes, uint64_t length_b
     return rc < 0 ? errno : 0;
 }
 
+struct kernel_outcome view_allocate(const struct view *view, int file, const struct kernel_span *span)
+{
+    int error = beyond_end(file, span->file_offset) ? EINVAL : allocate(file, 0, span->file_offset, span->length_bytes);
+
+    (void)view;
+    return outcome_of(error != 0 ? file_meaning(error) : KERNEL_MAPPED, error != 0 ? 0 : span->length_bytes);
+}
+
 /* Room first: an empty pool says so here (ENOSPC, ENOMEM), and what was allocated is zeros. */
 static struct kernel_outcome write_pool(const struct view *view, int file, const struct kernel_span *span,
                                         const uint8_t *bytes)
@@ -87,9 +97,10 @@ static struct kernel_outcome write_pool(const struct view *view, int file, const
     uint64_t start = span->file_offset / view->unit_bytes * view->unit_bytes;
     uint64_t end = (span->file_offset + span->length_bytes + view->unit_bytes - 1) / view->unit_bytes *
                    view->unit_bytes;
-    int error = beyond_end(file, span->file_offset) ? EINVAL : allocate(file, 0, start, end - start);
+    struct kernel_span units = {.file_offset = start, .length_bytes = end - start};
+    struct kernel_outcome outcome = view_allocate(view, file, &units);
 
-    return error != 0 ? outcome_of(file_meaning(error), 0) : write_mapping(view, file, span, bytes);
+    return outcome.result != KERNEL_MAPPED ? outcome : write_mapping(view, file, span, bytes);
 }
 
 struct kernel_outcome view_populate(const struct view *view, int file, const struct kernel_span *span,
@@ -196,6 +207,8 @@ int view_open(struct view *view, int file, uint64_t length_bytes, uint64_t unit_
     *view = (struct view){.unit_bytes = unit_bytes, .length_bytes = length_bytes, .staging_fd = -1};
     if (units)
         rc = map_at(&view->zeros, unit_bytes, PROT_READ, MAP_PRIVATE | MAP_ANONYMOUS, -1);
+    if (rc == 0 && units && file < 0)
+        madvise(view->zeros, unit_bytes, MADV_POPULATE_READ); /* resident, as what is copied must be */
     if (rc == 0 && units)
         rc = file >= 0 ? open_pool(view, file) : open_staging(view);
     else if (rc == 0 && file >= 0 && brings_more)
@@ -214,6 +227,34 @@ void view_close(struct view *view)
     if (view->kind == VIEW_STAGING && view->staging_fd >= 0)
         close(view->staging_fd);
     *view = (struct view){.staging_fd = -1};
+}
+
+/* Where the kernel cannot, or need not, it makes nothing worse. */
+void view_make_resident(const struct view *view, const struct kernel_span *span)
+{
+    madvise(view->bytes + span->file_offset, span->length_bytes, MADV_POPULATE_READ);
+}
+
+static bool read_pool(uint64_t unit_bytes, const char *name, uint64_t *pages)
+{
+    char path[96];
+    FILE *file;
+    bool got;
+
+    snprintf(path, sizeof(path), "/sys/kernel/mm/hugepages/hugepages-%" PRIu64 "kB/%s", unit_bytes / 1024, name);
+    file = fopen(path, "re");
+    got = file != NULL && fscanf(file, "%" SCNu64, pages) == 1;
+    if (file != NULL)
+        fclose(file);
+    return got;
+}
+
+bool view_pool_is_empty(uint64_t unit_bytes)
+{
+    uint64_t free_pages, reserved_pages;
+
+    return read_pool(unit_bytes, "free_hugepages", &free_pages) &&
+           read_pool(unit_bytes, "resv_hugepages", &reserved_pages) && free_pages <= reserved_pages;
 }
 
 bool view_is_empty(int file)

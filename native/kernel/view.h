@@ -43,6 +43,13 @@ void view_close(struct view *view);
 /* Nothing at all lies in the RAM file: the one thing that a file on a pool can say (it knows no SEEK_DATA). */
 bool view_is_empty(int file);
 
+/* POOL: room for these whole units, zeros where there was none. */
+struct kernel_outcome view_allocate(const struct view *view, int file, const struct kernel_span *span);
+/* STAGING: what is copied next is resident, holes too: the kernel takes a second huge page for a while otherwise. */
+void view_make_resident(const struct view *view, const struct kernel_span *span);
+/* The pool of huge pages of this size has none that nobody has reserved; false too where it cannot be looked at. */
+bool view_pool_is_empty(uint64_t unit_bytes);
+
 /* As populate and punch of kernel_ops. Of POOL, punch gives whole units back, and writes zeros to what is less. */
 struct kernel_outcome view_populate(const struct view *view, int file, const struct kernel_span *span,
                                     const void *bytes);

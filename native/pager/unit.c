@@ -183,13 +183,14 @@ static enum placing map_private_again(struct engine *engine, uint64_t first_page
     return PLACING_DONE;
 }
 
-/* Something there is a mapping, as of a worker before us that was killed before its claims; no mapping is one that a
- * balloon is just taking away. */
+/* Something there is what a worker before us has copied, and was killed before its claims: nobody else maps anything. No
+ * mapping is one that a balloon is just taking away. */
 static enum placing copy_private(struct engine *engine, uint64_t first_page)
 {
     struct kernel_outcome outcome = call_unit(engine, CALL_MAP, first_page);
+    bool placed = outcome.result == KERNEL_ALREADY && atomic_load(&engine->table->header->takeovers) > 0;
 
-    if (outcome.result != KERNEL_MAPPED && outcome.result != KERNEL_ALREADY && outcome.result != KERNEL_ABSENT)
+    if (outcome.result != KERNEL_MAPPED && outcome.result != KERNEL_ABSENT && !placed)
         return place_status(outcome.result);
     claim(engine, first_page);
     if (outcome.result != KERNEL_MAPPED)

@@ -483,6 +483,11 @@ static enum kernel_result zero_page(struct sim_kernel *sim, uint64_t page, const
         failed(sim, page, "ZEROPAGE for a page that is not claimed as zeros");
     if (sim->table != NULL && is_stale(sim, page))
         failed(sim, page, "ZEROPAGE while the stale bit would let it be punched again");
+    if (many(sim) && !sim->private_memory && facts->pte != SIM_PTE_MAPPED) { /* what is there, or room */
+        allocate(sim, page);
+        map_page(sim, page);
+        return KERNEL_MAPPED;
+    }
     if (facts->pte == SIM_PTE_MAPPED || facts->present ||
         (facts->pte == SIM_PTE_POISON && sim->private_memory && !many(sim)))
         return KERNEL_ALREADY; /* on shared memory a hole behind a marker is filled, and the marker goes; COPY does so */

@@ -3,8 +3,8 @@
  * A stand-in VMM that knows what every page of its memory must hold, and the maker of its images.
  *
  *     guest image PATH --pages N [--seed S] [--data-percent P] [--n N]    --n 0: an older one, for errors
- *     guest run --pages N[,N...] --memory memfd[-2M|-1G]|file:PATH|private[-2M] --handoff SOCKET [--seed S] [--data-percent P]
- *               [--threads T] [--generation 1.1|1.7|1.12|2.0] [--event-remove] [--reverse] [--early P,...] [--bare]
+ *     guest run --pages N[,N...] --memory memfd[-2M|-1G]|file:PATH|private[-2M|-1G] --handoff SOCKET [--seed S] [--data-percent P]
+ *               [--threads T] [--generation 1.1|1.7|1.12|2.0] [--event-remove] [--reverse] [--early P,...] [--bare] [--unreserved]
  *
  * `run` makes its RAM, registers it, hands it over, touches the pages of --early itself as a VMM does while it loads
  * its state, prints {"ready":true,...}, and obeys its standard input, one line an order, one line of JSON an answer:
@@ -90,7 +90,7 @@ static void set_memory(struct ram_options *ram, const char *text)
         ram->kind = RAM_FILE;
         ram->path = text + 5;
     } else {
-        usage("--memory is memfd, memfd-2M, memfd-1G, file:PATH, private or private-2M");
+        usage("--memory is memfd, private (each with -2M or -1G, too), or file:PATH");
     }
 }
 
@@ -103,6 +103,7 @@ static void parse(struct options *options, int argc, char **argv)
         {"generation", required_argument, NULL, 'g'}, {"event-remove", no_argument, NULL, 'e'},
         {"reverse", no_argument, NULL, 'r'},          {"early", required_argument, NULL, 'y'},
         {"bare", no_argument, NULL, 'b'},             {"n", required_argument, NULL, 'n'},
+        {"unreserved", no_argument, NULL, 'u'},
         {NULL, 0, NULL, 0},
     };
     int name;
@@ -122,6 +123,7 @@ static void parse(struct options *options, int argc, char **argv)
         case 'r': options->ram.reverse = true; break;
         case 'y': options->early_count = numbers(optarg, options->early, EARLY_MAX); break;
         case 'b': options->ram.bare = true; break;
+        case 'u': options->ram.unreserved = true; break;
         case 'n': options->n = number(optarg); break;
         default: usage("unknown option");
         }

@@ -82,7 +82,8 @@ static void map_regions(struct ram *ram)
         uint64_t length = options->region_pages[i] * PAGE_BYTES;
         uint8_t *at = start == NULL ? NULL : options->reverse ? start + bytes - offset - length : start + offset;
         int flags = (at != NULL ? MAP_FIXED : 0) |
-                    (ram->fd >= 0 ? MAP_SHARED : MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE) | huge;
+                    (ram->fd >= 0 ? MAP_SHARED : MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE) | huge |
+                    (options->unreserved ? MAP_NORESERVE : 0);
         void *region = mmap(at, length, PROT_READ | PROT_WRITE, flags, ram->fd, ram->fd >= 0 ? (off_t)offset : 0);
         if (region == MAP_FAILED)
             refused("mmap of the RAM");

@@ -26,6 +26,7 @@ struct ram_options {
     uint64_t region_pages[RAM_REGIONS_MAX];
     uint32_t region_count;
     bool reverse;            /* the image's first region lies at the highest address */
+    bool unreserved;         /* of a pool: whether there are enough pages shows only when they are touched */
     bool bare;               /* no userfaultfd, no hand-off: whoever is preloaded sees to that */
     bool event_remove;       /* enabled by UFFDIO_API, as Firecracker does */
     const char *generation;  /* of the handshake: 1.1, 1.7, 1.12, 2.0 */

@@ -84,9 +84,9 @@ class Settings:
         """A folder with a tmpfs of its own, mounted so."""
         return Path(self._ask("tmpfs", *options))
 
-    def hugetlbfs(self, page_bytes: int = HUGE_2_MIB) -> Path:
-        """A folder with a hugetlbfs of its own."""
-        return Path(self._ask("hugetlbfs", page_bytes))
+    def hugetlbfs(self, page_bytes: int = HUGE_2_MIB, *, size_bytes: int = 0) -> Path:
+        """A folder with a hugetlbfs of its own, which may have less room than the pool."""
+        return Path(self._ask("hugetlbfs", page_bytes, size_bytes))
 
     def add_huge_pages(self, count: int, page_bytes: int = HUGE_2_MIB) -> None:
         """To the pool, for this test."""
@@ -161,8 +161,9 @@ class Guard:
     def tmpfs(self, *options: str) -> str:
         return self._mounted("tmpfs", ",".join(options))
 
-    def hugetlbfs(self, page_bytes: int) -> str:
-        return self._mounted("hugetlbfs", f"pagesize={page_bytes}")
+    def hugetlbfs(self, page_bytes: int, size_bytes: int) -> str:
+        size = f",size={size_bytes}" if size_bytes else ""
+        return self._mounted("hugetlbfs", f"pagesize={page_bytes}{size}")
 
     def pages(self, path: str, count: int) -> str:
         """The lock is for the change alone: others may add theirs meanwhile."""
