@@ -508,7 +508,7 @@ static void report_discard(struct world *world, bool ordered)
         i++;
     if (i == WORLD_DROPS)
         return;
-    if (many(world) && below(world, 2) == 0) {
+    if (many(world) && (world->private_memory || below(world, 2) == 0)) { /* of which only whole ones can be zapped */
         drop.first_page = regions_unit(&world->regions, drop.first_page);
         drop.page_count = (1 + below(world, 2)) * WORLD_UNIT_PAGES;
     }
