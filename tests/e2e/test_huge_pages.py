@@ -2,8 +2,8 @@
 """The pair on huge pages of a pool: the stand-in VM on each kind of them, over a real page server.
 
 A huge page is filled whole before anybody sees a byte of it. The guest knows what each 4 KiB page must hold,
-and which VM it belongs to. Whether anything is mapped is asked of the kernel (smaps), what lies in the RAM file
-of the file itself: never of the pair.
+and which VM it belongs to. Whether anything is mapped is asked of the kernel (smaps), what lies in the RAM
+file of the file itself: never of the pair.
 """
 
 import os
@@ -88,12 +88,14 @@ def boot(
 def mapped_bytes(pid: int) -> int:
     """Of huge pages, in that process, by the kernel."""
     smaps = Path(f"/proc/{pid}/smaps").read_text()
-    return sum(int(kib) * 1024 for kib in re.findall(r"^(?:Shared|Private)_Hugetlb: +(\d+) kB$", smaps, re.MULTILINE))
+    return sum(
+        int(kib) * 1024 for kib in re.findall(r"^(?:Shared|Private)_Hugetlb: +(\d+) kB$", smaps, re.MULTILINE)
+    )
 
 
 def filled_pages(pid: int) -> list[int]:
     """Of the RAM file: pages that hold something else than zeros."""
-    fds = [fd for fd in Path(f"/proc/{pid}/fd").iterdir() if re.search("guest-ram|/ram$", os.readlink(fd))]
+    fds = [fd for fd in Path(f"/proc/{pid}/fd").iterdir() if re.search("guest-ram|/ram$", str(fd.readlink()))]
     zeros = bytes(PAGE_BYTES)
     with fds[0].open("rb", buffering=0) as file:
         return [page for page in range(SHAPE.page_count) if file.read(PAGE_BYTES) != zeros]
@@ -105,7 +107,7 @@ def has_stopped(pid: int) -> bool:
     return all(stat.rpartition(")")[2].split()[0] == "T" for stat in stats)
 
 
-# ---------------------------------------------------------------------------------------- every page, each kind
+# -------------------------------------------------------------------------------------- every page, each kind
 
 
 @pytest.mark.parametrize(
@@ -133,7 +135,9 @@ def test_every_page_is_right(
 
 
 @pytest.mark.parametrize("kind", ["memfd-2M", "private-2M"])
-def test_a_fault_brings_its_huge_page_and_no_other(server: Process, folder: Path, mounted: Path, kind: str) -> None:
+def test_a_fault_brings_its_huge_page_and_no_other(
+    server: Process, folder: Path, mounted: Path, kind: str
+) -> None:
     with (
         client(folder, server.ready["data"], "--no-background") as run,
         boot(run, folder, mounted, kind) as guest,
@@ -147,7 +151,7 @@ def test_a_fault_brings_its_huge_page_and_no_other(server: Process, folder: Path
     assert figures["asks_total"] == SHAPE.page_count
 
 
-# ------------------------------------------------------------------------------- a huge page that is half here
+# ------------------------------------------------------------------------------ a huge page that is half here
 
 
 @pytest.mark.parametrize(
@@ -182,7 +186,7 @@ def test_nothing_is_seen_of_a_huge_page_that_is_half_here(
     assert report.distinct == SHAPE.page_count
 
 
-# -------------------------------------------------------------------------------------------- ends of processes
+# ------------------------------------------------------------------------------------------ ends of processes
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -239,7 +243,7 @@ def test_client_killed_and_nobody_reads_a_byte_that_has_not_come(
     assert report.errors == 0, report.kinds
 
 
-# ----------------------------------------------------------------------------------------------------- the pool
+# --------------------------------------------------------------------------------------------------- the pool
 
 
 def test_a_full_pool_is_said_and_waited_for(server: Process, folder: Path, machine: Settings) -> None:
@@ -286,9 +290,7 @@ def test_huge_pages_of_1_gib_land_before_the_guest_runs(folder: Path, machine: S
     assert figures["asks_total"] == 0  # nobody was made to wait for a page
 
 
-def test_huge_pages_of_1_gib_of_private_memory_are_refused(
-    server: Process, folder: Path
-) -> None:
+def test_huge_pages_of_1_gib_of_private_memory_are_refused(server: Process, folder: Path) -> None:
     """There need be none in the pool: the VMM has not touched any yet."""
     shape = Shape((HUGE_1_GIB // PAGE_BYTES,), seed=31, data_percent=1)
     with (
@@ -299,7 +301,7 @@ def test_huge_pages_of_1_gib_of_private_memory_are_refused(
         assert "private memory in huge pages of 1 GiB cannot be served" in run.log
 
 
-# ---------------------------------------------------------------------- several VMs of one client, of each kind
+# -------------------------------------------------------------------- several VMs of one client, of each kind
 
 
 def test_vms_of_every_kind_in_one_client(folder: Path, machine: Settings, mounted: Path) -> None:
@@ -312,9 +314,7 @@ def test_vms_of_every_kind_in_one_client(folder: Path, machine: Settings, mounte
         for index, (kind, shape) in enumerate(zip(kinds, shapes, strict=True)):
             path = folder / f"many-{index}.sock"
             with Listener(path) as listener:
-                guests.append(
-                    running.enter_context(Guest(shape, handoff=path, folder=folder, memory=kind))
-                )
+                guests.append(running.enter_context(Guest(shape, handoff=path, folder=folder, memory=kind)))
                 handoff = listener.accept(timeout_s=PATIENCE_S)
             vms.take(
                 handoff,
