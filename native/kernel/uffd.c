@@ -226,7 +226,7 @@ static struct kernel_outcome zero_unit(const struct uffd *uffd, const struct ker
     if (uffd->view.kind == VIEW_STAGING)
         return along(uffd, unit, uffd->view.zeros, attempt_copy);
     room = view_allocate(&uffd->view, uffd->backing_fd, unit);
-    return room.result != KERNEL_MAPPED ? room : along(uffd, unit, NULL, attempt_map);
+    return room.result == KERNEL_FULL ? room : along(uffd, unit, NULL, attempt_map); /* a file that was cut: it says so */
 }
 
 static struct kernel_outcome zero_units(const struct uffd *uffd, const struct kernel_span *span)

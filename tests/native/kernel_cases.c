@@ -6,7 +6,17 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum where { SHARED = 1, PRIVATE = 2, BOTH = 3, SMALL = 4, ANNOUNCED = 8 };
+/* What is true of small pages is true of huge ones of a pool, unless it says SMALL_PAGES; what is true of those alone says
+ * HUGE. SMALL: a file system that can be filled. */
+enum where {
+    SHARED = 1,
+    PRIVATE = 2,
+    BOTH = 3,
+    SMALL = 4,
+    ANNOUNCED = 8,
+    SMALL_PAGES = 16,
+    HUGE = 32
+};
 
 struct fact {
     unsigned where;
@@ -87,7 +97,7 @@ static const struct fact facts[] = {
     /* ------------------------------------------------------------------------------------------------- filling calls */
     {SHARED, "copy_refuses_what_is_only_cached_and_leaves_it",
      "foreign 2 a; copy 2 b -> already 0; cache 2 -> a2"},
-    {SHARED, "zero_refuses_what_is_only_cached_and_leaves_it",
+    {SHARED | SMALL_PAGES, "zero_refuses_what_is_only_cached_and_leaves_it",
      "foreign 2 a; zero 2 -> already 0; cache 2 -> a2"},
     {SHARED, "copy_fills_the_cache_too", "copy 2 a -> mapped 1; cache 2 -> a2; alias 2 -> a2"},
     {SHARED, "zero_fills_the_cache_too", "zero 2 -> mapped 1; cache 2 -> zeros"},
@@ -97,9 +107,9 @@ static const struct fact facts[] = {
     {SHARED, "a_write_to_the_cache_is_seen_by_the_guest",
      "copy 2 a; read 2 -> reads a2; populate 2 b; read 2 -> reads b2"},
     {SHARED, "populate_maps_nothing", "populate 1+3 a -> mapped 3; read 2 -> sleeps; events -> minor 2"},
-    {PRIVATE, "private_memory_has_no_continue",
+    {PRIVATE | SMALL_PAGES, "private_memory_has_no_continue",
      "map 2 -> refused 0; copy 2 a; map 2 -> refused 0; read 2 -> reads a2"},
-    {PRIVATE, "private_memory_has_no_file",
+    {PRIVATE | SMALL_PAGES, "private_memory_has_no_file",
      "populate 2 a -> refused 0; punch 2 -> refused 0; read 2 -> sleeps"},
     /* ------------------------------------------------------------------------------------------------ what is dropped */
     {SHARED, "dontneed_keeps_shared_bytes",
@@ -107,18 +117,18 @@ static const struct fact facts[] = {
      "map 2 -> mapped 1, 0 reads a2"},
     {PRIVATE, "dontneed_drops_private_bytes",
      "copy 2 a; dontneed 2 -> done; read 2 -> sleeps; events -> missing 2; zero 2"},
-    {SHARED, "remove_drops_shared_bytes",
+    {SHARED | SMALL_PAGES, "remove_drops_shared_bytes",
      "copy 2 a; remove 2 -> done; cache 2 -> hole; read 2; events -> missing 2"},
     {SHARED | ANNOUNCED, "a_punched_hole_is_not_announced",
      "copy 2 a; discard 2 -> done; events -> none; read 2 -> sleeps; events -> missing 2"},
     {SHARED | ANNOUNCED, "our_own_punch_is_not_announced",
      "copy 2 a; punch 2 -> mapped 1; events -> none; read 2 -> sleeps; events -> missing 2"},
-    {SHARED, "a_punch_of_nothing_is_done",
+    {SHARED | SMALL_PAGES, "a_punch_of_nothing_is_done",
      "punch 0+6 -> mapped 6; foreign 2 a; punch 0+6 -> mapped 6; cache 2 -> hole"},
     {BOTH | ANNOUNCED, "dontneed_is_announced_before_it_happens",
      "copy 0+4 a; dontneed 1+2 -> waits; read 2 -> reads a2; events -> remove 1+2, the removal ends; "
      "read 2 -> sleeps"},
-    {SHARED | ANNOUNCED, "remove_is_announced_before_it_happens",
+    {SHARED | ANNOUNCED | SMALL_PAGES, "remove_is_announced_before_it_happens",
      "copy 0+4 a; remove 1+2 -> waits; read 2 -> reads a2; cache 2 -> a2; "
      "events -> remove 1+2, the removal ends; cache 2 -> hole"},
     {BOTH | ANNOUNCED, "dontneed_of_nothing_is_announced_too",
@@ -134,7 +144,7 @@ static const struct fact facts[] = {
      "foreign 0+4 a; dontneed 2 -> waits; map 0 -> later 0; map 2 -> later 0; events; map 0+4 -> mapped 4"},
     {BOTH | ANNOUNCED, "an_unread_removal_refuses_poison",
      "dontneed 2 -> waits; poison 0 -> later 0; poison 2 -> later 0; events; poison 2 -> mapped 1"},
-    {SHARED | ANNOUNCED, "an_unread_removal_refuses_no_populate_and_no_punch",
+    {SHARED | ANNOUNCED | SMALL_PAGES, "an_unread_removal_refuses_no_populate_and_no_punch",
      "foreign 0 a; dontneed 2 -> waits; populate 1 b -> mapped 1; punch 0 -> mapped 1; cache 0 -> hole; "
      "cache 1 -> b1"},
     {BOTH | ANNOUNCED, "an_unread_removal_refuses_no_wake",
@@ -164,10 +174,10 @@ static const struct fact facts[] = {
      "foreign 2 a; poison 2; copy 2 b -> already 0; read 2 -> sigbus"},
     {SHARED, "zero_overwrites_a_marker_of_shared_memory",
      "poison 2; zero 2 -> mapped 1; read 2 -> reads zeros"},
-    {PRIVATE, "zero_keeps_a_marker_of_private_memory", "poison 2; zero 2 -> already 0; read 2 -> sigbus"},
-    {SHARED, "a_marker_survives_a_punch",
+    {PRIVATE | SMALL_PAGES, "zero_keeps_a_marker_of_private_memory", "poison 2; zero 2 -> already 0; read 2 -> sigbus"},
+    {SHARED | SMALL_PAGES, "a_marker_survives_a_punch",
      "foreign 2 a; poison 2; punch 2; read 2 -> sigbus; cache 2 -> hole"},
-    {SHARED, "a_marker_survives_remove",
+    {SHARED | SMALL_PAGES, "a_marker_survives_remove",
      "foreign 2 a; poison 2; remove 2 -> done; read 2 -> sigbus; cache 2 -> hole"},
     {BOTH, "dontneed_clears_a_marker", "poison 2; dontneed 2 -> done; read 2 -> sleeps; events -> missing 2"},
     {SHARED, "dontneed_clears_a_marker_over_bytes",
@@ -199,28 +209,60 @@ static const struct fact facts[] = {
      "wake 6+2 -> mapped 2; read 2; events; wake 0+8 -> mapped 8; events -> missing 2"},
     {SHARED, "a_page_behind_the_end_of_the_file_is_absent",
      "read 4; events; cut 4 -> done; copy 4 a -> absent 0, 0 sigbus; zero 5 -> absent 0; map 5 -> absent 0"},
-    {SHARED, "a_call_that_meets_the_end_of_the_file_goes_up_to_it",
+    {SHARED | SMALL_PAGES, "a_call_that_meets_the_end_of_the_file_goes_up_to_it",
      "foreign 0+6 a; cut 4; map 2+4 -> absent 2; poison 2 -> already 0; poison 4 -> absent 0; "
      "read 4 -> sigbus"},
-    {SHARED, "a_cut_file_drops_bytes_and_mappings",
+    {SHARED | SMALL_PAGES, "a_cut_file_drops_bytes_and_mappings",
      "copy 4 a; read 4 -> reads a4; cut 4; read 4 -> sigbus; cache 4 -> hole"},
     {BOTH, "a_vmm_that_is_gone_takes_no_call",
      "read 2; events; exit; copy 2 a -> gone 0; zero 2 -> gone 0; poison 2 -> gone 0; copy 9 a -> gone 0"},
     {SHARED, "continue_for_a_vmm_that_is_gone", "foreign 2 a; exit; map 2 -> gone 0; cache 2 -> a2"},
     {BOTH, "wake_for_a_vmm_that_is_gone_is_done", "read 2; exit; wake 2 -> mapped 1; events -> none"},
-    {SHARED, "the_file_of_a_vmm_that_is_gone_takes_writes_and_punches",
+    {SHARED | SMALL_PAGES, "the_file_of_a_vmm_that_is_gone_takes_writes_and_punches",
      "foreign 2 a; exit; populate 3 b -> mapped 1; punch 2 -> mapped 1; cache 2 -> hole; cache 3 -> b3"},
-    {SMALL, "what_takes_memory_is_full",
+    {SMALL | SMALL_PAGES, "what_takes_memory_is_full",
      "full; populate 2 a -> full 0; copy 2 a -> full 0; zero 2 -> full 0; cache 2 -> hole; room; "
      "copy 2 a -> mapped 1"},
-    {SMALL, "what_takes_no_memory_goes_on",
+    {SMALL | SMALL_PAGES, "what_takes_no_memory_goes_on",
      "foreign 0+4 a; full; map 0+2 -> mapped 2; poison 3 -> mapped 1; punch 2 -> mapped 1; cache 2 -> hole"},
     {SMALL, "a_cached_page_can_be_written_where_no_room_is",
      "foreign 2 a; full; populate 2 b -> mapped 1; cache 2 -> b2"},
-    {SMALL, "full_comes_before_already",
+    {SMALL | SMALL_PAGES, "full_comes_before_already",
      "foreign 2 a; full; copy 2 b -> full 0; zero 2 -> full 0; room; copy 2 b -> already 0"},
-    {SMALL, "full_wakes_nobody",
+    {SMALL | SMALL_PAGES, "full_wakes_nobody",
      "full; read 2; events; copy 2 a -> full 0; events -> none; room; copy 2 a -> mapped 1, 0 reads a2"},
+    /* --------------------------------------------------------------------------------- huge pages of a pool, 2 MiB */
+    {BOTH | HUGE, "a_fault_anywhere_in_a_huge_page_is_one_at_its_start", "readlast 2 -> sleeps; events -> missing 2"},
+    {BOTH | HUGE, "nothing_of_a_huge_page_that_is_half_here_is_seen",
+     "readlast 2 -> sleeps; events; populatehalf 2 a -> mapped 1; read 2 -> sleeps; readlast 2 -> sleeps; wake 2"},
+    {SHARED | HUGE, "half_of_a_huge_page_makes_it_minor",
+     "populatehalf 2 a; readlast 2; events -> minor 2; map 2 -> mapped 1, 0 reads zeros; read 2 -> reads a2"},
+    {PRIVATE | HUGE, "half_of_a_private_huge_page_is_staged",
+     "populatehalf 2 a; readlast 2; events -> missing 2; map 2 -> mapped 1, 0 reads zeros; read 2 -> reads a2"},
+    {PRIVATE | HUGE, "what_was_staged_is_gone_with_its_map",
+     "populate 2 a; map 2 -> mapped 1; read 2 -> reads a2; dontneed 2; map 2 -> mapped 1; read 2 -> reads zeros"},
+    {PRIVATE | HUGE, "map_of_what_is_mapped_is_already_and_leaves_it",
+     "populate 2 a; map 2; write 2 w; populate 2 b; map 2 -> already 0; read 2 -> reads w2"},
+    {BOTH | HUGE, "a_huge_page_is_mapped_whole_and_wakes_all_who_sleep_there",
+     "read 2; readlast 2; events; populate 2 a; map 2 -> mapped 1, 0 reads a2, 1 reads a2"},
+    {SHARED | HUGE, "zero_maps_what_is_there", "populatehalf 2 a; zero 2 -> mapped 1; read 2 -> reads a2; readlast 2 -> reads zeros"},
+    {BOTH | HUGE, "zero_of_what_is_mapped_is_already", "populate 2 a; map 2; zero 2 -> already 0; read 2 -> reads a2"},
+    {BOTH | HUGE, "a_hole_of_half_a_huge_page_is_zeros",
+     "populate 2 a; punchhalf 2 -> mapped 1; map 2 -> mapped 1; read 2 -> reads zeros; readlast 2 -> reads a2"},
+    {SHARED | HUGE, "a_hole_of_a_whole_one_is_a_hole_in_every_mapping",
+     "populate 2 a; map 2; read 2 -> reads a2; punch 2 -> mapped 1; read 2 -> sleeps; events -> missing 2"},
+    {SHARED | HUGE, "remove_drops_shared_bytes", "copy 2 a; remove 2 -> done; read 2; events -> missing 2"},
+    {SHARED | HUGE, "dontneed_keeps_shared_bytes_of_a_huge_page",
+     "copy 2 a; dontneed 2 -> done; readlast 2; events -> minor 2; map 2 -> mapped 1, 0 reads a2"},
+    {SHARED | HUGE, "a_punch_takes_a_marker_along", "foreign 2 a; poison 2; punch 2; read 2 -> sleeps; events -> missing 2"},
+    {SHARED | HUGE, "remove_takes_a_marker_along", "foreign 2 a; poison 2; remove 2; read 2 -> sleeps; events -> missing 2"},
+    {BOTH | HUGE, "zero_takes_the_place_of_a_marker", "poison 2 -> mapped 1; readlast 2 -> sigbus; zero 2 -> mapped 1; read 2 -> reads zeros"},
+    {BOTH | HUGE, "a_marker_is_of_the_whole_huge_page", "poison 2; read 2 -> sigbus; readlast 2 -> sigbus; read 3 -> sleeps"},
+    {SMALL | HUGE, "what_takes_room_is_full_and_wakes_nobody",
+     "full; readlast 2; events; populate 2 a -> full 0; populatehalf 2 a -> full 0; zero 2 -> full 0; events -> none; room; "
+     "populate 2 a -> mapped 1; map 2 -> mapped 1, 0 reads a2"},
+    {SMALL | HUGE, "what_takes_no_room_goes_on",
+     "foreign 0+4 a; full; populatehalf 1 b -> mapped 1; map 0+2 -> mapped 2; poison 3 -> mapped 1; punchhalf 2 -> mapped 1; punch 2 -> mapped 1"},
 };
 
 /* ----------------------------------------------------------------------------------- every call on every state of a page */
@@ -265,16 +307,18 @@ static const struct fact calls[] = {
 
 #define COUNT(list) (sizeof(list) / sizeof((list)[0]))
 
-static struct kernel_case *add(struct kernel_case *cases, uint32_t *count, unsigned memory, unsigned where)
+static struct kernel_case *add(struct kernel_case *cases, uint32_t *count, unsigned memory, bool huge, unsigned where)
 {
-    static const enum real_memory kinds[] = {[SHARED] = REAL_MEMFD, [PRIVATE] = REAL_PRIVATE, [SMALL] = REAL_TMPFS};
+    static const enum real_memory kinds[][2] = {[SHARED] = {REAL_MEMFD, REAL_HUGE},
+                                                [PRIVATE] = {REAL_PRIVATE, REAL_HUGE_PRIVATE},
+                                                [SMALL] = {REAL_TMPFS, REAL_HUGE}};
     struct kernel_case *one = &cases[*count];
 
     if (*count == CASES_MAX)
         abort();
     *count += 1;
     *one = (struct kernel_case){
-        .memory = kinds[memory], .announced = (where & ANNOUNCED) != 0, .small = memory == SMALL};
+        .memory = kinds[memory][huge], .announced = (where & ANNOUNCED) != 0, .small = memory == SMALL};
     return one;
 }
 
@@ -284,14 +328,20 @@ static void fits(int length, size_t size)
         abort();
 }
 
+static bool of_pages(unsigned where, bool huge)
+{
+    return (where & (huge ? SMALL_PAGES : HUGE)) == 0;
+}
+
 /* Threads sleep in front of the page, on it and behind it; then the call, and again from where it stopped. */
 static void add_state(struct kernel_case *cases, uint32_t *count, const struct fact *call, const struct fact *state)
 {
-    for (unsigned memory = SHARED; memory <= PRIVATE; memory++) {
+    for (unsigned kind = 0; kind < 4; kind++) {
+        unsigned memory = kind % 2 == 0 ? SHARED : PRIVATE;
         struct kernel_case *one;
-        if ((call->where & state->where & memory) == 0)
+        if ((call->where & state->where & memory) == 0 || !of_pages(call->where | state->where, kind / 2 == 1))
             continue;
-        one = add(cases, count, memory, state->where);
+        one = add(cases, count, memory, kind / 2 == 1, state->where);
         fits(snprintf(one->name, sizeof(one->name), "%s_of_%s", call->name, state->name), sizeof(one->name));
         fits(snprintf(one->steps, sizeof(one->steps),
                       "%s; %s; read 0; read 2; write 3 v; events; %s 0+4 x; %s 2+2 y; unread; wake 2",
@@ -305,11 +355,12 @@ uint32_t kernel_cases(struct kernel_case cases[CASES_MAX])
     uint32_t count = 0;
 
     for (size_t i = 0; i < COUNT(facts); i++)
-        for (unsigned memory = SHARED; memory <= SMALL; memory *= 2) {
+        for (unsigned kind = 0; kind < 6; kind++) {
+            unsigned memory = SHARED << kind % 3;
             struct kernel_case *one;
-            if ((facts[i].where & memory) == 0)
+            if ((facts[i].where & memory) == 0 || !of_pages(facts[i].where, kind / 3 == 1))
                 continue;
-            one = add(cases, &count, memory, facts[i].where);
+            one = add(cases, &count, memory, kind / 3 == 1, facts[i].where);
             fits(snprintf(one->name, sizeof(one->name), "fact_%s", facts[i].name), sizeof(one->name));
             fits(snprintf(one->steps, sizeof(one->steps), "%s", facts[i].steps), sizeof(one->steps));
         }

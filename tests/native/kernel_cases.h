@@ -8,7 +8,7 @@
 
 #include "kernel_script.h"
 
-#define CASES_MAX 400
+#define CASES_MAX 900
 
 /* Their number. */
 uint32_t kernel_cases(struct kernel_case cases[CASES_MAX]);

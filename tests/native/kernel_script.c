@@ -7,7 +7,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-#define PAGES_A_CALL 16
+#define UNITS_A_CALL 6
 #define EVENTS_A_READ 16
 
 /* What is seen of one step. */
@@ -20,6 +20,7 @@ struct step {
     char verb[16];
     uint64_t page, count;
     char letter;
+    bool half;        /* of a huge page */
     const char *want; /* behind the arrow, or NULL */
 };
 
@@ -75,7 +76,7 @@ static void see_access(struct sight *sight, const struct side_access *access)
 
 static uint64_t page_of(const struct side *side, uint64_t address)
 {
-    return (address - side->address) / PAGE_BYTES;
+    return (address - side->address) / PAGE_BYTES / side->unit_pages;
 }
 
 static void see_event(struct sight *sight, const struct side *side, const struct kernel_event *event)
@@ -84,7 +85,7 @@ static void see_event(struct sight *sight, const struct side *side, const struct
         see(sight, ", ");
     if (event->kind == KERNEL_EVENT_REMOVE)
         see(sight, "remove %llu+%llu", (unsigned long long)page_of(side, event->start),
-            (unsigned long long)(event->end - event->start) / PAGE_BYTES);
+            (unsigned long long)((event->end - event->start) / PAGE_BYTES / side->unit_pages));
     else if (event->kind == KERNEL_EVENT_FAULT)
         see(sight, "%s%s %llu", (event->flags & KERNEL_FAULT_MINOR) != 0 ? "minor" : "missing",
             (event->flags & KERNEL_FAULT_WRITE) != 0 ? "-write" : "",
@@ -114,14 +115,15 @@ static const char *const result_words[] = {
 
 static struct kernel_outcome call(struct side *side, enum sim_call which, const struct step *step)
 {
-    static _Alignas(4096) uint8_t bytes[PAGES_A_CALL * PAGE_BYTES];
+    static _Alignas(4096) uint8_t bytes[UNITS_A_CALL * REAL_HUGE_BYTES];
     const struct kernel_ops *ops = side->calls->ops;
-    struct kernel_span span = {.address = side->address + step->page * PAGE_BYTES,
-                               .length_bytes = step->count * PAGE_BYTES,
-                               .file_offset = step->page * PAGE_BYTES};
+    uint64_t unit_bytes = side->unit_pages * PAGE_BYTES;
+    struct kernel_span span = {.address = side->address + step->page * unit_bytes,
+                               .length_bytes = step->half ? unit_bytes / 2 : step->count * unit_bytes,
+                               .file_offset = step->page * unit_bytes};
 
-    for (uint64_t i = 0; i < step->count && i < PAGES_A_CALL; i++)
-        real_fill(bytes + i * PAGE_BYTES, 1, word_of(step->letter, step->page + i));
+    for (uint64_t i = 0; i < step->count && i < UNITS_A_CALL && (which == SIM_POPULATE || which == SIM_COPY); i++)
+        real_fill(bytes + i * unit_bytes, side->unit_pages, word_of(step->letter, step->page + i));
     switch (which) {
     case SIM_POPULATE:
         return ops->populate(side->kernel, &span, bytes);
@@ -165,13 +167,15 @@ static void read_events(struct side *side, int capacity, bool sorted, struct sig
         see(sight, "none");
 }
 
-static struct side_access *begin(struct side *side, bool write, uint64_t page, char letter)
+static struct side_access *begin(struct side *side, const struct step *step)
 {
+    bool write = step->verb[0] == 'w';
     struct side_access *access = &side->accesses[side->access_count];
 
     if (side->access_count == SIDE_ACCESSES_MAX)
         abort();
-    *access = (struct side_access){.write = write, .page = page, .word = write ? word_of(letter, page) : 0};
+    *access = (struct side_access){.write = write, .page = step->page, .last = strcmp(step->verb, "readlast") == 0,
+                                   .word = write ? word_of(step->letter, step->page) : 0};
     side->access_count++;
     side->calls->begin(side, access);
     return access;
@@ -195,7 +199,7 @@ static void see_ended(struct side *side, struct sight *sight, const struct side_
 /* A thread touches a page, and all is quiet again. */
 static struct side_access *touch(struct side *side, const struct step *step, struct sight *sight)
 {
-    struct side_access *access = begin(side, step->verb[0] == 'w', step->page, step->letter);
+    struct side_access *access = begin(side, step);
 
     if (!side->calls->settle(side))
         see(sight, "neither ends nor sleeps, ");
@@ -233,7 +237,7 @@ static void carry_out(struct side *side, const struct step *step, struct sight *
     bool waited = side->removal_waits;
     int which = FIND(call_verbs, step->verb);
 
-    if (strcmp(step->verb, "read") == 0 || strcmp(step->verb, "write") == 0) {
+    if (strcmp(step->verb, "read") == 0 || strcmp(step->verb, "readlast") == 0 || strcmp(step->verb, "write") == 0) {
         begun = touch(side, step, sight);
     } else if (which == SIM_READ) {
         read_events(side, step->page != 0 ? (int)step->page : EVENTS_A_READ, false, sight);
@@ -241,7 +245,8 @@ static void carry_out(struct side *side, const struct step *step, struct sight *
         read_events(side, EVENTS_A_READ, true, sight);
     } else if (which >= 0) {
         struct kernel_outcome outcome = call(side, (enum sim_call)which, step);
-        see(sight, "%s %llu", result_words[outcome.result], (unsigned long long)outcome.done_bytes / PAGE_BYTES);
+        see(sight, "%s %llu", result_words[outcome.result],
+            (unsigned long long)(outcome.done_bytes * (step->half ? 2 : 1) / PAGE_BYTES / side->unit_pages));
     } else if (FIND(act_verbs, step->verb) >= 0) {
         act(side, (enum side_act)FIND(act_verbs, step->verb), step, sight);
     } else {
@@ -280,6 +285,9 @@ static void do_step(struct side *side, char *text, struct record *record)
     }
     sscanf(text, "%15s%n", step.verb, &at);
     sscanf(text + at, " %llu+%llu", &page, &count);
+    step.half = strlen(step.verb) > 4 && strcmp(step.verb + strlen(step.verb) - 4, "half") == 0;
+    if (step.half)
+        step.verb[strlen(step.verb) - 4] = '\0';
     step.page = page;
     step.count = count;
     if (strchr(text + at, ' ') != NULL && strrchr(text, ' ')[1] >= 'a')
@@ -304,7 +312,7 @@ static void look_at_page(struct side *side, uint64_t page, struct record *record
     char name[16];
 
     snprintf(name, sizeof(name), "page %llu", (unsigned long long)page);
-    if (side->memory != REAL_PRIVATE) {
+    if (!real_is_private(side->memory)) {
         see(&sight, "cache ");
         see_word(&sight, side->calls->act(side, ACT_CACHE, page, 1, 0));
         see(&sight, ", ");

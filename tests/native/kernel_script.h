@@ -10,8 +10,9 @@
  * Linux must say: a fact that the simulation rests on, and not only an agreement.
  *
  *   populate map copy zero punch poison wake events       the calls of kernel_ops; results in their order's words
+ *   populatehalf punchhalf                                the first half of one huge page: done is told in halves
  *   unread                                                events, sorted: threads woken together come in any order
- *   read write                                            a new thread, numbered from 0: sleeps, reads, wrote, signal
+ *   read readlast write                                   a new thread, numbered from 0: sleeps, reads, wrote, signal
  *   dontneed remove unregister unmap exit                 the VMM
  *   discard foreign allocate alias cache cut full room    somebody at the file
  *   silent reclaim                                        Linux by itself

@@ -13,6 +13,7 @@
 #include "sim_kernel.h"
 
 #define SIDE_PAGES 6
+#define SIDE_SIM_UNIT_PAGES 4 /* of huge pages, in the simulation: nothing depends on how many they are */
 #define SIDE_ACCESSES_MAX 24 /* of a case */
 
 enum side_act {
@@ -39,6 +40,7 @@ enum side_act {
 
 struct side_access {
     bool write, ended, told;
+    bool last; /* of huge pages: touches the last 4 KiB of it, else the first */
     uint64_t page, word; /* what is written */
     uint64_t thread;     /* the ticket, or the simulated thread */
     int64_t answer;      /* as REAL_READ and REAL_WRITE */
@@ -64,6 +66,7 @@ struct side {
     const struct side_calls *calls;
     void *kernel;
     enum real_memory memory;
+    uint64_t unit_pages; /* what a page of the script is, in 4 KiB: more than one of huge pages */
     bool announced;      /* the userfaultfd has EVENT_REMOVE */
     bool small;          /* a tmpfs that can be filled */
     uint64_t address;    /* of page 0 */

@@ -18,11 +18,13 @@ static void let_it_be(void *owner, uint64_t page, const char *text)
 
 static bool open_sim(struct side *side)
 {
-    struct region region = {.address = SIM_ADDRESS, .page_count = SIDE_PAGES};
+    struct region region = {.address = SIM_ADDRESS};
 
+    side->unit_pages = region.unit_pages = real_is_huge(side->memory) ? SIDE_SIM_UNIT_PAGES : 1;
+    region.page_count = SIDE_PAGES * side->unit_pages;
     if (regions_set(&side->regions, &region, 1) != 0)
         return false;
-    sim_open(&side->sim, &side->regions, side->memory == REAL_PRIVATE, 1);
+    sim_open(&side->sim, &side->regions, real_is_private(side->memory), 1);
     side->sim.failed = let_it_be;
     side->kernel = side;
     side->address = SIM_ADDRESS;
@@ -38,9 +40,9 @@ static void close_sim(struct side *side)
 
 static void touch(struct side *side, struct side_access *access)
 {
-    struct sim_page *page = &side->sim.pages[access->page];
-    uint64_t token = 0;
-    enum sim_access got = sim_touch(&side->sim, (uint32_t)access->thread, access->page, access->write, &token);
+    uint64_t at = access->page * side->unit_pages + (access->last ? side->unit_pages - 1 : 0), token = 0;
+    struct sim_page *page = &side->sim.pages[at];
+    enum sim_access got = sim_touch(&side->sim, (uint32_t)access->thread, at, access->write, &token);
 
     if (got == SIM_SLEEPS)
         return;
@@ -48,7 +50,8 @@ static void touch(struct side *side, struct side_access *access)
     if (got == SIM_SIGBUS) {
         access->answer = page->mapping == SIM_UNMAPPED ? REAL_SIGSEGV : REAL_SIGBUS;
     } else if (access->write) {
-        page->token = access->word;
+        for (uint64_t i = 0; i < side->unit_pages; i++)
+            page[i].token = access->word;
     } else {
         access->answer = token == SIM_TORN ? REAL_TORN : (int64_t)token;
     }
@@ -83,9 +86,9 @@ static bool settle_sim(struct side *side)
 
 static int64_t remove_pages(struct side *side, uint64_t page, uint64_t count, bool drops_data)
 {
-    uint64_t start = side->address + page * PAGE_BYTES;
+    uint64_t start = side->address + page * side->unit_pages * PAGE_BYTES;
 
-    if (!sim_remove(&side->sim, start, start + count * PAGE_BYTES, drops_data))
+    if (!sim_remove(&side->sim, start, start + count * side->unit_pages * PAGE_BYTES, drops_data))
         return -ENOBUFS;
     if (side->announced) {
         side->removal_waits = true;
@@ -97,29 +100,32 @@ static int64_t remove_pages(struct side *side, uint64_t page, uint64_t count, bo
 
 static int64_t look_up(const struct side *side, uint64_t page)
 {
-    const struct sim_page *facts = &side->sim.pages[page];
+    const struct sim_page *facts = &side->sim.pages[page * side->unit_pages];
 
     if (!facts->present)
-        return SIDE_HOLE;
+        return side->unit_pages > 1 ? 0 : SIDE_HOLE; /* a file on a pool does not tell its holes from zeros */
     return facts->token == SIM_TORN ? REAL_TORN : (int64_t)facts->token;
 }
 
 static int64_t act_on_page(struct side *side, enum side_act act, uint64_t page, uint64_t word)
 {
     struct sim_kernel *sim = &side->sim;
+    uint64_t number = page;
 
+    page *= side->unit_pages;
     switch (act) {
     case ACT_DISCARD:
-        sim_discard(sim, page);
+        sim_discard_unit(sim, page);
         break;
     case ACT_FOREIGN:
-        sim_foreign(sim, page, word);
+        for (uint64_t i = 0; i < side->unit_pages; i++)
+            sim_foreign(sim, page + i, word);
         break;
     case ACT_ALIAS:
     case ACT_ALLOCATE:
         if (!sim->pages[page].present)
             sim_foreign(sim, page, 0);
-        return act == ACT_ALIAS ? look_up(side, page) : 0;
+        return act == ACT_ALIAS ? look_up(side, number) : 0;
     case ACT_SILENT:
         sim_map_silently(sim, page);
         break;
@@ -127,10 +133,12 @@ static int64_t act_on_page(struct side *side, enum side_act act, uint64_t page, 
         sim_drop_mapping(sim, page);
         break;
     case ACT_UNREGISTER:
-        sim_change_mapping(sim, page, SIM_UNREGISTERED);
+        for (uint64_t i = 0; i < side->unit_pages; i++)
+            sim_change_mapping(sim, page + i, SIM_UNREGISTERED);
         break;
     case ACT_UNMAP:
-        sim_change_mapping(sim, page, SIM_UNMAPPED);
+        for (uint64_t i = 0; i < side->unit_pages; i++)
+            sim_change_mapping(sim, page + i, SIM_UNMAPPED);
         break;
     default:
         return -ENOSYS;
@@ -144,13 +152,13 @@ static int64_t act_sim(struct side *side, enum side_act act, uint64_t page, uint
 
     switch (act) {
     case ACT_DONTNEED:
-        return remove_pages(side, page, count, side->memory == REAL_PRIVATE);
+        return remove_pages(side, page, count, real_is_private(side->memory));
     case ACT_REMOVE:
         return remove_pages(side, page, count, true);
     case ACT_CACHE:
         return look_up(side, page);
     case ACT_CUT:
-        for (uint64_t i = page; i < SIDE_PAGES; i++)
+        for (uint64_t i = page * side->unit_pages; i < SIDE_PAGES * side->unit_pages; i++)
             sim_change_mapping(&side->sim, i, SIM_CUT);
         return 0;
     case ACT_EXIT:

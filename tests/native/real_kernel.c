@@ -14,9 +14,9 @@
 
 #include "real_vm.h"
 
-int real_tmpfs_file(const char *size, const char *option, const char *value)
+static int file_on(const char *kind, const char *size, const char *option, const char *value)
 {
-    int context = fsopen("tmpfs", FSOPEN_CLOEXEC);
+    int context = fsopen(kind, FSOPEN_CLOEXEC);
     int mount = -1, file = -1;
 
     if (context < 0)
@@ -33,6 +33,16 @@ int real_tmpfs_file(const char *size, const char *option, const char *value)
         close(mount);
     close(context);
     return file;
+}
+
+int real_tmpfs_file(const char *size, const char *option, const char *value)
+{
+    return file_on("tmpfs", size, option, value);
+}
+
+int real_hugetlbfs_file(const char *size)
+{
+    return file_on("hugetlbfs", size, "pagesize", "2M");
 }
 
 /* The system call of this number, where its argument of that index has this value. */

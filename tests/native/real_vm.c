@@ -25,7 +25,6 @@
 #define PATIENCE_MS 20000
 #define MOMENT_MS 40
 #define WORDS (REAL_PAGE / sizeof(uint64_t))
-#define HUGE_BYTES (UINT64_C(2) << 20)
 
 struct order {
     uint32_t step;
@@ -161,19 +160,20 @@ static bool map_guest(const struct real_options *options, int backing_fd)
     uint8_t *room = mmap(NULL, 3 * bytes + REAL_PAGE, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
     int flags = real_is_private(options->memory) ? MAP_PRIVATE | MAP_ANONYMOUS : MAP_SHARED;
 
+    if (real_is_huge(options->memory)) /* whether the pool has them shows when they are touched */
+        flags |= MAP_NORESERVE | (options->memory == REAL_HUGE_PRIVATE ? MAP_HUGETLB | 21 << MAP_HUGE_SHIFT : 0);
+
     if (room == MAP_FAILED)
         return false;
     guest.bytes = bytes;
-    if (options->memory == REAL_HUGE_PRIVATE)
-        flags |= MAP_HUGETLB | 21 << MAP_HUGE_SHIFT;
-    if (bytes >= HUGE_BYTES)
-        room += (HUGE_BYTES - (uintptr_t)room % HUGE_BYTES) % HUGE_BYTES;
+    if (bytes >= REAL_HUGE_BYTES)
+        room += (REAL_HUGE_BYTES - (uintptr_t)room % REAL_HUGE_BYTES) % REAL_HUGE_BYTES;
     guest.flags = flags;
     guest.backing_fd = backing_fd;
     guest.own = options->own;
     guest.start = mmap(room, bytes, PROT_READ | PROT_WRITE, flags | MAP_FIXED, backing_fd, 0);
     return guest.start != MAP_FAILED &&
-           (options->memory >= REAL_HUGE || madvise(guest.start, bytes, MADV_NOHUGEPAGE) == 0);
+           (madvise(guest.start, bytes, MADV_NOHUGEPAGE) == 0 || real_is_huge(options->memory));
 }
 
 static int register_guest(const struct real_options *options)
@@ -243,7 +243,8 @@ static int new_backing(const struct real_options *options)
     if (options->memory == REAL_MEMFD)
         fd = memfd_create("real-vm", MFD_CLOEXEC);
     else if (options->memory == REAL_HUGE)
-        fd = memfd_create("real-vm", MFD_CLOEXEC | MFD_HUGETLB | 21u << MAP_HUGE_SHIFT);
+        fd = options->backing_fd != 0 ? options->backing_fd
+                                      : memfd_create("real-vm", MFD_CLOEXEC | MFD_HUGETLB | 21u << MAP_HUGE_SHIFT);
     else if (options->memory == REAL_TMPFS)
         fd = options->backing_fd != 0 ? options->backing_fd : open("/dev/shm", O_TMPFILE | O_RDWR | O_CLOEXEC, 0600);
     if (fd >= 0 && options->backing_fd == 0 && ftruncate(fd, (off_t)(options->pages * REAL_PAGE)) < 0)
@@ -271,6 +272,9 @@ bool real_start(struct real_vm *vm, const struct real_options *options)
     int ends[2];
 
     *vm = (struct real_vm){.pages = options->pages, .uffd = {.fd = -1, .backing_fd = new_backing(options)}};
+    if (real_is_huge(options->memory) &&
+        view_open(&vm->uffd.view, vm->uffd.backing_fd, options->pages * REAL_PAGE, REAL_HUGE_BYTES, false) < 0)
+        return false;
     if (socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, ends) < 0)
         return false;
     fflush(stdout);
@@ -285,6 +289,7 @@ bool real_start(struct real_vm *vm, const struct real_options *options)
         printf("no VM process\n");
         return false;
     }
+    vm->uffd.vmm_pid = vm->pid;
     return true;
 }
 
@@ -301,6 +306,7 @@ void real_end(struct real_vm *vm)
 {
     real_kill(vm);
     close(vm->control);
+    view_close(&vm->uffd.view);
     if (vm->uffd.fd >= 0)
         close(vm->uffd.fd);
     if (vm->uffd.backing_fd >= 0)

@@ -17,13 +17,26 @@
 #include "kernel/uffd.h"
 
 #define REAL_PAGE UINT64_C(4096)
+#define REAL_HUGE_BYTES (UINT64_C(2) << 20)
+#define REAL_HUGE_PAGES (REAL_HUGE_BYTES / REAL_PAGE)
 
-/* The last two lie on huge pages of a pool, of 2 MiB. */
-enum real_memory { REAL_MEMFD, REAL_TMPFS, REAL_PRIVATE, REAL_MEMORY_COUNT, REAL_HUGE, REAL_HUGE_PRIVATE };
+enum real_memory {
+    REAL_MEMFD,
+    REAL_TMPFS,
+    REAL_PRIVATE,
+    REAL_MEMORY_COUNT, /* of small pages; there are also huge ones of 2 MiB, which have to be in the pool: */
+    REAL_HUGE,
+    REAL_HUGE_PRIVATE
+};
 
 static inline bool real_is_private(enum real_memory memory)
 {
     return memory == REAL_PRIVATE || memory == REAL_HUGE_PRIVATE;
+}
+
+static inline bool real_is_huge(enum real_memory memory)
+{
+    return memory == REAL_HUGE || memory == REAL_HUGE_PRIVATE;
 }
 
 enum real_step {
@@ -53,7 +66,7 @@ struct real_options {
     uint64_t pages;
     uint64_t features;  /* of the userfaultfd */
     uint64_t modes;     /* of REGISTER; 0: MISSING, and MINOR on shared memory; REAL_UNREGISTERED: not at all */
-    int backing_fd;     /* TMPFS: this file, long enough, closed by real_end; 0: a new one in /dev/shm */
+    int backing_fd;     /* TMPFS, POOL: this file, long enough, closed by real_end; 0: a new one in /dev/shm */
     real_own *own;
 };
 #define REAL_UNREGISTERED (UINT64_C(1) << 63)
@@ -113,6 +126,9 @@ bool real_faults(struct real_vm *vm, uint64_t page, uint32_t flags);
 void real_fill(void *bytes, uint64_t pages, uint64_t word);
 /* A tmpfs of its own that nobody mounts anywhere: a new file on it, or -errno. `option` may be NULL ("huge"). */
 int real_tmpfs_file(const char *size, const char *option, const char *value);
+
+/* The same of a hugetlbfs that may take `size` of the pool of 2 MiB. */
+int real_hugetlbfs_file(const char *size);
 
 /* From now on, and for ever in this process, ioctl(fd, request) fails with `error`: a kernel that lacks it, or one
  * whose memory is broken. */

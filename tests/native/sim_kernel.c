@@ -602,6 +602,11 @@ static enum kernel_result stopped(struct sim_kernel *sim, enum sim_call call, ui
     }
     if (call == SIM_POISON && sim->without_poison)
         return KERNEL_REFUSED;
+    if (call == SIM_ZERO && many(sim) && !sim->private_memory && !sim->pages[page].present) { /* room comes first */
+        if (sim->full)
+            return KERNEL_FULL;
+        allocate(sim, page);
+    }
     if (maps(call) && changing(sim))
         return KERNEL_LATER;
     if (maps(call) && sim->later_permille > 0 && sim_below(&sim->random, 1000) < sim->later_permille)

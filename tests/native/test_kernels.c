@@ -12,18 +12,23 @@
 #include <unistd.h>
 
 #include "check.h"
+#include "huge_pool.h"
 #include "kernel/probe.h"
 #include "kernel_cases.h"
 #include "kernel_plants.h"
 
 static bool poison_works; /* Linux 6.6 */
+static bool pool_is_there;
 static struct kernel_case cases[CASES_MAX];
 static struct record said[CASES_MAX]; /* by Linux */
 static uint32_t case_count;
 
 static const char *memory_name(enum real_memory memory)
 {
-    return memory == REAL_PRIVATE ? "private" : memory == REAL_TMPFS ? "tmpfs" : "memfd";
+    static const char *const names[] = {[REAL_MEMFD] = "memfd", [REAL_TMPFS] = "tmpfs", [REAL_PRIVATE] = "private",
+                                        [REAL_HUGE] = "pool", [REAL_HUGE_PRIVATE] = "pool-private"};
+
+    return names[memory];
 }
 
 /* Why a case cannot be had here, or NULL. */
@@ -33,6 +38,8 @@ static const char *lacking(const struct kernel_case *one)
         return "no UFFDIO_POISON: Linux 6.6";
     if (one->small && geteuid() != 0)
         return "needs root: to make a small tmpfs";
+    if (real_is_huge(one->memory) && !pool_is_there)
+        return "no huge pages of 2 MiB to be had";
     return NULL;
 }
 
@@ -83,7 +90,7 @@ static uint32_t disagreements(const struct plant *plant, bool print, const struc
     uint32_t count = 0;
 
     for (uint32_t i = 0; i < case_count; i++) {
-        if (lacking(&cases[i]) != NULL || agrees(i, plant, what))
+        if (lacking(&cases[i]) != NULL || real_is_huge(cases[i].memory) || agrees(i, plant, what))
             continue;
         if (count++ == 0)
             *first = &cases[i];
@@ -144,6 +151,7 @@ int main(int argc, char **argv)
         return check_done();
     }
     poison_works = probe.facts[PROBE_POISON].verdict == PROBE_GOOD;
+    pool_is_there = huge_pool_add(2 * SIDE_PAGES);
     ask_linux();
     if (argc == 3 && strcmp(argv[1], "--plant") == 0)
         return run_plant(argv[2]);
