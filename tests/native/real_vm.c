@@ -162,7 +162,6 @@ static bool map_guest(const struct real_options *options, int backing_fd)
 
     if (real_is_huge(options->memory)) /* whether the pool has them shows when they are touched */
         flags |= MAP_NORESERVE | (options->memory == REAL_HUGE_PRIVATE ? MAP_HUGETLB | 21 << MAP_HUGE_SHIFT : 0);
-
     if (room == MAP_FAILED)
         return false;
     guest.bytes = bytes;
