@@ -38,7 +38,7 @@ bench: native
 mutants: native
 	$(VENV)/python -m tests.mutants $(if $(MUTANTS),'$(MUTANTS)')
 
-# What `make test` runs for a minute, for longer.
+# What `make test` runs for 45 seconds, for longer.
 NIGHTLY_SECONDS ?= 300
 nightly: demo test mutants
 	$(MAKE) --no-print-directory soak

@@ -25,7 +25,7 @@ COMMANDS = {
     "simulation": ["native/build/tests/test_simulation", "2000", "10000"],
     "mutants": [sys.executable, "-m", "tests.mutants", "--tenth"],
     "sanitize": [*MAKE, "sanitize"],
-    "fuzz": [*MAKE, "fuzz"],
+    "fuzz": [*MAKE, "fuzz", "SECONDS=45"],
 }
 # only when they are named
 ON_DEMAND = {"nightly": [sys.executable, "-m", "pytest", "-q", "-m", "nightly", "tests"]}
