@@ -140,7 +140,10 @@ def test_another_machine_type_at_the_target(host: Host) -> None:
 def test_a_memfd_at_a_target_of_10_0(host: Host) -> None:
     """QEMU's own migration would send all of it with the device state, and say nothing."""
     ram = host.folder / "target.ram"
-    memfd = replaced(f"memory-backend-file,id=ram0,mem-path={ram}", "memory-backend-memfd,id=ram0")
+    size = f"size={PC.memory_mib}M"
+    memfd = replaced(
+        f"memory-backend-file,id=ram0,mem-path={ram},{size},align=2M", f"memory-backend-memfd,id=ram0,{size}"
+    )
     environment = shim(Path("memfd:memory-backend-memfd"), host.handoff("target"), "restore")
     ram.touch()  # no bytes of it will ever be there
     target = host.target(binary=newer(), environment=environment, **memfd)
