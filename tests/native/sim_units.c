@@ -29,12 +29,19 @@ static uint64_t start_of(const struct units_told *told, uint64_t page)
     return page - page % told->unit_pages;
 }
 
+static uint64_t end_of(const struct units_told *told, uint64_t page)
+{
+    uint64_t end = start_of(told, page) + told->unit_pages;
+
+    return end < WORLD_PAGES ? end : WORLD_PAGES;
+}
+
 /* How many pages of its unit are in this state. */
 static uint64_t count_of(const struct units_told *told, uint64_t page, enum page_state state)
 {
     uint64_t start = start_of(told, page), count = 0;
 
-    for (uint64_t i = start; i < start + told->unit_pages; i++)
+    for (uint64_t i = start; i < end_of(told, page); i++)
         count += page_state(told->words[i]) == state;
     return count;
 }
@@ -44,7 +51,7 @@ static bool any_held(const struct units_told *told, uint64_t page)
     uint64_t start = start_of(told, page);
     bool held = false;
 
-    for (uint64_t i = start; i < start + told->unit_pages; i++)
+    for (uint64_t i = start; i < end_of(told, page); i++)
         held |= page_held(told->words[i]);
     return held;
 }
@@ -53,7 +60,7 @@ static void lose_unit(struct units_told *told, uint64_t page)
 {
     uint64_t start = start_of(told, page);
 
-    for (uint64_t i = start; i < start + told->unit_pages; i++) {
+    for (uint64_t i = start; i < end_of(told, page); i++) {
         told->changed += page_state(told->words[i]) != PAGE_POISONED;
         told->words[i] = model_lost(&told->model, told->words[i]);
     }
@@ -66,7 +73,7 @@ static void touch_lost(struct units_told *told, uint64_t page)
 
     lose_unit(told, page);
     told->poisoned += !page_held(told->words[start]) && !told->model.without_poison;
-    for (uint64_t i = start; i < start + told->unit_pages; i++)
+    for (uint64_t i = start; i < end_of(told, page); i++)
         told->words[i] = model_fault(&told->model, told->words[i]);
 }
 
@@ -83,7 +90,7 @@ static bool settle(struct units_told *told, uint64_t page, bool waited)
     }
     if (!whole || (!waited && count_of(told, page, PAGE_CACHED) == 0))
         return whole;
-    for (uint64_t i = start; i < start + told->unit_pages; i++)
+    for (uint64_t i = start; i < end_of(told, page); i++)
         told->words[i] = page_word(PAGE_OWNED, false, page_version(told->words[i])) |
                          (told->words[i] & (PAGE_FRESH | PAGE_OWED));
     return true;
@@ -172,7 +179,7 @@ void units_fault(struct units_told *told, uint64_t page)
         ask_cell(told, page, PAGE_EVENT_FAULT);
     if (!told->model.armed || settle(told, page, true) || any_held(told, page))
         return;
-    for (uint64_t i = start; i < start + told->unit_pages; i++)
+    for (uint64_t i = start; i < end_of(told, page); i++)
         if (page_state(told->words[i]) == PAGE_MISSING) {
             told->words[i] = model_fault(&told->model, told->words[i]);
             told->asks++;
@@ -192,7 +199,7 @@ static bool clings(const struct units_told *told, uint64_t start)
 {
     bool any = false;
 
-    for (uint64_t i = start; i < start + told->unit_pages; i++)
+    for (uint64_t i = start; i < end_of(told, start); i++)
         any |= told->model.private_memory && page_state(told->words[i]) == PAGE_POISONED && page_stale(told->words[i]);
     return any;
 }
@@ -204,7 +211,7 @@ void units_cleared(struct units_told *told, uint64_t first, uint64_t looked)
         if (page_state(told->words[page]) != PAGE_POISONED || clings(told, start))
             continue;
         ask_cell(told, page, PAGE_EVENT_CLEARED);
-        for (uint64_t i = start; i < start + told->unit_pages; i++) {
+        for (uint64_t i = start; i < end_of(told, page); i++) {
             told->changed += page_state(told->words[i]) == PAGE_POISONED;
             told->words[i] = model_cleared(&told->model, told->words[i]);
         }
@@ -215,7 +222,7 @@ void units_told_of(struct units_told *told, const struct world *world, uint64_t 
 {
     uint64_t start = start_of(told, page), owed = PAGE_OWED | PAGE_HAD;
 
-    for (uint64_t i = start; i < start + told->unit_pages; i++)
+    for (uint64_t i = start; i < end_of(told, page); i++)
         told->words[i] = (told->words[i] & ~owed) | (table_word(&world->table, i) & owed);
 }
 
