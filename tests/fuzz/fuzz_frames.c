@@ -109,6 +109,8 @@ static void turn_client(struct vmm *vmm, struct expected *expected)
                 vmm_cleared(vmm, &discard);
             else
                 vmm_discarded(vmm, &discard, discard.sequence % 2 == 0);
+        } else if (frame && must_be.kind == FRAME_ZAPPED) {
+            fuzz_check(said == VMM_ZAPPED && discard.sequence == must_be.sequence);
         } else {
             fuzz_check(said == (was_open && expected->broken ? VMM_CLOSED : VMM_NOTHING));
             fuzz_check(!expected->broken || vmm->fd < 0);
