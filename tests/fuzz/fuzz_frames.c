@@ -89,7 +89,8 @@ static void listen_to_client(int fd)
 
     while ((rc = frame_receive(fd, &reader, &frame)) == 1)
         fuzz_check(frame.kind == FRAME_ACCEPTED || frame.kind == FRAME_DISCARDED || frame.kind == FRAME_COMPLETE ||
-                   frame.kind == FRAME_CLEARED);
+                   frame.kind == FRAME_CLEARED || frame.kind == FRAME_POISONED || frame.kind == FRAME_POISON_HELD ||
+                   frame.kind == FRAME_ZAP);
     fuzz_check(rc == 0 || rc == -EPIPE);
 }
 
@@ -120,6 +121,19 @@ static void turn_client(struct vmm *vmm, struct expected *expected)
     }
 }
 
+/* What it says by itself, while there is room. */
+static void say_as_client(struct vmm *vmm, size_t said)
+{
+    struct vmm_span span = {.sequence = said, .offset_bytes = said * 4096, .length_bytes = 4096};
+
+    if (vmm_speaks(vmm) && vmm_has_room(vmm))
+        vmm_poisoned(vmm, &span, said % 2 == 0);
+    if (vmm_hears(vmm))
+        vmm_zap(vmm, &span);
+    if (vmm_watched(vmm, false) != 0)
+        vmm_flush(vmm);
+}
+
 static void at_client(int ends[2], struct expected *expected, size_t size, size_t piece, uint8_t choice)
 {
     struct vmm_span discard;
@@ -136,6 +150,8 @@ static void at_client(int ends[2], struct expected *expected, size_t size, size_
         fuzz_check(send(ends[1], expected->data + expected->size, length, 0) == (ssize_t)length);
         expected->size += length;
         turn_client(&vmm, expected);
+        listen_to_client(ends[1]);
+        say_as_client(&vmm, expected->size);
         listen_to_client(ends[1]);
     }
     if (complete)

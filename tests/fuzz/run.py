@@ -40,6 +40,7 @@ AIMS: Final = {
     "native/rpc/runs.c": ("messages",),
     "native/rpc/payload.c": ("messages", "client"),
     "native/kernel/frames.c": ("frames",),
+    "native/client/vmm.c": ("frames",),
     "native/rpc/fields.c": ("server", "client"),
     "native/rpc/incoming.c": ("server", "client"),
     "native/rpc/receiving.c": ("server", "client"),
