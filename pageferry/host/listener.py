@@ -37,9 +37,9 @@ class Listener:
             raise refused(
                 f"the folder of the hand-off socket, {self.path.parent}, is not there", "make it first"
             )
-        before = os.umask(0o177)
         try:
             self._remove_dead()
+            os.fchmod(self._socket.fileno(), 0o600)  # bind takes the socket's mode (Linux): no umask is set
             self._socket.bind(str(self.path))
             self._inode = self.path.lstat().st_ino
             self._socket.listen(1)
@@ -47,8 +47,6 @@ class Listener:
             raise refused(
                 f"cannot listen on {self.path}: {error.strerror or error}", "name another path"
             ) from error
-        finally:
-            os.umask(before)
 
     def _remove_dead(self) -> None:
         """A socket that nobody listens on was left by a process that died.

@@ -10,8 +10,7 @@ import ipaddress
 import os
 import socket
 import stat
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Self
@@ -24,7 +23,7 @@ from pageferry.reasons import PageferryError, Reason
 UNIX: Final = "unix:"
 # sun_path, its final zero aside
 UNIX_PATH_BYTES_MAX: Final = 107
-OWNER_ONLY: Final = 0o177
+OWNER_ONLY: Final = 0o600
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,23 +157,13 @@ def _listening_unix(path: Path) -> socket.socket:
     _remove_dead(path)
     made = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
     try:
-        with masked(OWNER_ONLY):
-            made.bind(str(path))
+        os.fchmod(made.fileno(), OWNER_ONLY)  # bind takes the socket's mode (Linux): no umask is set
+        made.bind(str(path))
         made.listen(LISTEN_BACKLOG_MAX)
     except BaseException:
         made.close()
         raise
     return made
-
-
-@contextmanager
-def masked(mask: int) -> Iterator[None]:
-    """Files, and sockets, that are made meanwhile lack these permissions."""
-    before = os.umask(mask)
-    try:
-        yield
-    finally:
-        os.umask(before)
 
 
 def _remove_dead(path: Path) -> None:

@@ -7,6 +7,7 @@ with GOING_AWAY, streams are told the same, unary calls are waited for.
 """
 
 import asyncio
+import os
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -17,7 +18,7 @@ from grpc_health.v1 import health_pb2_grpc
 
 from pageferry.limits import CONTROL_MESSAGE_BYTES_MAX, METADATA_BYTES_MAX, STREAMS_MAX
 from pageferry.reasons import PageferryError, Reason
-from pageferry.service.addresses import OWNER_ONLY, Address, masked, try_listening
+from pageferry.service.addresses import OWNER_ONLY, Address, try_listening
 from pageferry.service.logs import log
 from pageferry.service.metrics import CALL_SECONDS, CALLS, CALLS_OPEN, SERVING
 from pageferry.service.standard import Context, Health, add_reflection, going_away, refuse
@@ -37,6 +38,17 @@ LAST_WORDS_S: Final = 1.0
 
 Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"
 Continuation: TypeAlias = "Callable[[grpc.HandlerCallDetails], Awaitable[Handler | None]]"
+
+
+@contextmanager
+def _only_for(mode: int) -> Iterator[None]:
+    """A socket that grpc makes meanwhile has at most these permissions. The umask is the process's: no other
+    thread may make files now."""
+    before = os.umask(0o777 & ~mode)
+    try:
+        yield
+    finally:
+        os.umask(before)
 
 
 # ----------------------------------------------------------------------------------------------- every call
@@ -189,7 +201,7 @@ class ControlPort:
         """PageferryError: it cannot listen there."""
         try_listening(self.address)  # grpc says less of what is wrong, and takes a live unix socket away
         try:
-            with masked(OWNER_ONLY):
+            with _only_for(OWNER_ONLY):
                 port = self._server.add_insecure_port(str(self.address))
         except RuntimeError as error:
             raise PageferryError(

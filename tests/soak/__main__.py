@@ -76,6 +76,7 @@ class Soak:
         self.deaths: dict[str, int] = {}
         self._dice = random.Random(seed)
         self._seed = seed
+        self._dying = program(DEATHS)
         self._failures: list[str] = []
 
     # ------------------------------------------------------------------------------------------------ threads
@@ -105,7 +106,7 @@ class Soak:
                 self.failed(f"{kind.name}, life {number} has ended by a mistake")
 
     def _workers_that_die(self) -> None:
-        arguments = [str(program(DEATHS)), str(self.plan.looks_of_deaths), str(self._seed)]
+        arguments = [str(self._dying), str(self.plan.looks_of_deaths), str(self._seed)]
         done = subprocess.run(arguments, capture_output=True, text=True, check=False)
         if done.returncode != 0:
             self.failed(f"workers that die: {done.stderr[-2000:]}{done.stdout}")

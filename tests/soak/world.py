@@ -25,7 +25,6 @@ BUILD: Final = ROOT / "build" / "soak"
 FLAGS: Final = ("-std=gnu17", "-Wall", "-Wextra", "-Werror", "-O2", "-g", "-D_GNU_SOURCE", "-pthread")
 LIBRARIES: Final = ("-lnghttp2", "-lxxhash", "-lcrypto", "-lm")
 NATIVE_TESTS: Final = ("real_vm.c", "real_kernel.c")
-COMPILING: Final = threading.Lock()  # one thread must not rename what another one still writes
 
 
 class SoakError(Exception):
@@ -33,12 +32,7 @@ class SoakError(Exception):
 
 
 def program(name: str) -> Path:
-    """NAME.c of this folder against the C library, compiled when something it needs is newer."""
-    with COMPILING:
-        return compiled(name)
-
-
-def compiled(name: str) -> Path:
+    """NAME.c of this folder against the C library, compiled when it is older. For one thread at a time."""
     subprocess.run(["make", "-s", "-C", "native", "lib"], cwd=ROOT, check=True, stdin=subprocess.DEVNULL)
     source = Path(__file__).with_name(f"{name}.c")
     extra = [ROOT / "tests/native" / part for part in NATIVE_TESTS] if name == "deaths" else []

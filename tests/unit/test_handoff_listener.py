@@ -48,13 +48,21 @@ def left_by_a_dead_process(path: Path) -> None:
         made.bind(str(path))
 
 
-def test_only_its_owner_may_connect_and_it_is_gone_at_the_end(path: Path) -> None:
+def no_umask(_mask: int) -> int:
+    raise AssertionError("the umask is every thread's: what another one makes meanwhile would have it")
+
+
+def test_only_its_owner_may_connect_and_it_is_gone_at_the_end(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     mask = os.umask(0)
+    monkeypatch.setattr(os, "umask", no_umask)
     try:
         with Listener(path):
             assert stat.S_IMODE(path.stat().st_mode) == 0o600
     finally:
-        assert os.umask(mask) == 0  # as it was
+        monkeypatch.undo()
+        os.umask(mask)
     assert not path.exists()
 
 
