@@ -378,12 +378,13 @@ static bool fill(struct loop *loop)
     return more;
 }
 
-/* Complete, or at an end: nothing is asked any more. What nobody reads is not watched either. */
+/* Complete, or at an end: nothing is asked any more. At an end the kernel's events are not read either. After COMPLETE they
+ * are: a removal may have been announced while its memory was let go of, and its thread waits for a reader. */
 static void settle_down(struct loop *loop)
 {
     urgent_close(&loop->urgent);
     port_rest(&loop->port);
-    if (loop->stage == LOOP_ENDED || loop->let_go)
+    if (loop->stage == LOOP_ENDED)
         epoll_ctl(loop->epoll_fd, EPOLL_CTL_DEL, loop->uffd.fd, NULL);
     loop->settled_stage = loop->stage;
 }

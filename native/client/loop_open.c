@@ -164,6 +164,8 @@ void loop_close(struct loop *loop)
         while (!ring_put(&loop->orders, &stop)) /* the thread empties it */
             usleep(1000);
         pthread_join(loop->thread, NULL);
+        while (loop->let_go && engine_turn(&loop->engine, loop->now_ns) > 0)
+            ; /* the last removals that were announced before their memory was let go of */
         urgent_close(&loop->urgent);
     }
     if (loop->bulk != NULL)

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The pair on small pages that the kernel would like to make huge: memfd and tmpfs in every mode of theirs.
 
-A write of one page may bring 512 into the file then, of zeros, and each would look like one that has come. How
-many pages the file holds is asked of the kernel: those of the image, to a page.
+A write of one page may bring 512 into the file then, of zeros, and each would look like one that has come.
+How many pages the file holds is asked of the kernel: those of the image, to a page.
 """
 
 from collections.abc import Iterator

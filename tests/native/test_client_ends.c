@@ -5,12 +5,15 @@
  */
 #include <fcntl.h>
 #include <string.h>
+#include <sys/ioctl.h>
+#include <sys/mman.h>
 #include <unistd.h>
 
 #include "check.h"
 #include "client_vm.h"
 #include "gen/contract.h"
 #include "kernel/mapping.h"
+#include "kernel/uapi.h"
 
 static struct server server;
 static struct client_vm vm;
@@ -229,6 +232,30 @@ static void test_handed_on(void)
     }
 }
 
+/* A removal may be announced in the very moment in which the memory is let go of: it is read all the same, or the VMM's
+ * thread would wait for ever. Here it comes later, by a registration that the test has made anew. */
+static void test_a_removal_that_comes_with_the_end_is_read(void)
+{
+    struct uffdio_register again = {.mode = UFFDIO_REGISTER_MODE_MISSING};
+    int uffd;
+
+    server_start(&server);
+    client_more.features = UFFD_FEATURE_EVENT_REMOVE;
+    CHECK(client_prepare(&vm, REAL_PRIVATE, SERVER_PAGES, &server, false));
+    client_more.features = 0;
+    uffd = dup(vm.real.uffd.fd);
+    vm.options.background = 1;
+    CHECK_EQ(client_open(&vm), 0);
+    CHECK(client_arm(&vm));
+    CHECK(client_wait(&vm, PAGEFERRY_EVENT_COMPLETE));
+    again.range = (struct uffdio_range){vm.region.address, vm.region.length_bytes};
+    CHECK_EQ(ioctl(uffd, UFFDIO_REGISTER, &again), 0);
+    CHECK_EQ(real_do(&vm.real, REAL_ADVISE, 5, 2, MADV_DONTNEED), 0);
+    CHECK(!client_busy());
+    close(uffd);
+    end();
+}
+
 static void test_after_complete_nothing_is_kept(void)
 {
     uint64_t before;
@@ -414,6 +441,7 @@ int main(void)
     RUN(test_vmm_dies_at_every_stage);
     RUN(test_vmm_dies_unseen);
     RUN(test_handed_on);
+    RUN(test_a_removal_that_comes_with_the_end_is_read);
     RUN(test_after_complete_nothing_is_kept);
     RUN(test_four_vms);
     RUN(test_refusals);
