@@ -302,7 +302,7 @@ def test_free_huge_pages_are_reported_and_read_zero_for_ever(
 def test_reports_of_free_huge_pages_against_faults_and_bulk(
     server: Process, folder: Path, pool: None, background: str
 ) -> None:
-    """Threads fault all over while huge pages leave, again and again, some of them half here or waited for."""
+    """Threads fault all over while huge pages leave again and again, some of them half here or waited for."""
     with (
         client(folder, server.ready["data"], background) as run,
         firecracker(run, folder, threads=4, memory="private-2M") as guest,
