@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A real guest is restored on memory that is not small pages of a tmpfs: on huge pages of a pool, and on a memfd while
-transparent huge pages are forced on. It verifies all that it has. `make demo DEMO="--memory hugetlbfs"` and
-`DEMO="--memory memfd"` do the same with a guest of full size.
+"""A real guest is restored on memory that is not small pages of a tmpfs: on huge pages of a pool, and on a
+memfd while transparent huge pages are forced on. It verifies all that it has. `make demo` does the same with a
+guest of full size: DEMO="--memory hugetlbfs", DEMO="--memory memfd".
 """
 
 from collections.abc import Iterator
@@ -19,7 +19,6 @@ from tests.support.shape import GuestShape, SavedGuest
 pytestmark = [needs_userfaultfd, needs_huge_pages, needs_huge_settings]
 SHAPE = GuestShape(memory_mib=256, workload_mib=128)
 RATE_MBIT = 1000
-UNIT_PAGES = 512
 
 
 @pytest.fixture(scope="module")
