@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """A real guest is restored on memory that is not small pages of a tmpfs: on huge pages of a pool, and on a
-memfd while transparent huge pages are forced on. It verifies all that it has. `make demo` does the same with a
-guest of full size: DEMO="--memory hugetlbfs", DEMO="--memory memfd".
+memfd while transparent huge pages are forced on. It verifies all that it has. `make demo` does the same with
+a guest of full size: DEMO="--memory hugetlbfs", DEMO="--memory memfd".
 """
 
 from collections.abc import Iterator
