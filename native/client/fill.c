@@ -203,6 +203,7 @@ void fill_start(struct fill *fill, struct engine *engine, struct stats *stats, s
     fill->stats = stats;
     fill->port = port;
     plan_start(&fill->plan, engine->table);
+    fill->plan.unit_pages = engine->regions->unit_pages;
 }
 
 void fill_hint(struct fill *fill, uint64_t page, uint64_t now_ns)

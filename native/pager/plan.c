@@ -38,10 +38,32 @@ void plan_start(struct plan *plan, const struct table *table)
     plan->table = table;
 }
 
+static bool within_unit(const struct plan *plan, uint64_t page)
+{
+    return plan->unit_pages > 1 && page % plan->unit_pages != 0;
+}
+
 void plan_hint(struct plan *plan, uint64_t page)
 {
-    plan->cursor = page + 1 < plan->table->page_count ? page + 1 : 0;
+    uint64_t next = page + 1;
+
+    if (within_unit(plan, next)) /* the fault has asked for the rest of it */
+        next += plan->unit_pages - next % plan->unit_pages;
+    next = next < plan->table->page_count ? next : 0;
+    plan->hinted_plus_1 = within_unit(plan, plan->cursor) ? next + 1 : 0;
+    if (plan->hinted_plus_1 == 0)
+        plan->cursor = next;
     plan->passed_pages = 0;
+}
+
+static void go_on_at(struct plan *plan, uint64_t page)
+{
+    plan->cursor = page < plan->table->page_count ? page : 0;
+    if (plan->hinted_plus_1 != 0 && !within_unit(plan, plan->cursor)) {
+        plan->cursor = plan->hinted_plus_1 - 1;
+        plan->hinted_plus_1 = 0;
+        plan->passed_pages = 0;
+    }
 }
 
 bool plan_next(struct plan *plan, uint64_t pages_max, uint64_t look_pages, struct plan_range *range, bool *exhausted)
@@ -57,16 +79,17 @@ bool plan_next(struct plan *plan, uint64_t pages_max, uint64_t look_pages, struc
         look_pages--;
         if (!found) {
             plan->passed_pages++;
-            plan->cursor = plan->cursor + 1 < page_count ? plan->cursor + 1 : 0;
+            go_on_at(plan, plan->cursor + 1);
         }
     }
     if (found) {
         range->first_page = plan->cursor;
         range->page_count = 1;
         while (range->page_count < pages_max && range->first_page + range->page_count < page_count &&
+               (plan->unit_pages <= 1 || within_unit(plan, range->first_page + range->page_count)) &&
                lacking(plan, range->first_page + range->page_count))
             range->page_count++;
-        plan->cursor = (range->first_page + range->page_count) % page_count;
+        go_on_at(plan, range->first_page + range->page_count);
         plan->passed_pages = 0;
         note_flight(plan, range);
     } else if (plan->passed_pages >= page_count) {

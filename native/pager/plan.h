@@ -2,6 +2,8 @@
 /*
  * Which range bulk should fetch next. The cursor follows the newest fault (cursor = page after it) and wraps round;
  * only MISSING pages count; ranges in flight are not named again. What it plans is a hint: the table decides.
+ * A unit of many pages that was begun is brought to its end first, and only then the newest fault is followed: what has
+ * come of a unit takes memory, and is of no use before the last of it is here.
  * Source: facts/qemu-versions.md section 5 (the hint halves the downtime; 16-page ranges while faults come).
  */
 #ifndef PAGEFERRY_PLAN_H
@@ -21,7 +23,9 @@ struct plan_range {
 
 struct plan {
     const struct table *table;
+    uint64_t unit_pages;    /* 0: one. Set behind plan_start */
     uint64_t cursor;
+    uint64_t hinted_plus_1; /* where the cursor goes at the end of its unit; 0: on */
     uint64_t passed_pages; /* words looked at, without a find, since the pass began */
     uint32_t flight_count;
     struct plan_range flights[PLAN_FLIGHTS_MAX];

@@ -10,11 +10,13 @@ What is claimed is shown by somebody else: the guest verifies every page it read
 kernel counts bytes and blocks. Exit code 1, and the reason, on any failure. The last line is `demo: {...}`
 with the figures.
 
-    python -m tests.e2e.demo [--machine pc|microvm] [--smp N] [--balloon] [--virtio-mem]
+    python -m tests.e2e.demo [--machine pc|microvm] [--smp N] [--balloon] [--virtio-mem] [--memory KIND]
     QEMU=... names another QEMU
 
 --balloon, --virtio-mem: all through the restore the guest gives memory away and takes it back. What it has
 given away is free memory to it: it may never miss any of the memory that it verifies.
+--memory: what it is restored on. `tmpfs`; `hugetlbfs`, on a mount made for it, with pages added to the pool;
+`memfd`, while transparent huge pages are forced on. Settings are put back, also when this is killed.
 """
 
 import argparse
@@ -24,10 +26,10 @@ import sys
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 import grpc
 from rich.console import Console
@@ -42,6 +44,7 @@ from tests.support.processes import ProcessError
 from tests.support.qemu import Qemu, QemuError
 from tests.support.qmp import QmpError
 from tests.support.ramfile import run_folder
+from tests.support.settings import HUGE_2_MIB, SHMEM_ENABLED, Settings, SettingsError
 from tests.support.shape import PLUGGED_STEP_MIB, GuestShape, SavedGuest, plugged_file
 from tests.support.witness import reaches, same_namespace
 
@@ -54,6 +57,8 @@ AFTER_S: Final = 5.0
 WIRE_OVERHEAD_MAX: Final = 1.1
 PAGES_PER_MIB: Final = 256
 POLL_S: Final = 0.05
+MEMORIES: Final = ("tmpfs", "hugetlbfs", "memfd")
+Memory = Path | Literal["memfd"] | None
 
 
 class DemoError(Exception):
@@ -128,9 +133,25 @@ def save_guest(shape: GuestShape, folder: Path) -> SavedGuest:
     return saved
 
 
-def prove_remote(saved: SavedGuest, hosts: HostPair, folder: Path) -> None:
+@contextmanager
+def memory_of(kind: str, shape: GuestShape) -> Iterator[Memory]:
+    """Where the restored guest's RAM lies: as LazyRestore wants it."""
+    with ExitStack() as stack:
+        if kind == "tmpfs":
+            yield None
+            return
+        machine = stack.enter_context(Settings())
+        if kind == "memfd":
+            machine.write(SHMEM_ENABLED, "force")
+            yield "memfd"
+        else:
+            machine.add_huge_pages((shape.memory_mib << 20) // HUGE_2_MIB)
+            yield machine.hugetlbfs()
+
+
+def prove_remote(saved: SavedGuest, hosts: HostPair, folder: Path, memory: Memory) -> None:
     """Without its page server the guest does not run; with it, it does."""
-    with LazyRestore(saved, hosts, folder) as restore:
+    with LazyRestore(saved, hosts, folder, memory=memory) as restore:
         must(not reaches(restore.guest.pid, saved.image), "the destination's QEMU can open the image")
         must(not reaches(restore.client.pid, saved.image), "the fault client can open the image")
         for kind in ("net", "mnt"):
@@ -176,11 +197,13 @@ def watch(restore: LazyRestore, show: Show) -> list[int]:
     return waiting_bytes
 
 
-def restore_measured(saved: SavedGuest, hosts: HostPair, folder: Path, show: Show) -> Figures:
+def restore_measured(
+    saved: SavedGuest, hosts: HostPair, folder: Path, show: Show, memory: Memory
+) -> Figures:
     figures = Figures()
     room = folder / "qemu"
     with (
-        LazyRestore(saved, hosts, folder, guest_options=Giving.options(room)) as restore,
+        LazyRestore(saved, hosts, folder, guest_options=Giving.options(room), memory=memory) as restore,
         Giving(restore.guest, room) as giving,
     ):
         guest = restore.guest
@@ -290,23 +313,23 @@ def link_mbit(shape: GuestShape) -> int:
     return GIVING_LINK_MBIT if shape.drivers else LINK_MBIT
 
 
-def demo(shape: GuestShape) -> Figures:
+def demo(shape: GuestShape, kind: str) -> Figures:
     show = Show()
-    with run_folder() as folder:
+    with run_folder() as folder, memory_of(kind, shape) as memory:
         show.step(f"1  booting a guest ({shape.qemu_machine}, {shape.smp} vCPU) and saving it")
         saved = save_guest(shape, folder)
         with host_pair(hide=[saved.image.parent], rate_mbit=link_mbit(shape)) as hosts:
             show.step(
                 f"2  restoring it with its page server stopped: it must stand still for {STOPPED_S:g} s"
             )
-            prove_remote(saved, hosts, folder / "proof")
+            prove_remote(saved, hosts, folder / "proof", memory)
             show.step("3  restoring it")
-            figures = restore_measured(saved, hosts, folder / "restore", show)
+            figures = restore_measured(saved, hosts, folder / "restore", show, memory)
         show.console.print(as_table(figures, saved))
     return figures
 
 
-def arguments() -> GuestShape:
+def arguments() -> tuple[GuestShape, str]:
     parser = argparse.ArgumentParser(description="A real guest resumes before its memory has arrived.")
     parser.add_argument(
         "--machine", default="pc", help="pc, microvm, or a versioned machine type (default: pc)"
@@ -316,23 +339,30 @@ def arguments() -> GuestShape:
     parser.add_argument(
         "--virtio-mem", action="store_true", help="memory in a second RAM file, unplugged and plugged in"
     )
+    parser.add_argument(
+        "--memory", choices=MEMORIES, default="tmpfs", help="what it is restored on (default: tmpfs)"
+    )
     given = parser.parse_args()
+    if given.memory != "tmpfs" and given.virtio_mem:
+        parser.error("virtio-mem has a second RAM file, on tmpfs alone here")
     # room for a balloon beside the workload, or for the workload when memory is unplugged
     sizes = {"memory_mib": 512, "workload_mib": 320} if given.balloon else {}
     plugged_mib = PLUGGED_STEP_MIB if given.virtio_mem else 0
     try:
-        return GuestShape(
+        shape = GuestShape(
             machine=given.machine, smp=given.smp, balloon=given.balloon, plugged_mib=plugged_mib, **sizes
         )
     except ValueError as error:
         parser.error(str(error))
+    return shape, given.memory
 
 
 def main() -> int:
-    shape = arguments()
+    shape, memory = arguments()
     try:
-        figures = demo(shape)
+        figures = demo(shape, memory)
     except (
+        SettingsError,
         DemoError,
         QemuError,
         QmpError,

@@ -47,6 +47,8 @@ void bed_start_engine(bool private_memory)
 
 void bed_begin(bool private_memory)
 {
+    struct region layout[2];
+
     bed_end();
     memset(&bed.stats, 0, sizeof(bed.stats));
     memset(&bed.trace, 0, sizeof(bed.trace));
@@ -54,7 +56,9 @@ void bed_begin(bool private_memory)
     memset(bed.bytes, 0, sizeof(bed.bytes));
     bed.ask_count = 0;
     bed.now_ns = 1000 * MS;
-    if (regions_set(&bed.regions, bed_layout, 2) < 0 || table_create(PAGES, &bed.table) < 0)
+    memcpy(layout, bed_layout, sizeof(layout));
+    layout[0].unit_pages = layout[1].unit_pages = bed.unit_pages;
+    if (regions_set(&bed.regions, layout, 2) < 0 || table_create(PAGES, &bed.table) < 0)
         abort();
     sim_open(&bed.sim, &bed.regions, private_memory, 0);
     bed.sim.random = 1; /* whole batches */

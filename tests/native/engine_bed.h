@@ -20,6 +20,7 @@
 #define ASKS_MAX 4096
 
 struct bed {
+    uint64_t unit_pages; /* of the VMs that begin from now on; 0: one */
     struct regions regions;
     struct table table;
     struct sim_kernel sim;

@@ -102,6 +102,33 @@ static void flights_are_bounded(void)
     CHECK(plan_next(&plan, 1, PAGES, &range, &exhausted));
 }
 
+/* Else each fault would leave a half of one behind. */
+static void a_unit_is_ended_before_a_fault_is_followed(void)
+{
+    begin();
+    plan.unit_pages = 20;
+    CHECK(plan_next(&plan, 16, PAGES, &range, &exhausted));
+    plan_hint(&plan, 67); /* it has asked for 60 to 79 */
+    set(60, 20, PAGE_WANTED);
+    CHECK(plan_next(&plan, 16, PAGES, &range, &exhausted));
+    CHECK_EQ(range.first_page, 16);
+    CHECK_EQ(range.page_count, 4); /* never into the next */
+    CHECK(plan_next(&plan, 16, PAGES, &range, &exhausted));
+    CHECK_EQ(range.first_page, 80);
+    set(96, 4, PAGE_ZERO);
+    plan_hint(&plan, 99);
+    CHECK(!plan_next(&plan, 16, 3, &range, &exhausted)); /* looks on to the end of this one, and goes to the front */
+    CHECK(plan_next(&plan, 16, PAGES, &range, &exhausted));
+    CHECK_EQ(range.first_page, 20);
+    CHECK_EQ(range.page_count, 16);
+    plan_landed(&plan, 20);
+    plan_hint(&plan, 5);
+    CHECK(plan_next(&plan, 16, PAGES, &range, &exhausted));
+    CHECK_EQ(range.first_page, 36);
+    CHECK(plan_next(&plan, 16, PAGES, &range, &exhausted));
+    CHECK_EQ(range.first_page, 20); /* behind the fault's unit */
+}
+
 int main(void)
 {
     table.fd = -1;
@@ -110,6 +137,7 @@ int main(void)
     RUN(a_look_is_bounded_and_goes_on);
     RUN(what_landed_or_was_lost_is_planned_again);
     RUN(flights_are_bounded);
+    RUN(a_unit_is_ended_before_a_fault_is_followed);
     table_close(&table);
     return check_done();
 }

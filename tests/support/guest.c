@@ -12,7 +12,7 @@
  *     all             every page once, in no order     run N        N looks at random, one in eight rewrites; 0: on
  *     stop            the job ends soon                wait         until it has ended; a report
  *     report          at any time                      balloon FIRST COUNT   pages leave, for ever
- *     flood FIRST COUNT TIMES   the same, one page a call, TIMES calls in turn
+ *     flood FIRST COUNT TIMES [STEP]   the same, one page (or STEP) a call, TIMES calls in turn
  *     punch FIRST COUNT         the same by a hole in the RAM file
  *     losing|lost|cleared FIRST COUNT   what becomes of pages that somebody poisons: guest_work.h
  *     zap FIRST COUNT TIMES     on shared memory: their mappings go, and nothing else, TIMES times
@@ -208,14 +208,19 @@ static void begin(struct work *work, enum job_kind kind)
 static void give_away(struct work *work, bool punch, bool one_by_one)
 {
     uint64_t first = number(strtok(NULL, " \n")), count = number(strtok(NULL, " \n")), calls = 0;
-    uint64_t times = one_by_one ? number(strtok(NULL, " \n")) : 1;
+    uint64_t times = one_by_one ? number(strtok(NULL, " \n")) : 1, step = one_by_one ? 1 : count;
+    char *word = one_by_one ? strtok(NULL, " \n") : NULL;
     int rc = 0;
 
+    if (word != NULL)
+        step = number(word);
+    if (step == 0 || count % step != 0)
+        usage("no such step");
     if (count == 0 || first >= work->shape.pages || count > work->shape.pages - first)
         usage("no such pages");
     errno = 0;
     for (; calls < times && rc == 0; calls++)
-        rc = work_remove(work, one_by_one ? first + calls % count : first, one_by_one ? 1 : count, punch);
+        rc = work_remove(work, first + calls % (count / step) * step, step, punch);
     printf("{\"calls\":%" PRIu64 ",\"errno\":%d}\n", calls, rc == 0 ? 0 : errno);
 }
 

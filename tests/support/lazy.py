@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Final, Self
+from typing import Any, Final, Literal, Self
 
 import grpc
 
@@ -32,6 +32,7 @@ from tests.support.witness import allocated_bytes, interface_counters
 SHIM: Final = ROOT / "native" / "build" / "pageferry-shim.so"
 IMAGE: Final = "guest"
 PLUGGED_IMAGE: Final = "plugged"
+QEMU_MEMFD: Final = "memfd:memory-backend-memfd"  # as QEMU names it
 
 
 class LazyRestore:
@@ -50,14 +51,17 @@ class LazyRestore:
         *,
         client_options: Sequence[str] = (),
         guest_options: Sequence[str] = (),
+        memory: Path | Literal["memfd"] | None = None,
     ) -> None:
+        """`memory`: a folder for the RAM file, or a memfd instead of one; else it lies in `folder`."""
         self._saved = saved
         self._hosts = hosts
         self._folder = folder
         self._client_options = client_options
         self._guest_options = guest_options
         self._stack = ExitStack()
-        self.ram_file = folder / "restored.ram"
+        self._memfd = memory == "memfd"
+        self.ram_file = (folder if memory is None or memory == "memfd" else memory) / "restored.ram"
         self.blocks_at_start = -1
         self.started_ns = 0
 
@@ -86,11 +90,13 @@ class LazyRestore:
         self.plugged_client = None
         environment = {
             "LD_PRELOAD": str(SHIM),
-            "PAGEFERRY_SHIM_RAM": str(self.ram_file),
+            "PAGEFERRY_SHIM_RAM": QEMU_MEMFD if self._memfd else str(self.ram_file),
             "PAGEFERRY_SHIM_SOCKET": str(self.client.handoff),
         }
-        _make_ram(stack, self.ram_file, shape.memory_mib)
-        self.blocks_at_start = allocated_bytes(self.ram_file)
+        self.blocks_at_start = 0
+        if not self._memfd:
+            _make_ram(stack, self.ram_file, shape.memory_mib)
+            self.blocks_at_start = allocated_bytes(self.ram_file)
         if shape.plugged_mib:
             plugged = plugged_file(self.ram_file)
             control = f"--control-listen=unix:{self._folder / 'control-plugged.sock'}"
@@ -109,6 +115,7 @@ class LazyRestore:
                 environment=environment,
                 prefix=destination.prefix,
                 extra=self._guest_options,
+                memfd=self._memfd,
             )
         )
         # Before any state is fed: a shim that matched nothing is silent, and the guest would run on zeros.

@@ -58,9 +58,10 @@ class Qemu:
         prefix: Sequence[str] = (),
         binary: str | None = None,
         extra: Sequence[str] = (),
+        memfd: bool = False,
     ) -> None:
         """Starts QEMU. Its sockets and log go to `folder` (a short path; it is made). It makes `ram_file`
-        unless that is there.
+        unless that is there; with `memfd` its RAM lies on one instead, and it cannot be saved.
 
         `restoring`: wait for this guest's state instead of booting. `incoming`: wait for one that moves here.
         `environment`: for QEMU alone (LD_PRELOAD and the like). `prefix`: a command that executes the rest of
@@ -79,7 +80,7 @@ class Qemu:
             *prefix,
             *("setpriv", "--pdeathsig", "KILL"),
             *("env", *(f"{name}={value}" for name, value in (environment or {}).items())),
-            *(program, *qemu_options(shape, ram_file, self._qmp_path), *extra),
+            *(program, *qemu_options(shape, ram_file, self._qmp_path, memfd=memfd), *extra),
             *(("-incoming", "defer") if restoring or incoming else ()),
         ]
         with self._log_path.open("wb") as log:

@@ -30,3 +30,8 @@ needs_huge_pages = pytest.mark.skipif(
     os.geteuid() != 0 or not Path("/sys/kernel/mm/hugepages/hugepages-2048kB").exists(),
     reason="needs root and a kernel with huge pages of 2 MiB: for a pool of them",
 )
+
+needs_huge_settings = pytest.mark.skipif(
+    os.geteuid() != 0 or not Path("/sys/kernel/mm/transparent_hugepage/shmem_enabled").exists(),
+    reason="needs root and a kernel with transparent huge pages: to set them",
+)

@@ -75,7 +75,10 @@ def plugged_file(ram_file: Path) -> Path:
     return ram_file.with_name(ram_file.name + ".plugged")
 
 
-def qemu_options(shape: GuestShape, ram_file: Path, qmp_path: Path) -> list[str]:
+def qemu_options(
+    shape: GuestShape, ram_file: Path, qmp_path: Path, *, memfd: bool = False
+) -> list[str]:
+    """`memfd`: the machine's own RAM lies on one, and not on `ram_file`."""
     image = guest_image(drivers=shape.drivers)
     devices = f",{MICROVM_DEVICES}" if shape.qemu_machine == "microvm" else ""
     append = f"console=ttyS0 quiet panic=-1 reboot=t wl.mb={shape.workload_mib}"
@@ -93,12 +96,16 @@ def qemu_options(shape: GuestShape, ram_file: Path, qmp_path: Path) -> list[str]
     return [
         *("-nodefaults", "-no-user-config", "-no-reboot", "-display", "none", "-serial", "stdio"),
         *("-accel", "tcg", "-cpu", "qemu64", "-smp", str(shape.smp), "-m", memory),
-        *("-object", _ram("ram0", ram_file, shape.memory_mib)),
+        *("-object", _memfd(shape) if memfd else _ram("ram0", ram_file, shape.memory_mib)),
         *("-machine", f"{shape.qemu_machine}{devices},memory-backend=ram0"),
         *("-kernel", str(image.kernel), "-initrd", str(image.initrd), "-append", append),
         *options,
         *("-qmp", f"unix:{qmp_path},server=on,wait=off"),
     ]
+
+
+def _memfd(shape: GuestShape) -> str:
+    return f"memory-backend-memfd,id=ram0,size={shape.memory_mib}M,share=on"
 
 
 def _ram(name: str, path: Path, mib: int) -> str:
