@@ -495,7 +495,8 @@ int pageferry_server_event(struct pageferry_server *server, struct pageferry_ser
 /* Readable while there are events; owned by the server. */
 int pageferry_server_event_fd(struct pageferry_server *server);
 
-/* Answer of grpc.health.v1 on the data port: 1 serving, 0 not serving. */
+/* Answer of grpc.health.v1 on the data port: 1 serving, 0 not serving, as a new server is. Not serving, a call that names
+ * an image which is not there ends with GOING_AWAY: its client asks again. */
 void pageferry_server_health(struct pageferry_server *server, uint32_t serving);
 /* No new calls (GOING_AWAY), open calls end with GOING_AWAY once what they owe is answered. */
 void pageferry_server_drain(struct pageferry_server *server);

@@ -334,7 +334,7 @@ uint32_t pageferry_vm_histogram(struct pageferry_vm *vm, uint32_t index, uint64_
 void pageferry_vm_pages(struct pageferry_vm *vm, struct pageferry_pages *pages)
 {
     pages->total = vm->loop.table.page_count;
-    table_count(&vm->loop.table, pages->state);
+    counts_read(&vm->loop.engine.counts, pages->state);
 }
 
 uint64_t pageferry_vm_states(struct pageferry_vm *vm, uint64_t first, uint64_t count, uint8_t *states)

@@ -152,7 +152,7 @@ bool fill_plan(struct fill *fill, uint64_t now_ns)
     uint32_t flights_max;
     bool exhausted = false;
 
-    if (now_ns < fill->due_ns || fill->engine->counts[PAGE_MISSING] == 0)
+    if (now_ns < fill->due_ns || counts_of(&fill->engine->counts, PAGE_MISSING) == 0)
         return false;
     choose(fill, now_ns, &pages_max, &flights_max);
     fill->paced_ns = 0;
@@ -179,7 +179,7 @@ bool fill_sweep(struct fill *fill)
 {
     bool units = fill->engine->regions->unit_pages > 1;
 
-    if (fill->engine->counts[PAGE_CACHED] == 0 || (units && fill->swept))
+    if (counts_of(&fill->engine->counts, PAGE_CACHED) == 0 || (units && fill->swept))
         return false;
     if (fill->sweep_page >= fill->engine->regions->page_count)
         fill->sweep_page = 0;
@@ -193,7 +193,7 @@ uint64_t fill_next_ns(const struct fill *fill, uint64_t now_ns)
 {
     uint64_t next_ns = fill->due_ns > fill->paced_ns ? fill->due_ns : fill->paced_ns;
 
-    return next_ns > now_ns && fill->engine->counts[PAGE_MISSING] > 0 ? next_ns : UINT64_MAX;
+    return next_ns > now_ns && counts_of(&fill->engine->counts, PAGE_MISSING) > 0 ? next_ns : UINT64_MAX;
 }
 
 void fill_start(struct fill *fill, struct engine *engine, struct stats *stats, struct port *port)

@@ -208,7 +208,7 @@ void loop_let_go(struct loop *loop)
 {
     struct kernel_span span;
 
-    loop->let_go = loop->engine.counts[PAGE_POISONED] == 0;
+    loop->let_go = counts_of(&loop->engine.counts, PAGE_POISONED) == 0;
     for (uint32_t i = 0; i < loop->regions.count && loop->let_go; i++) {
         const struct region *region = &loop->regions.by_page[i];
         regions_span(&loop->regions, region->first_page, region->page_count, &span);
@@ -221,7 +221,8 @@ void loop_let_go(struct loop *loop)
 /* Everything is the guest's. */
 static void complete(struct loop *loop)
 {
-    struct pageferry_event event = {.kind = PAGEFERRY_EVENT_COMPLETE, .value = loop->engine.counts[PAGE_POISONED]};
+    struct pageferry_event event = {.kind = PAGEFERRY_EVENT_COMPLETE,
+                                    .value = counts_of(&loop->engine.counts, PAGE_POISONED)};
 
     loop->stage = LOOP_COMPLETE;
     if (!loop->handed_on)
@@ -369,7 +370,7 @@ static bool fill(struct loop *loop)
         loop->fill.doubtful = false;
     }
     if (loop->background && loop->stage >= first && loop->stage < LOOP_COMPLETE && loop_knows_pages(loop) &&
-        loop->engine.counts[PAGE_MISSING] > 0) {
+        counts_of(&loop->engine.counts, PAGE_MISSING) > 0) {
         loop->fill.urgent_bytes = link_arrived_bytes(&loop->urgent.link, loop->now_ns);
         more |= fill_plan(&loop->fill, loop->now_ns);
     }

@@ -71,7 +71,7 @@ static bool map_is_final(struct loop *loop, uint64_t cookie)
 static bool may_come_behind(struct loop *loop, uint64_t cookie)
 {
     bool may = loop->regions.unit_pages <= UNIT_BEHIND_PAGES_MAX ||
-               loop->engine.counts[PAGE_MISSING] + loop->engine.counts[PAGE_WANTED] == 0;
+               counts_of(&loop->engine.counts, PAGE_MISSING) + counts_of(&loop->engine.counts, PAGE_WANTED) == 0;
 
     if (!may)
         orders_refuse(loop, cookie, PF_REASON_UNSUPPORTED,

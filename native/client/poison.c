@@ -158,7 +158,7 @@ static bool answer(struct loop *loop, const struct poison_job *job)
 static void let_go_perhaps(struct loop *loop)
 {
     if (loop->stage == LOOP_COMPLETE && !loop->let_go && !loop->handed_on && engine_settled(&loop->engine) &&
-        loop->engine.counts[PAGE_POISONED] == 0)
+        counts_of(&loop->engine.counts, PAGE_POISONED) == 0)
         loop_let_go(loop);
 }
 

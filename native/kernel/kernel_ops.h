@@ -4,7 +4,7 @@
  * come of it. kernel/uffd.c is Linux; tests/native/sim_kernel.c is a page cache in memory that obeys the same rules,
  * crashes on request and knows every byte. The engine cannot tell them apart.
  *
- * An errno is born and dies below this line. What the engine learns is one of seven results, and how far the call
+ * An errno is born and dies below this line. What the engine learns is one of eight results, and how far the call
  * came before it stopped.
  */
 #ifndef PAGEFERRY_KERNEL_OPS_H
@@ -22,6 +22,7 @@ enum kernel_result {
     KERNEL_LATER,      /* events are waiting unread: read them, then try again */
     KERNEL_FULL,       /* no memory: tmpfs, cgroup or machine; try again after a while */
     KERNEL_GONE,       /* the VMM's address space is gone */
+    KERNEL_BROKEN,     /* map, populate: the page at done_bytes lies in memory with an error; its bytes are gone */
     KERNEL_REFUSED     /* the kernel will not do this, now or later: a hand-off that lied, a kernel without
                           UFFDIO_POISON, or a bug of ours. Nothing was done to the page at done_bytes: hold it back and
                           say so; its threads sleep on, which is safe */

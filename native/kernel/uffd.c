@@ -17,6 +17,7 @@
  *   EFAULT of the others
  *   ENOMEM, ENOSPC       FULL                                                  test_full_tmpfs
  *   ESRCH                GONE                                                  test_gone_after_exit
+ *   EIO of CONTINUE      BROKEN                                                test_broken_memory, which plays the answer
  *   all else             REFUSED                                               test_refused_*
  *
  * Where the kernel maps units larger than a page (huge pages of a pool), the calls that map take whole units only. A zero
@@ -24,9 +25,6 @@
  * of private units is a COPY out of the staging file, which forgets them then. EEXIST of these copies says nothing: it
  * also comes from an empty pool (Linux 6.18, test_full_pool_says_eexist). The VMM's page table knows better; where we may
  * not look, the pool does.
- *
- * EIO of CONTINUE: the page in the cache has a memory error. The guest gets what it would get without us, an access
- * that fails: UFFDIO_POISON, and on we go (test_map_of_broken_memory_is_poison; the error itself is played there).
  *
  * Where no mapping is left nobody else would wake who slept there: that is done here, before ABSENT is returned.
  */
@@ -135,6 +133,8 @@ static enum kernel_result meaning(const struct uffd *uffd, const struct rest *re
         result = KERNEL_ALREADY;
     else if (error == ESRCH)
         result = KERNEL_GONE;
+    else if (error == EIO && attempt == attempt_map)
+        result = KERNEL_BROKEN;
     else if (error == ENOMEM || error == ENOSPC)
         result = KERNEL_FULL;
     else if (error == ENOENT || ((error == EINVAL || error == EFAULT) && beyond_end(uffd, rest)))
@@ -174,8 +174,6 @@ static struct kernel_outcome along(const struct uffd *uffd, const struct kernel_
 
     while (rest.length_bytes != 0) {
         struct attempt made = attempt(uffd, &rest, piece_bytes);
-        if (made.error == EIO && attempt == attempt_map)
-            made = attempt_poison(uffd, &rest, unit_bytes);
         if (made.error == 0 && made.field <= 0)
             made.field = (int64_t)piece_bytes; /* a kernel that says 0 and nothing: all of it */
         outcome.parts += made.error == EAGAIN && made.field > 0;

@@ -18,6 +18,12 @@ static enum kernel_result file_meaning(int error)
     return error == ENOSPC || error == ENOMEM || error == EDQUOT ? KERNEL_FULL : KERNEL_REFUSED;
 }
 
+/* EIO: the page that lies there has a memory error (mm/shmem.c, shmem_write_begin). */
+static enum kernel_result write_meaning(int error)
+{
+    return error == EIO ? KERNEL_BROKEN : file_meaning(error);
+}
+
 static struct kernel_outcome outcome_of(enum kernel_result result, uint64_t done_bytes)
 {
     return (struct kernel_outcome){.result = result, .done_bytes = done_bytes / KERNEL_PAGE_BYTES * KERNEL_PAGE_BYTES};
@@ -37,7 +43,7 @@ static struct kernel_outcome write_file(int file, const struct kernel_span *span
         if (rc > 0)
             done_bytes += (uint64_t)rc;
         else if (rc == 0 || errno != EINTR)
-            return outcome_of(rc == 0 ? KERNEL_REFUSED : file_meaning(errno), done_bytes);
+            return outcome_of(rc == 0 ? KERNEL_REFUSED : write_meaning(errno), done_bytes);
     }
     return outcome_of(KERNEL_MAPPED, done_bytes);
 }

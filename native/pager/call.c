@@ -120,6 +120,9 @@ struct kernel_outcome place_call(struct engine *engine, enum call call, uint64_t
     case KERNEL_GONE:
         went_gone(engine, page);
         break;
+    case KERNEL_BROKEN:
+        place_broken(engine, page + outcome.done_bytes / PAGE_BYTES);
+        break;
     case KERNEL_REFUSED:
         if (call != CALL_WAKE && call != CALL_POISON)
             place_hold(engine, page + outcome.done_bytes / PAGE_BYTES, "the kernel refuses it: the page is held back");
@@ -133,7 +136,7 @@ enum placing place_status(enum kernel_result result)
     static const enum placing statuses[] = {
         [KERNEL_MAPPED] = PLACING_DONE, [KERNEL_ALREADY] = PLACING_LATER, [KERNEL_ABSENT] = PLACING_LATER,
         [KERNEL_LATER] = PLACING_LATER, [KERNEL_FULL] = PLACING_FULL,     [KERNEL_GONE] = PLACING_GONE,
-        [KERNEL_REFUSED] = PLACING_HELD,
+        [KERNEL_BROKEN] = PLACING_HELD,   [KERNEL_REFUSED] = PLACING_HELD,
     };
 
     return statuses[result];

@@ -380,9 +380,10 @@ uint64_t engine_sweep(struct engine *engine, uint64_t first_page, uint64_t page_
 
 bool engine_settled(const struct engine *engine)
 {
-    uint64_t lacking = engine->counts[PAGE_MISSING] + engine->counts[PAGE_WANTED] + engine->held_count;
+    const struct counts *counts = &engine->counts;
+    uint64_t lacking = counts_of(counts, PAGE_MISSING) + counts_of(counts, PAGE_WANTED) + engine->held_count;
 
     return wait_armed(engine)
-               ? lacking + engine->counts[PAGE_CACHED] + engine->unclean_count + engine->clearing_count == 0
+               ? lacking + counts_of(counts, PAGE_CACHED) + engine->unclean_count + engine->clearing_count == 0
                : lacking == 0;
 }

@@ -20,6 +20,7 @@
 #include "../base/stats.h"
 #include "../base/trace.h"
 #include "../kernel/kernel_ops.h"
+#include "counts.h"
 #include "region.h"
 #include "table.h"
 
@@ -109,7 +110,7 @@ struct engine {
     uint64_t zap_count;
     uint32_t last_result;    /* of the newest kernel call, for the trace */
     uint32_t parked_count;
-    uint64_t counts[PAGE_STATE_COUNT];
+    struct counts counts;    /* other threads may read these, and nothing else here */
     struct engine_parked parked[ENGINE_PARKED_MAX];
     struct engine_recent_ask recent_asks[ENGINE_RECENT_ASKS];
 };

@@ -89,7 +89,7 @@ static bool alike(const struct judgement *a, const struct judgement *b)
 
 static void ask_later(struct engine *engine, uint64_t page, uint64_t count, uint64_t due_ns)
 {
-    for (uint64_t i = 0; i < count && engine->counts[PAGE_WANTED] > 0; i++)
+    for (uint64_t i = 0; i < count && counts_of(&engine->counts, PAGE_WANTED) > 0; i++)
         engine_ask_later(engine, page + i, due_ns);
 }
 

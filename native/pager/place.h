@@ -17,7 +17,7 @@ enum placing {
     PLACING_LATER, /* events wait unread, or the VMM is just dropping something: try again soon */
     PLACING_FULL,  /* no memory: try again after a while */
     PLACING_GONE,
-    PLACING_HELD   /* it cannot be done at all: the page is held back */
+    PLACING_HELD   /* it cannot be done at all: the page is held back, or lost */
 };
 
 /* For a run: pages that are settled, from its start, and how it ended for the page behind them. */
@@ -94,6 +94,8 @@ enum placing place_punch(struct engine *engine, uint64_t page, uint64_t count);
 /* POISON, of a page that is not: claims it, drops its bytes, marks it, and has it told. What cannot be done now is
  * owed. What shares its unit is lost with it. Returns pages that were not lost before. */
 uint64_t place_lost(struct engine *engine, uint64_t page, uint64_t version);
+/* The same, in the middle of a call that found its memory broken: claims it; all else is owed, and due. */
+void place_broken(struct engine *engine, uint64_t page);
 /* A unit of which something is lost, and not all: claims and drops the rest. */
 void place_lost_rest(struct engine *engine, uint64_t first_page);
 /* Sets the marker of a page that is claimed so, and its unit; who waits there wakes into it. */

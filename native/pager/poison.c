@@ -134,6 +134,19 @@ uint64_t place_lost(struct engine *engine, uint64_t page, uint64_t version)
     return lost;
 }
 
+void place_broken(struct engine *engine, uint64_t page)
+{
+    uint64_t word = table_word(engine->table, page);
+
+    if (is_lost(word))
+        return;
+    claim_lost(engine, page, version_at_a_loss(engine, page));
+    if (unit_many(engine))
+        claim_rest(engine, regions_unit(engine->regions, page));
+    engine->owed_due_ns = engine->now_ns;
+    wait_note(engine, page, 1, word, PAGE_EVENT_LOST, PAGE_ACTION_POISON);
+}
+
 void place_lost_rest(struct engine *engine, uint64_t first_page)
 {
     claim_rest(engine, first_page);
@@ -154,7 +167,7 @@ static void hold(struct engine *engine, uint64_t first_page)
 
 void engine_dropped(struct engine *engine, uint64_t first_page, uint64_t page_count)
 {
-    for (uint64_t page = first_page; page < first_page + page_count && engine->counts[PAGE_POISONED] > 0; page++)
+    for (uint64_t page = first_page; page < first_page + page_count && counts_of(&engine->counts, PAGE_POISONED) > 0; page++)
         if (engine_clings(engine, page))
             place_store(engine, page, table_word(engine->table, page) & ~PAGE_STALE);
 }

@@ -41,7 +41,7 @@ bool unit_whole(const struct engine *engine, uint64_t first_page)
 {
     struct tally tally;
 
-    for (uint64_t i = engine->regions->unit_pages; i-- > 0 && engine->counts[PAGE_POISONED] == 0;) {
+    for (uint64_t i = engine->regions->unit_pages; i-- > 0 && counts_of(&engine->counts, PAGE_POISONED) == 0;) {
         uint64_t word = table_word(engine->table, first_page + i);
         if (page_state(word) == PAGE_MISSING || page_state(word) == PAGE_WANTED || page_held(word))
             return false;

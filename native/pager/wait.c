@@ -132,7 +132,7 @@ void engine_ask_later(struct engine *engine, uint64_t page, uint64_t due_ns)
 
 void engine_asks_lost(struct engine *engine)
 {
-    uint64_t left = engine->counts[PAGE_WANTED];
+    uint64_t left = counts_of(&engine->counts, PAGE_WANTED);
     uint32_t kept = 0;
 
     for (uint32_t i = 0; i < engine->parked_count; i++)

@@ -22,7 +22,7 @@ static bool clearing(uint64_t word)
 
 static void note_outstanding(struct engine *engine)
 {
-    uint64_t now = engine->counts[PAGE_WANTED];
+    uint64_t now = counts_of(&engine->counts, PAGE_WANTED);
 
     stats_set(engine->stats, STATS_asks_outstanding, now);
     if (now > stats_get(engine->stats, STATS_asks_outstanding_max))
@@ -42,8 +42,7 @@ void place_store(struct engine *engine, uint64_t page, uint64_t after)
     engine->owed_count += (uint64_t)page_owed(after) - (uint64_t)page_owed(before);
     engine->clearing_count += (uint64_t)clearing(after) - (uint64_t)clearing(before);
     if (was != is) {
-        engine->counts[was]--;
-        engine->counts[is]++;
+        counts_move(&engine->counts, was, is);
         if (was == PAGE_WANTED || is == PAGE_WANTED)
             note_outstanding(engine);
     }
@@ -62,7 +61,10 @@ void place_word(struct engine *engine, uint64_t page, enum page_state state, boo
 
 void place_count(struct engine *engine)
 {
-    table_count(engine->table, engine->counts);
+    uint64_t pages[PAGE_STATE_COUNT];
+
+    table_count(engine->table, pages);
+    counts_set(&engine->counts, pages);
     engine->sum = table_manifest(engine->table);
     engine->unclean_count = engine->held_count = engine->owed_count = engine->clearing_count = 0;
     for (uint64_t page = 0; page < engine->table->page_count; page++) {

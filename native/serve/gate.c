@@ -253,9 +253,11 @@ uint32_t gate_image(struct service *service, const struct gate_pass *pass, struc
     if (reason != 0)
         return reason;
     *image = images_take(&service->images, name);
-    if (*image == NULL)
-        return refuse(PF_REASON_NO_SUCH_IMAGE, "this server has no image of this name", why);
-    if ((*image)->live && pass->session == NULL && pass->wish != GATE_LOOK) {
+    if (*image == NULL && atomic_load(&service->serving) == 0)
+        reason = refuse(PF_REASON_GOING_AWAY, "this server has not read all of its images yet", why);
+    else if (*image == NULL)
+        reason = refuse(PF_REASON_NO_SUCH_IMAGE, "this server has no image of this name", why);
+    else if ((*image)->live && pass->session == NULL && pass->wish != GATE_LOOK) {
         images_release(*image);
         *image = NULL;
         reason = refuse(PF_REASON_NOT_ALLOWED, "the memory of a running VM is served to its session alone", why);

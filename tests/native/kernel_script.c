@@ -110,7 +110,7 @@ static const char *const act_verbs[] = {
 
 static const char *const result_words[] = {
     [KERNEL_MAPPED] = "mapped", [KERNEL_ALREADY] = "already", [KERNEL_ABSENT] = "absent",   [KERNEL_LATER] = "later",
-    [KERNEL_FULL] = "full",     [KERNEL_GONE] = "gone",       [KERNEL_REFUSED] = "refused",
+    [KERNEL_FULL] = "full",     [KERNEL_GONE] = "gone",       [KERNEL_REFUSED] = "refused", [KERNEL_BROKEN] = "broken",
 };
 
 static struct kernel_outcome call(struct side *side, enum sim_call which, const struct step *step)

@@ -61,7 +61,7 @@ static void missing_data_unarmed_is_cached(void)
     CHECK_EQ(bed_news(ENGINE_DATA, 2, 4, V1), 4);
     CHECK_EQ(bed.sim.calls[SIM_POPULATE], 1); /* one call for the run */
     CHECK_EQ(bed_word(2), page_word(PAGE_CACHED, false, V1));
-    CHECK_EQ(bed.engine.counts[PAGE_CACHED], 4);
+    CHECK_EQ(counts_of(&bed.engine.counts, PAGE_CACHED), 4);
     CHECK_EQ(bed_news(ENGINE_DATA, 2, 1, V1), 0); /* not newer */
     CHECK_EQ(bed_counter(STATS_dropped_pages_total), 1);
     CHECK_EQ(bed_news(ENGINE_DATA, 2, 1, V2), 1);

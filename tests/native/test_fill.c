@@ -127,7 +127,7 @@ static void test_ranges(void)
     brings(0, PF_LIMIT_BULK_RANGE_IDLE_PAGES, PF_RUN_KIND_DATA);
     ends(0, 0);
     turns();
-    CHECK_EQ(engine.counts[PAGE_CACHED], PF_LIMIT_BULK_RANGE_IDLE_PAGES);
+    CHECK_EQ(counts_of(&engine.counts, PAGE_CACHED), PF_LIMIT_BULK_RANGE_IDLE_PAGES);
     CHECK_EQ(plan(), 1);
     end();
 }
@@ -197,15 +197,15 @@ static void test_a_bounded_piece_a_turn(void)
     plan();
     brings(0, 64, PF_RUN_KIND_DATA);
     CHECK(fill_take(&fill, now_ns));
-    CHECK_EQ(engine.counts[PAGE_CACHED], 16);
+    CHECK_EQ(counts_of(&engine.counts, PAGE_CACHED), 16);
     CHECK(!ring_take(&port.back, &slot)); /* still in use */
     turns();
-    CHECK_EQ(engine.counts[PAGE_CACHED], 64);
+    CHECK_EQ(counts_of(&engine.counts, PAGE_CACHED), 64);
     CHECK(ring_take(&port.back, &slot));
     CHECK_EQ(slot, 0);
     brings(64, PAGES - 64, PF_RUN_KIND_ZERO);
     CHECK(turns() >= 3);
-    CHECK_EQ(engine.counts[PAGE_ZERO], PAGES - 64);
+    CHECK_EQ(counts_of(&engine.counts, PAGE_ZERO), PAGES - 64);
     end();
 }
 
@@ -304,7 +304,7 @@ static void test_sweep(void)
     while (fill_sweep(&fill) && calls++ < 100)
         ;
     CHECK(calls < 100);
-    CHECK_EQ(engine.counts[PAGE_OWNED], 64);
+    CHECK_EQ(counts_of(&engine.counts, PAGE_OWNED), 64);
     end();
 }
 
@@ -316,7 +316,7 @@ static void test_nothing_left(void)
     for (uint32_t i = 0; i < asked_count; i++)
         ends(asked[i].first_page, 0);
     turns();
-    CHECK_EQ(engine.counts[PAGE_MISSING], 0);
+    CHECK_EQ(counts_of(&engine.counts, PAGE_MISSING), 0);
     CHECK_EQ(plan(), 0);
     CHECK(fill_next_ns(&fill, now_ns) == UINT64_MAX);
     CHECK(!fill_plan(&fill, now_ns));

@@ -59,6 +59,7 @@ static int set(const char *name, const char *image, uint32_t rights)
 static void begin(void)
 {
     memset(&service, 0, sizeof(service));
+    atomic_store(&service.serving, 1);
     CHECK_EQ(sessions_open(&service.sessions), 0);
     CHECK_EQ(images_add(&service.images, &file), 0);
     CHECK_EQ(images_add(&service.images, &live), 0);
@@ -160,6 +161,10 @@ static void test_without_a_session(void)
     CHECK_EQ(gate_image(&service, &pass, text("live"), &image, &why), PF_REASON_NOT_ALLOWED);
     CHECK(image == NULL);
     CHECK_EQ(gate_image(&service, &pass, text("nobody"), &image, &why), PF_REASON_NO_SUCH_IMAGE);
+    atomic_store(&service.serving, 0); /* it may come still */
+    CHECK_EQ(gate_image(&service, &pass, text("nobody"), &image, &why), PF_REASON_GOING_AWAY);
+    CHECK_EQ(gate_image(&service, &pass, text("file"), &image, &why), 0);
+    images_release(image);
     CHECK_EQ(gate_call(&worker, &headers, GATE_LOOK, sockets[0], &pass, &why), 0);
     CHECK_EQ(gate_image(&service, &pass, text("live"), &image, &why), 0);
     images_release(image);

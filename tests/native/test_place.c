@@ -338,6 +338,59 @@ static void what_the_kernel_refuses_is_held_back(void)
     CHECK_EQ(bed_told().flags, LOG_HELD);
 }
 
+/* Lost and marked, with no byte left in the cache; its entry of the log is the one there is. */
+static void check_lost(uint64_t page, uint64_t entries)
+{
+    struct table_log_entry told;
+
+    CHECK_EQ(bed_state(page), PAGE_POISONED);
+    bed_later(MS);
+    CHECK_EQ(bed_untold(), entries);
+    told = bed_told();
+    CHECK_EQ(told.kind, LOG_POISONED);
+    CHECK_EQ(told.page, page);
+    CHECK_EQ(bed.sim.pages[page].pte, SIM_PTE_POISON);
+    CHECK(!bed.sim.pages[page].present);
+}
+
+static void broken_memory_is_lost_and_told_once(void)
+{
+    bed_begin(false);
+    engine_mark_stale(&bed.engine, 9, 3);
+    bed_news(ENGINE_DATA, 0, 4, V1);
+    bed_force(SIM_POPULATE, KERNEL_BROKEN, 0, 1);
+    bed_news(ENGINE_DATA, 20, 1, V1);
+    engine_arm(&bed.engine);
+    check_lost(20, 1);
+    bed_force(SIM_MAP, KERNEL_BROKEN, 0, 1);
+    bed_fault(0, 3);
+    CHECK(bed.sim.threads[0].sleeps);
+    check_lost(3, 1);
+    CHECK(!bed.sim.threads[0].sleeps);
+    bed_force(SIM_MAP, KERNEL_BROKEN, 1, 1);
+    CHECK_EQ(bed_news(ENGINE_DATA, 9, 3, V1), 3);
+    check_lost(10, 1);
+    CHECK_EQ(bed_reads(9), bed_token_of_page(9, V1));
+    CHECK_EQ(bed_reads(11), bed_token_of_page(11, V1));
+    bed_fault(1, 3);
+    bed_later(MS);
+    CHECK_EQ(bed_untold(), 0);
+    CHECK_EQ(bed_counter(STATS_alarms_total), 0);
+}
+
+/* Its worker dies before the marker is set: the successor sets it, and tells of it. */
+static void broken_memory_is_told_by_a_successor(void)
+{
+    bed_begin(false);
+    bed_news(ENGINE_DATA, 0, 4, V1);
+    engine_arm(&bed.engine);
+    bed_force(SIM_MAP, KERNEL_BROKEN, 0, 1);
+    bed_fault(0, 3);
+    bed_succeed(false);
+    check_lost(3, 1);
+    CHECK(!bed.sim.threads[0].sleeps);
+}
+
 /* --------------------------------------------------------------------------------------------------------- takeover */
 
 static jmp_buf killed;
@@ -506,6 +559,8 @@ int main(void)
     RUN(a_copy_without_a_mapping);
     RUN(a_zeropage_without_a_mapping_has_nothing_to_lose);
     RUN(what_the_kernel_refuses_is_held_back);
+    RUN(broken_memory_is_lost_and_told_once);
+    RUN(broken_memory_is_told_by_a_successor);
     RUN(a_successor_of_a_copy_does_not_overwrite);
     RUN(a_successor_of_a_write_writes_again);
     RUN(a_successor_of_zeropage_does_not_punch);

@@ -562,6 +562,31 @@ static void held_on_an_old_kernel(void)
     CHECK(real_apart(held_where_it_is_denied));
 }
 
+/* Memory errors cannot be made here, so the kernel's answer to each is played. */
+static int where_all_memory_is_broken(void)
+{
+    check_bad = 0;
+    CHECK(prepare(REAL_MEMFD, false, true));
+    CHECK(real_deny_ioctl(UFFDIO_CONTINUE, EIO));
+    CHECK_EQ(client_open(&vm), 0);
+    CHECK(HEAR_UNTIL(vm.seen[PAGEFERRY_EVENT_POPULATED] > 0));
+    CHECK(armed());
+    for (uint64_t page = 0; page < SERVER_PAGES; page++)
+        CHECK_EQ(reads(page), server_holds(page) ? REAL_SIGBUS : 0);
+    CHECK(HEAR_UNTIL(vm.seen[PAGEFERRY_EVENT_COMPLETE] > 0));
+    hear();
+    for (uint64_t page = 0; page < SERVER_PAGES; page++)
+        CHECK_EQ(told.lost[page], server_holds(page) && cache_is_empty(page));
+    CHECK_EQ(client_counter(&vm, STATS_alarms_total), 0);
+    end();
+    return check_bad;
+}
+
+static void memory_errors_here(void)
+{
+    CHECK(real_apart(where_all_memory_is_broken));
+}
+
 static void what_this_kernel_can(void)
 {
     struct real_options options = {.memory = REAL_MEMFD, .pages = 1};
@@ -836,6 +861,7 @@ int main(int argc, char **argv)
         SKIP(a_huge_page_is_lost_whole, "no huge pages: raise vm.nr_hugepages by 2");
     RUN(orders_that_make_no_sense);
     RUN(what_this_kernel_can);
+    RUN(memory_errors_here);
     RUN(held_by_a_setting);
     RUN(held_on_an_old_kernel);
     RUN(a_vmm_lets_go_of_private_memory);

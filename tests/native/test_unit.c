@@ -99,6 +99,21 @@ static void one_that_is_held_back_keeps_it_from_being_mapped(void)
     CHECK(!engine_settled(&bed.engine));
 }
 
+static void broken_memory_takes_the_unit_along(void)
+{
+    begin(false);
+    bed_force(SIM_MAP, KERNEL_BROKEN, 0, 1);
+    bed_fault(0, 3);
+    bed_news(ENGINE_DATA, 0, 8, V1);
+    CHECK_EQ(in_state(0, PAGE_POISONED), UNIT);
+    bed_later(MS);
+    CHECK_EQ(bed_untold(), UNIT);
+    CHECK(!bed.sim.threads[0].sleeps);
+    CHECK_EQ(bed.sim.pages[5].pte, SIM_PTE_POISON);
+    CHECK(!bed.sim.pages[5].present);
+    CHECK_EQ(bed_counter(STATS_alarms_total), 0);
+}
+
 /* A hole under a unit that is claimed was punched by the VMM: it reads zero for ever. */
 static void a_hole_under_a_claimed_unit_reads_zero(void)
 {
@@ -181,6 +196,7 @@ int main(void)
     RUN(one_fault_is_observed_once);
     RUN(stale_bytes_are_zeros_when_it_is_mapped);
     RUN(one_that_is_held_back_keeps_it_from_being_mapped);
+    RUN(broken_memory_takes_the_unit_along);
     RUN(a_hole_under_a_claimed_unit_reads_zero);
     RUN(no_room_for_a_private_unit_is_said_and_waited_for);
     RUN(claims_that_were_begun_are_finished);

@@ -124,18 +124,17 @@ class Life:
         with listener.accept(timeout_s=PATIENCE_S) as taken:
             if shim:
                 accept_handoff(taken.connection.fileno())
-            with self.room.server.up:
-                with self.room.lock:
-                    self.pager = self.room.client.open(
-                        taken,
-                        image=image,
-                        data_address=address,
-                        background=background,
-                        caller=caller,
-                        handed_on=self.stays_registered,
-                    )
-                self.stack.callback(self.close_pager)
-                self.wait(EventKind.ATTACHED)
+            with self.room.lock:
+                self.pager = self.room.client.open(
+                    taken,
+                    image=image,
+                    data_address=address,
+                    background=background,
+                    caller=caller,
+                    handed_on=self.stays_registered,
+                )
+            self.stack.callback(self.close_pager)
+            self.wait(EventKind.ATTACHED)
         self.guest.ready()
 
     def close_pager(self) -> None:

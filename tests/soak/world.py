@@ -9,7 +9,6 @@ import os
 import socket
 import stat
 import subprocess
-import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -51,9 +50,7 @@ def program(name: str) -> Path:
 
 
 class ImageServer:
-    """`pageserver serve`. One that is killed comes back at the same address, with the same images. While it
-    reads them it answers, and has none: so a VM is opened under `up`, when all are there.
-    """
+    """`pageserver serve`. One that is killed comes back at the same address, with the same images."""
 
     def __init__(self, folder: Path, images: Mapping[str, Path]) -> None:
         self._folder = folder
@@ -61,16 +58,14 @@ class ImageServer:
         self._process = self._start("127.0.0.1:0")
         self.address = str(self._process.ready["data"])
         self.kills = 0
-        self.up = threading.Lock()
 
     def _start(self, listen: str) -> Process:
         return serve(self._folder, self._images, listen=listen)
 
     def kill(self) -> None:
-        with self.up:
-            self._process.close()  # by SIGKILL
-            self.kills += 1
-            self._process = self._start(self.address)
+        self._process.close()  # by SIGKILL
+        self.kills += 1
+        self._process = self._start(self.address)
 
     def __enter__(self) -> Self:
         return self
