@@ -23,8 +23,8 @@
  * Where the kernel maps units larger than a page (huge pages of a pool), the calls that map take whole units only. A zero
  * page does not exist there: `zero` maps what fallocate has filled with zeros or, on private memory, copies zeros. `map`
  * of private units is a COPY out of the staging file, which forgets them then. EEXIST of these copies says nothing: it
- * also comes from an empty pool (Linux 6.18, test_full_pool_says_eexist). The VMM's page table knows better; where we may
- * not look, the pool does.
+ * also comes from an empty pool (Linux 6.18, test_full_pool_says_eexist). The VMM's page table knows better. Where we may
+ * not look, bytes count as not there, or they would be forgotten and lost; of zeros the pool tells well enough.
  *
  * Where no mapping is left nobody else would wake who slept there: that is done here, before ABSENT is returned.
  */
@@ -39,6 +39,7 @@
 
 #include "mapping.h"
 #include "uapi.h"
+#include "zap.h"
 
 #define KERNEL_PAGE_BYTES UINT64_C(4096)
 
@@ -87,20 +88,30 @@ static struct attempt attempt_zero(const struct uffd *uffd, const struct rest *r
     return attempted(rc, arg.zeropage);
 }
 
+/* Where writes are tracked a clean page has a marker of its own, which POISON finds in its way: it counts as written first
+ * (test_poison_where_writes_are_tracked). Where they are not there is no such range (ENOENT). */
 static struct attempt attempt_poison(const struct uffd *uffd, const struct rest *rest, uint64_t length_bytes)
 {
     struct uffdio_poison arg = {.range = {.start = rest->address, .len = length_bytes}, .updated = 0};
-    int rc = ioctl(uffd->fd, UFFDIO_POISON, &arg);
+    int rc = ioctl(uffd->fd, UFFDIO_POISON, &arg), freed;
 
+    if (rc < 0 && errno == EEXIST) {
+        freed = zap_count_written(uffd->fd, rest->address, view_unit_bytes(&uffd->view));
+        if (freed == -EAGAIN)
+            return (struct attempt){.error = EAGAIN};
+        arg.updated = 0;
+        rc = ioctl(uffd->fd, UFFDIO_POISON, &arg);
+    }
     return attempted(rc, arg.updated);
 }
 
 /* EEXIST of a COPY to a private unit: is it there? */
-static bool unit_is_mapped(const struct uffd *uffd, uint64_t address)
+static bool unit_is_mapped(const struct uffd *uffd, const struct rest *rest)
 {
-    int present = uffd->vmm_pid > 0 ? mapping_page_present(uffd->vmm_pid, address) : -EACCES;
+    int present = uffd->vmm_pid > 0 ? mapping_page_present(uffd->vmm_pid, rest->address) : -EACCES;
+    bool zeros = rest->bytes == uffd->view.zeros; /* to be there twice, or once more, is one to them */
 
-    return present >= 0 ? present == 1 : !view_pool_is_empty(uffd->view.unit_bytes);
+    return present >= 0 ? present == 1 : zeros && !view_pool_is_empty(uffd->view.unit_bytes);
 }
 
 static int wake(const struct uffd *uffd, uint64_t address, uint64_t length_bytes)
@@ -128,7 +139,7 @@ static enum kernel_result meaning(const struct uffd *uffd, const struct rest *re
     if (error == EAGAIN)
         result = KERNEL_LATER;
     else if (error == EEXIST && attempt == attempt_copy && uffd->view.kind == VIEW_STAGING)
-        result = unit_is_mapped(uffd, rest->address) ? KERNEL_ALREADY : KERNEL_FULL;
+        result = unit_is_mapped(uffd, rest) ? KERNEL_ALREADY : KERNEL_FULL;
     else if (error == EEXIST)
         result = KERNEL_ALREADY;
     else if (error == ESRCH)
@@ -191,7 +202,7 @@ static struct kernel_outcome along(const struct uffd *uffd, const struct kernel_
     return outcome;
 }
 
-/* Private units: what was gathered is copied in, and not needed any more; nor is it where something is mapped already. */
+/* Private units: what was gathered is copied in, and not needed any more. */
 static struct kernel_outcome map_staged(const struct uffd *uffd, const struct kernel_span *span)
 {
     struct kernel_outcome outcome;
@@ -199,7 +210,7 @@ static struct kernel_outcome map_staged(const struct uffd *uffd, const struct ke
 
     view_make_resident(&uffd->view, span);
     outcome = along(uffd, span, uffd->view.bytes + span->file_offset, attempt_copy);
-    done.length_bytes = outcome.done_bytes + (outcome.result == KERNEL_ALREADY ? uffd->view.unit_bytes : 0);
+    done.length_bytes = outcome.done_bytes;
     if (done.length_bytes != 0)
         view_punch(&uffd->view, -1, &done);
     return outcome;

@@ -50,7 +50,7 @@ static struct kernel_outcome call_kernel(struct engine *engine, enum call call, 
     return outcome;
 }
 
-static void went_full(struct engine *engine, uint64_t page)
+static void went_full(struct engine *engine, enum call call, uint64_t page)
 {
     stats_add(engine->stats, STATS_full_total, 1);
     if (!engine->full || engine->now_ns >= engine->full_until_ns) { /* longer with each try that failed */
@@ -61,13 +61,16 @@ static void went_full(struct engine *engine, uint64_t page)
     }
     if (!engine->full) {
         engine->full = true;
+        engine->full_of_staging = !takes_memory(engine, call);
         engine->out.report(engine->out.owner, ENGINE_REPORT_FULL, page, 0, "no memory for a page");
     }
 }
 
 static void went_well(struct engine *engine, enum call call, uint64_t page)
 {
-    if (engine->full && takes_memory(engine, call)) {
+    bool staging = call == CALL_POPULATE && engine->full_of_staging; /* that has its own memory */
+
+    if (engine->full && (takes_memory(engine, call) || staging)) {
         engine->full = false;
         engine->out.report(engine->out.owner, ENGINE_REPORT_FULL_OVER, page, 0, "there is memory again");
     }
@@ -115,7 +118,7 @@ struct kernel_outcome place_call(struct engine *engine, enum call call, uint64_t
         stats_add(engine->stats, STATS_later_total, 1);
         break;
     case KERNEL_FULL:
-        went_full(engine, page);
+        went_full(engine, call, page);
         break;
     case KERNEL_GONE:
         went_gone(engine, page);

@@ -87,6 +87,7 @@ struct engine {
     bool without_poison;     /* the kernel has no marker for lost pages: who touches one waits until it is cleared */
     bool gone;               /* the VMM is gone: every call returns at once */
     bool full;               /* the last populate, copy or zero found no memory */
+    bool full_of_staging;    /* of memory for what is gathered, not of the guest's */
     bool in_turn;            /* a batch is being worked on: no other may be read before it is done */
     bool rescan_wanted;      /* asks were lost beyond what can be parked: every WANTED page is asked again */
     uint64_t rescan_due_ns;

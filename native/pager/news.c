@@ -3,7 +3,9 @@
  * News of the server: which of it is accepted, and what is done with it. Before arming a version is taken when it is
  * no older than the floor and newer than what is held; afterwards only the version of the frozen map, which the floor
  * of a page names: a lower one is stale, a higher one cannot be. A page without a floor is one of an image that never
- * changes. A page whose poison was cleared here takes no news at all: only its version goes on being counted. What is refused and waited for is asked again; bytes that cannot be placed now are not kept.
+ * changes. A page whose poison was cleared here takes no news at all: only its version goes on being counted. Nor does
+ * a page that is here take the news that the server has lost it since: it may be the guest's, who has written to it. What
+ * is refused and waited for is asked again; bytes that cannot be placed now are not kept.
  */
 #include "engine.h"
 #include "place.h"
@@ -52,7 +54,7 @@ static enum verdict judge_version(const struct engine *engine, const struct engi
         verdict = VERDICT_ABOVE;
     else if (wait_armed(engine) && held == 0 && news->version < engine->frozen_version)
         verdict = VERDICT_STALE;
-    else if (!lacking && news->kind != ENGINE_POISON && news->version == held)
+    else if (!lacking && (news->version == held || (news->kind == ENGINE_POISON && wait_armed(engine))))
         verdict = VERDICT_DROP;
     return verdict;
 }

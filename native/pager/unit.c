@@ -193,8 +193,10 @@ static enum placing copy_private(struct engine *engine, uint64_t first_page)
     if (outcome.result != KERNEL_MAPPED && outcome.result != KERNEL_ABSENT && !placed)
         return place_status(outcome.result);
     claim(engine, first_page);
-    if (outcome.result != KERNEL_MAPPED)
+    if (outcome.result != KERNEL_MAPPED) {
+        call_unit(engine, CALL_PUNCH, first_page); /* what is staged is of no use any more */
         wake_unit(engine, first_page);
+    }
     return PLACING_DONE;
 }
 

@@ -420,22 +420,21 @@ static enum kernel_result populate_page(struct sim_kernel *sim, uint64_t page, c
     return KERNEL_MAPPED;
 }
 
-/* What was gathered is forgotten whether it is taken or not. */
+/* What was gathered is forgotten once it is taken. */
 static enum kernel_result map_staged_page(struct sim_kernel *sim, uint64_t page)
 {
     struct sim_page *facts = &sim->pages[page];
-    bool there = facts->pte == SIM_PTE_MAPPED;
 
     if (sim->table != NULL && !is_state(sim, page, PAGE_CACHED) && !is_state(sim, page, PAGE_ZERO))
         failed(sim, page, "a unit is copied that is not whole");
-    if (!there) {
-        map_page(sim, page);
-        facts->present = true;
-        facts->token = facts->staged ? facts->staged_token : 0;
-    }
+    if (facts->pte == SIM_PTE_MAPPED)
+        return KERNEL_ALREADY;
+    map_page(sim, page);
+    facts->present = true;
+    facts->token = facts->staged ? facts->staged_token : 0;
     facts->staged = false;
     facts->staged_token = 0;
-    return there ? KERNEL_ALREADY : KERNEL_MAPPED;
+    return KERNEL_MAPPED;
 }
 
 static enum kernel_result continue_page(struct sim_kernel *sim, uint64_t page, const uint8_t *bytes)

@@ -88,11 +88,14 @@ static struct model_outcome lost(const struct model_world *world, uint64_t word,
 {
     struct model_outcome told = outcome(MODEL_TAKEN, poisoned(world, version), true);
     struct model_outcome no = outcome(MODEL_STALE, word, false);
+    bool lacking = page_state(word) == PAGE_MISSING || page_state(word) == PAGE_WANTED;
 
     if (page_state(word) == PAGE_POISONED)
         told = outcome(MODEL_NOTHING, word, false);
     else if (refused(world, page_version(word), version, &no))
         told = no;
+    else if (!lacking && (world->armed || version == page_version(word)))
+        told = outcome(MODEL_DROPPED, word, false);
     return told;
 }
 

@@ -118,7 +118,7 @@ static void on_report(void *owner, enum engine_report report, uint64_t page, uin
         world->pages[page].held = true;
         return;
     }
-    if (report == ENGINE_REPORT_ALARM && world->sim.without_poison &&
+    if (report == ENGINE_REPORT_ALARM && world->sim.without_poison && !world->alarm_expected &&
         page_state(table_word(&world->table, page)) == PAGE_POISONED) {
         world->pages[page].held = true; /* lost before it was known that this kernel cannot poison */
         return;

@@ -354,6 +354,27 @@ static void a_version_between_floor_and_frozen_is_not_the_maps(void)
     CHECK_EQ(bed_news(ENGINE_POISON, 0, 1, V1), 1);
 }
 
+/* Bulk and a fault were under way for one page, and in between the server could not read it any more. */
+static void what_is_here_is_not_lost_by_the_servers_word(void)
+{
+    bed_begin(false);
+    bed_news(ENGINE_DATA, 1, 2, V1);
+    CHECK_EQ(bed_news(ENGINE_POISON, 1, 1, V1), 0);
+    CHECK_EQ(bed_state(1), PAGE_CACHED);
+    engine_arm(&bed.engine);
+    CHECK_EQ(bed_news(ENGINE_POISON, 2, 1, V1), 0);
+    bed_fault(0, 3);
+    bed_news(ENGINE_DATA, 3, 1, V1);
+    bed.sim.pages[3].token = 4711; /* by the guest */
+    engine_removed(&bed.engine, 4, 1);
+    CHECK_EQ(bed_news(ENGINE_POISON, 1, 4, V1), 0);
+    CHECK_EQ(bed_counter(STATS_dropped_pages_total), 6);
+    CHECK_EQ(bed_reads(3), 4711);
+    CHECK_EQ(bed_untold(), 0);
+    CHECK_EQ(bed_news(ENGINE_POISON, 5, 1, V1), 1); /* of what lacks it is news */
+    CHECK_EQ(bed_state(5), PAGE_POISONED);
+}
+
 /* The manifest is that of the versions, however they came about and in whatever order. */
 static void the_manifest_follows_the_versions(void)
 {
@@ -500,6 +521,7 @@ int main(void)
     RUN(a_page_that_is_late_is_asked_again_in_time);
     RUN(versions_armed_must_be_those_of_the_map);
     RUN(a_version_between_floor_and_frozen_is_not_the_maps);
+    RUN(what_is_here_is_not_lost_by_the_servers_word);
     RUN(the_manifest_follows_the_versions);
     RUN(a_floor_after_arming_is_an_alarm);
     RUN(cached_and_zero_armed_drop_news);

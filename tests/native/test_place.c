@@ -209,7 +209,7 @@ static void a_claimed_page_that_cannot_be_mapped_reads_events_first(void)
     CHECK_EQ(bed_state(3), PAGE_OWNED);
     CHECK_EQ(bed_counter(STATS_removes_total), 1);
     CHECK(!bed.sim.threads[0].sleeps); /* its VMM is not done: it faults again */
-    CHECK_EQ(bed_news(ENGINE_POISON, 3, 1, V1), 1);
+    CHECK_EQ(engine_lost(&bed.engine, 3, 1), 1);
     CHECK_EQ(bed_state(3), PAGE_POISONED);
 }
 

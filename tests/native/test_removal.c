@@ -252,9 +252,10 @@ static void poison_drops_the_bytes_and_stays(void)
     engine_arm(&bed.engine);
     bed_fault(0, 1); /* OWNED */
     bed_fault(1, 3); /* WANTED */
-    CHECK_EQ(bed_news(ENGINE_POISON, 0, 5, V1), 5);
+    CHECK_EQ(bed_news(ENGINE_POISON, 3, 1, V1), 1);
+    engine_lost(&bed.engine, 0, 5);
     for (uint64_t page = 0; page < 5; page++) {
-        CHECK_EQ(bed_word(page), page_word(PAGE_POISONED, false, V1));
+        CHECK_EQ(bed_state(page), PAGE_POISONED);
         CHECK_EQ(bed.sim.pages[page].pte, SIM_PTE_POISON);
         CHECK(!bed.sim.pages[page].present);
     }
@@ -277,7 +278,7 @@ static void poison_of_a_mapped_page_is_said(void)
 {
     bed_begin_armed(true);
     bed_news(ENGINE_DATA, 0, 1, V1);
-    CHECK_EQ(bed_news(ENGINE_POISON, 0, 1, V1), 1);
+    CHECK_EQ(engine_lost(&bed.engine, 0, 1), 1);
     CHECK_EQ(bed_told().flags, LOG_WAS_MAPPED | LOG_MAPPED);
     CHECK_EQ(bed_state(0), PAGE_POISONED);
     CHECK_EQ(bed_news(ENGINE_POISON, 1, 1, V1), 1);

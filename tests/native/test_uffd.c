@@ -15,6 +15,7 @@
 
 #include "check.h"
 #include "kernel/probe.h"
+#include "kernel/scan.h"
 #include "kernel/uapi.h"
 #include "real_vm.h"
 
@@ -126,6 +127,40 @@ static void test_poison(void)
         }
         real_end(&vm);
     }
+}
+
+/* Of memory whose writes are tracked a page that is clean has a marker of its own, also where it is absent or punched. It
+ * is poisoned all the same, and counts as written: a round tells the next target. */
+static void test_poison_where_writes_are_tracked(void)
+{
+    struct real_options options = {
+        .memory = REAL_MEMFD, .pages = PAGES, .features = UFFD_FEATURE_WP_HUGETLBFS_SHMEM | UFFD_FEATURE_WP_ASYNC,
+        .modes = UFFDIO_REGISTER_MODE_MISSING | UFFDIO_REGISTER_MODE_MINOR | UFFDIO_REGISTER_MODE_WP};
+    struct scan_range range;
+    uint64_t looked_end;
+    struct real_vm vm;
+    int pagemap_fd;
+
+    CHECK(real_start(&vm, &options));
+    pagemap_fd = scan_open(vm.pid, -1);
+    CHECK(pagemap_fd >= 0);
+    CHECK_OUTCOME(real_copy(&vm, 2, 4, 0x22), KERNEL_MAPPED, 4);
+    CHECK_EQ(scan_calls.reset(pagemap_fd, vm.address, vm.address + PAGES * REAL_PAGE), 0);
+    CHECK_EQ(scan_calls.dirty(pagemap_fd, vm.address, vm.address + PAGES * REAL_PAGE, &range, &looked_end), 0);
+    CHECK_OUTCOME(real_call(OPS->punch, &vm, 3, 2), KERNEL_MAPPED, 2);
+    real_begin(&vm, REAL_READ, 4, 1, 0);
+    CHECK(real_faults(&vm, 4, 0));
+    CHECK_OUTCOME(real_call(OPS->poison, &vm, 3, 2), KERNEL_MAPPED, 2);
+    CHECK_EQ(real_answer(&vm), REAL_SIGBUS);
+    CHECK_OUTCOME(real_call(OPS->poison, &vm, 10, 3), KERNEL_MAPPED, 3);
+    CHECK_EQ(real_do(&vm, REAL_READ, 12, 1, 0), REAL_SIGBUS);
+    CHECK_OUTCOME(real_call(OPS->poison, &vm, 10, 1), KERNEL_ALREADY, 0);
+    CHECK_OUTCOME(real_call(OPS->poison, &vm, 2, 1), KERNEL_ALREADY, 0); /* mapped */
+    CHECK_EQ(real_do(&vm, REAL_READ, 5, 1, 0), 0x22);
+    CHECK_EQ(scan_calls.dirty(pagemap_fd, vm.address + 3 * REAL_PAGE, vm.address + 5 * REAL_PAGE, &range, &looked_end), 1);
+    CHECK_EQ(range.end - range.start, 2 * REAL_PAGE);
+    close(pagemap_fd);
+    real_end(&vm);
 }
 
 /* The kernel lets every filling call replace a poison marker, save ZEROPAGE on private memory: whoever calls them must
@@ -331,6 +366,10 @@ int main(void)
     } else {
         SKIP(test_poison, "no UFFDIO_POISON: Linux 6.6");
     }
+    if (probe.facts[PROBE_DIRTY_TRACKING].verdict == PROBE_GOOD)
+        RUN(test_poison_where_writes_are_tracked);
+    else
+        SKIP(test_poison_where_writes_are_tracked, "no tracking of writes: Linux 6.7");
     RUN(test_already_mapped);
     RUN(test_already_in_the_cache);
     RUN(test_map_of_a_hole);

@@ -144,6 +144,17 @@ static void no_room_for_a_private_unit_is_said_and_waited_for(void)
     CHECK_EQ(bed_reads(3), bed_token_of_page(3, V1));
 }
 
+/* Staging has memory of its own: that it is there again is seen before a unit is whole. */
+static void no_room_to_stage_ends_with_the_next_write(void)
+{
+    begin(true);
+    bed_force(SIM_POPULATE, KERNEL_FULL, 0, 1);
+    CHECK_EQ(bed_news(ENGINE_DATA, 0, 2, V1), 0);
+    CHECK_EQ(bed.reports[ENGINE_REPORT_FULL], 1);
+    CHECK_EQ(bed_news(ENGINE_DATA, 0, 2, V1), 2);
+    CHECK_EQ(bed.reports[ENGINE_REPORT_FULL_OVER], 1);
+}
+
 /* The worker died between two of its claims: the unit was copied, and may have been written since. */
 static void claims_that_were_begun_are_finished(void)
 {
@@ -199,6 +210,7 @@ int main(void)
     RUN(broken_memory_takes_the_unit_along);
     RUN(a_hole_under_a_claimed_unit_reads_zero);
     RUN(no_room_for_a_private_unit_is_said_and_waited_for);
+    RUN(no_room_to_stage_ends_with_the_next_write);
     RUN(claims_that_were_begun_are_finished);
     RUN(a_copy_without_claims_is_found);
     RUN(a_private_unit_that_is_there_and_is_not_ours_is_not_claimed);
