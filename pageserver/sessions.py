@@ -79,7 +79,6 @@ class Sessions:
         self._records = records
         self._vms: Vms | None = None
         self._all: dict[str, Session] = {}
-        self._making = asyncio.Lock()
         self._ending = False
         self._tasks: set[asyncio.Task[None]] = set()
         self._news = asyncio.Event()
@@ -116,22 +115,32 @@ class Sessions:
 
     async def create(self, terms: Terms, vms: Vms) -> Session:
         """The same terms give the same session. PageferryError: there is none."""
-        async with self._making:
-            self.catch_up()
-            if (known := self._all.get(terms.session)) is not None:
-                return self._again(known, terms)
-            vm = self._free(terms, vms)
-            seen = await look(vm)
-            try:
-                self._learn_layout(vm, seen.facts)
-                if vm.gone or vms.get(terms.image) is not vm:
-                    raise PageferryError(Reason.NO_VMM, f"the VMM of {vm.name} has exited", "start it again")
-                session = self._made(terms, vm, seen)
-            except BaseException:
-                await seen.vmm.close()
-                raise
+        if (known := self._known(terms)) is not None:
+            return known
+        async with self._free(terms, vms).looking:
+            return self._known(terms) or await self._create(terms, vms)
+
+    async def _create(self, terms: Terms, vms: Vms) -> Session:
+        """A look takes as long as the VMM does: what held before it is asked once more."""
+        vm = self._free(terms, vms)
+        seen = await look(vm)
+        try:
+            self._learn_layout(vm, seen.facts)
+            if vm.gone or self._free(terms, vms) is not vm:
+                raise PageferryError(Reason.NO_VMM, f"the VMM of {vm.name} has exited", "start it again")
+            self._known(terms)  # another image may have got a session of this name
+            session = self._made(terms, vm, seen)
+        except BaseException:
+            await seen.vmm.close()
+            raise
         self._changed()
         return session
+
+    def _known(self, terms: Terms) -> Session | None:
+        """PageferryError: it has other terms."""
+        self.catch_up()
+        known = self._all.get(terms.session)
+        return None if known is None else self._again(known, terms)
 
     def _learn_layout(self, vm: Vm, facts: VmmFacts) -> None:
         if facts.below_4g_bytes:

@@ -5,6 +5,7 @@ The same for a VM that an earlier page server has left behind: its process is fo
 memory is not, for the userfaultfd that saw its writes has ended with that server.
 """
 
+import asyncio
 import os
 import secrets
 import signal
@@ -44,6 +45,7 @@ class Vm:
         self.handoff = handoff
         self.served = False
         self.arriving: Arriving | None = None  # a fault client brings its memory still, or waits to be let go
+        self.looking = asyncio.Lock()  # held while a session is made of it
         self._pidfd = pidfd
         self._process = HeldProcess(pidfd)
 

@@ -2,8 +2,9 @@
 """`faultclient migrate`: one move from one place. Makes the token, the session at both ends, and watches.
 
 It only asks and watches: if it is killed, the move goes on without it, and whoever calls it again with the
-session's name watches that move: the token is the target's by then, and nobody needs it a second time. Ctrl-C
-asks to cancel, and waits for what comes of that.
+session's name watches that move: the token is the target's by then. It is needed a second time by a fault
+client that was restarted, to tell the source that the move is over. Ctrl-C asks to cancel, and waits for what
+comes of that.
 """
 
 import asyncio
@@ -137,6 +138,14 @@ class Migration:
             raise PageferryError(Reason.CANCELLED, "it was cancelled before it had begun")
 
     async def _start(self) -> None:
+        try:
+            await self._ask_to_start()
+        except PageferryError:
+            await self._take_back()
+            raise
+        self._started = True
+
+    async def _ask_to_start(self) -> None:
         options = self._options
         request = faultclient_pb2.StartSessionRequest(
             session=options.session,
@@ -153,12 +162,7 @@ class Migration:
             rounds_max=options.rounds_max,
         )
         bearer = Ticket(options.session, self._token, 0, 0).authorization
-        try:
-            self._take("target", await self._target.ask("StartSession", request, [("authorization", bearer)]))
-        except PageferryError:
-            await self._take_back()
-            raise
-        self._started = True
+        self._take("target", await self._target.ask("StartSession", request, [("authorization", bearer)]))
 
     async def _take_back(self) -> None:
         """Nobody will come for the session at the source."""
@@ -170,9 +174,16 @@ class Migration:
     def _end_request(self) -> migrations_pb2.EndSessionRequest:
         return migrations_pb2.EndSessionRequest(session=self._options.session)
 
-    def _unheard_of(self) -> bool:
-        """The target has given up before it attached: the source does not know it, and hears it from us."""
-        return self.moving.phase("target") is Phase.ABORTED and self.moving.phase("source") is Phase.CREATED
+    async def _tell_source(self, phase: Phase | None) -> None:
+        """The target has given up. A source that knows no target yet hears it from us, any other from its
+        target alone: a fault client that was restarted has no token for that, until it is asked again."""
+        if phase is Phase.CREATED:
+            await self._take_back()
+        elif phase in (Phase.PRECOPY, Phase.SWITCHOVER) and not self.moving.watched_only:
+            try:
+                await self._ask_to_start()
+            except PageferryError as error:
+                self._say(f"the source has not heard that the target has given up: {error}")
 
     # --------------------------------------------------------------------------------------------- watching
 
@@ -183,11 +194,12 @@ class Migration:
                 tasks.create_task(self._follow("source", self._source)),
                 tasks.create_task(self._follow("target", self._target)),
             ]
-            taken_back = False
+            told: set[Phase | None] = set()
             while not all(self._ended(side) for side in SIDES):
-                if self._unheard_of() and not taken_back:
-                    taken_back = True
-                    await self._take_back()
+                at_source = self.moving.phase("source")
+                if self.moving.phase("target") is Phase.ABORTED and at_source not in told:
+                    told.add(at_source)
+                    await self._tell_source(at_source)
                     continue
                 self._changed.clear()
                 one_has = any(self._ended(side) for side in SIDES)

@@ -44,6 +44,9 @@ class HeldProcess:
 
     @property
     def ended(self) -> bool:
+        """Or not held any more."""
+        if self._pidfd < 0:
+            return True
         poll = select.poll()
         poll.register(self._pidfd, select.POLLIN)
         return bool(poll.poll(0))

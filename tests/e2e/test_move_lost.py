@@ -9,12 +9,13 @@ from collections.abc import Iterator
 
 import pytest
 
-from pageferry.phases import Phase
-from pageferry.reasons import Reason
+from pageferry.phases import ENDS, Phase
+from pageferry.reasons import ROWS, Reason
 from tests.support.footprint import unchanged
 from tests.support.move_guests import LIGHT, Guests, check_at_source, check_at_target
-from tests.support.move_pair import SOURCE, TARGET, VM, Move, Pair, Vms
+from tests.support.move_pair import SOURCE, TARGET, VM, Move, Pair, Session, Vms
 from tests.support.move_scenes import Play, loading, precopy, saving
+from tests.support.processes import Process, command
 from tests.support.qemu_versions import FetchError, fetch
 from tests.support.ramfile import run_folder
 from tests.support.requires import needs_userfaultfd
@@ -165,12 +166,34 @@ def test_the_fault_client_before_it_has_accepted(guests: Guests, play: Play) -> 
             pair.client.end(signal.SIGKILL)
             pair.take_again()
             assert scene.move.phase(TARGET) is Phase.ABORTED
-            if play is loading:  # else the source gives up by itself after some seconds without a target
-                assert scene.move.phase(SOURCE) is Phase.SWITCHOVER
+            if play is not saving:  # there the source gives up by itself after some seconds without a target
+                assert scene.move.phase(SOURCE) not in ENDS
             scene.move.start()
             scene.move.wait(SOURCE, Phase.ABORTED)
             scene.drop()
             check_at_source(vms.source, vms.target)
+
+
+@pytest.mark.parametrize("handed_over", [False, True])
+def test_the_fault_client_while_the_command_watches(guests: Guests, handed_over: bool) -> None:
+    """`faultclient migrate` has the token, and gives it to the next one."""
+    with run_folder() as folder, Pair(folder) as pair, Vms(pair, guests.saved(LIGHT)) as vms:
+        ends = (f"--source={pair.server.ready['control']}", f"--target={pair.client.ready['control']}")
+        name = ("--session=commanded", f"--vm={VM}", f"--data-address={pair.data.address}")
+        how = () if handed_over else ("--manual-switchover",)
+        gate = vms.there.before("load_state")
+        with Process(command("faultclient", "migrate", *ends, *name, *how), folder=folder) as migrate:
+            move = Session(pair, "commanded")
+            if handed_over:
+                gate.wait()
+            else:
+                migrate.wait_log("source  PRECOPY")
+            pair.client.end(signal.SIGKILL)
+            pair.take_again()
+            move.wait(SOURCE, Phase.ABORTED)
+            gate.drop()
+            assert migrate.wait() == ROWS[Reason.GOING_AWAY].exit
+        check_at_source(vms.source, vms.target)
 
 
 def kill_server(pair: Pair) -> None:

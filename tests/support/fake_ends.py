@@ -171,12 +171,14 @@ class Target(End, faultclient_pb2_grpc.FaultClientServiceServicer):
 
     async def StartSession(self, request: faultclient_pb2.StartSessionRequest, context: Context) -> Session:
         self.metadata = {key: str(value) for key, value in context.invocation_metadata()}
-        if request.session not in self.sessions:
+        known = request.session in self.sessions
+        if not known:
             self.begin(request.session, request.image, peer=request.data_address)
         try:
             await self._asked("StartSession", request)
         except PageferryError:
-            del self.sessions[request.session]
+            if not known:
+                del self.sessions[request.session]
             raise
         return self._named(request.session)
 

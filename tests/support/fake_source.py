@@ -137,10 +137,12 @@ class FakeProcess:
 class FakeVm(Vm):
     """Owns its pidfd, as one without a hand-off does."""
 
-    def __init__(self, script: Script, process: FakeProcess, *, kind: VmKind = VmKind.QEMU) -> None:
+    def __init__(
+        self, script: Script, process: FakeProcess, *, kind: VmKind = VmKind.QEMU, name: str = IMAGE
+    ) -> None:
         super().__init__(
             VmSpec(
-                IMAGE, Path("/none.sock"), kind, Path("/none.qmp") if kind is not VmKind.PROCESS else None
+                name, Path("/none.sock"), kind, Path("/none.qmp") if kind is not VmKind.PROCESS else None
             ),
             pidfd=os.pidfd_open(process.pid),
             pid=process.pid,
@@ -210,19 +212,20 @@ class FakePlane:
 
 
 class FakeVms:
-    """One VM, which is there."""
+    """One VM, which is there; a test may add more of them."""
 
-    def __init__(self, script: Script, vm: Vm | None) -> None:
+    def __init__(self, script: Script, vm: Vm) -> None:
         self.script = script
-        self.vm = vm
+        self.all: dict[str, Vm] = {vm.name: vm}
         self.left: list[Vm] = []
         self.here: list[Vm] = []
 
     def knows(self, name: str) -> bool:
-        return name == IMAGE
+        return name == IMAGE or name in self.all
 
     def get(self, name: str) -> Vm | None:
-        return self.vm if name == IMAGE and self.vm is not None and self.vm.served else None
+        vm = self.all.get(name)
+        return vm if vm is not None and vm.served else None
 
     def adopt(self, vm: Vm) -> None:
         self.left.append(vm)
@@ -232,7 +235,7 @@ class FakeVms:
 
     def let_go(self, vm: Vm) -> None:
         self.script.act("let go")
-        self.vm = None
+        del self.all[vm.name]
 
 
 class RecordsAtHand(Records):

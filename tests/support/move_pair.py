@@ -227,38 +227,12 @@ class Pairs:
         self._stack.close()
 
 
-class Move:
-    """One session, made at both ends."""
+class Session:
+    """One that somebody has made at both ends."""
 
-    def __init__(
-        self, pair: Pair, *, hold_source: bool = False, postcopy: str = "allow", **options: Any
-    ) -> None:
-        """Further options: fields of StartSession."""
+    def __init__(self, pair: Pair, name: str) -> None:
         self.pair = pair
-        self.name = f"move-{secrets.token_hex(4)}"
-        token = secrets.token_bytes(32)
-        created = migrations_pb2.CreateSessionRequest(
-            session=self.name,
-            image=VM,
-            token_sha256=hashlib.sha256(token).digest(),
-            hold_source=hold_source,
-        )
-        pair.ask(SOURCE, "CreateSession", created)
-        self._start_request = faultclient_pb2.StartSessionRequest(
-            session=self.name,
-            image=VM,
-            vm=VM,
-            data_address=pair.data.address,
-            control_address=pair.control.address,
-            postcopy=POSTCOPY_BY_WORD[postcopy],
-            **options,
-        )
-        self._bearer = Ticket(self.name, token, 0, 0).authorization
-        self.start()
-
-    def start(self) -> None:
-        """At the target. Again: the same session, and its token comes to a fault client that has lost it."""
-        self.pair.ask(TARGET, "StartSession", self._start_request, [("authorization", self._bearer)])
+        self.name = name
 
     def at(self, side: Side) -> migrations_pb2.Session:
         told: migrations_pb2.Session = self.pair.ask(side, "GetSession", self._session)
@@ -304,3 +278,36 @@ class Move:
 
     def _end(self, force_image: str) -> migrations_pb2.EndSessionRequest:
         return migrations_pb2.EndSessionRequest(session=self.name, force_image=force_image)
+
+
+class Move(Session):
+    """One that is made here, as an orchestrator does."""
+
+    def __init__(
+        self, pair: Pair, *, hold_source: bool = False, postcopy: str = "allow", **options: Any
+    ) -> None:
+        """Further options: fields of StartSession."""
+        super().__init__(pair, f"move-{secrets.token_hex(4)}")
+        token = secrets.token_bytes(32)
+        created = migrations_pb2.CreateSessionRequest(
+            session=self.name,
+            image=VM,
+            token_sha256=hashlib.sha256(token).digest(),
+            hold_source=hold_source,
+        )
+        pair.ask(SOURCE, "CreateSession", created)
+        self._start_request = faultclient_pb2.StartSessionRequest(
+            session=self.name,
+            image=VM,
+            vm=VM,
+            data_address=pair.data.address,
+            control_address=pair.control.address,
+            postcopy=POSTCOPY_BY_WORD[postcopy],
+            **options,
+        )
+        self._bearer = Ticket(self.name, token, 0, 0).authorization
+        self.start()
+
+    def start(self) -> None:
+        """At the target. Again: the same session, and its token comes to a fault client that has lost it."""
+        self.pair.ask(TARGET, "StartSession", self._start_request, [("authorization", self._bearer)])

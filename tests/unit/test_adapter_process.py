@@ -138,3 +138,11 @@ def test_what_is_no_pidfd_holds_nobody() -> None:
     held.close()
     os.close(reading)
     os.close(writing)
+
+
+def test_one_that_nobody_holds_any_more_is_waited_for_by_nobody() -> None:
+    with counter() as (_, pidfd):
+        held = HeldProcess(pidfd)
+        assert not held.ended
+        held.close()
+        assert held.ended

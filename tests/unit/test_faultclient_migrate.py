@@ -217,6 +217,61 @@ def test_a_target_that_gives_up_before_it_attaches_leaves_no_session_at_the_sour
     played(tmp_path, test)
 
 
+def restarts(ends: Ends, seen: Seen, phase: Phase) -> None:
+    """The fault client's successor knows that the guest never came, and has no token to say so."""
+    over = (Phase.ABORTED, Reason.GOING_AWAY, "the fault client was started again")
+    seen.on[f"source {phase.name}"] = lambda: ends.target.end(*over)
+    ends.when("source WatchSessions", lambda: ends.source.change(phase=int(phase)))
+
+
+@pytest.mark.parametrize("phase", [Phase.PRECOPY, Phase.SWITCHOVER])
+def test_a_target_that_was_restarted_is_given_the_token_again(tmp_path: Path, phase: Phase) -> None:
+    async def test(ends: Ends, seen: Seen) -> None:
+        tokens: list[str] = []
+
+        def begun() -> None:
+            tokens.append(ends.target.metadata["authorization"])
+            ends.when("target StartSession", told)
+
+        def told() -> None:
+            tokens.append(ends.target.metadata["authorization"])
+            ends.source.end(Phase.ABORTED, Reason.CANCELLED, "the target has given up")
+
+        ends.when("target StartSession", begun)
+        restarts(ends, seen, phase)
+        error = await ends.migrate(seen)
+        assert error is not None and error.reason is Reason.GOING_AWAY
+        assert len(tokens) == 2 and tokens[0] == tokens[1]
+        assert "source CancelSession" not in ends.story
+
+    played(tmp_path, test)
+
+
+def test_a_target_that_was_restarted_and_refuses_is_told(tmp_path: Path) -> None:
+    async def test(ends: Ends, seen: Seen) -> None:
+        refusal = PageferryError(Reason.NO_VMM, "there is no VM web-1")
+        ends.when("target WatchSessions", lambda: ends.target.refuses.update({"StartSession": [refusal]}))
+        restarts(ends, seen, Phase.SWITCHOVER)
+        error = await ends.migrate(seen, other_end_s=0.2)
+        assert error is not None and error.reason is Reason.GOING_AWAY
+        assert ends.story.count("target StartSession") == 2
+        assert any("the source has not heard" in text for text in seen.said_all)
+
+    played(tmp_path, test)
+
+
+def test_who_only_watches_has_no_token_to_give(tmp_path: Path) -> None:
+    async def test(ends: Ends, seen: Seen) -> None:
+        ends.source.begin("move-1", "web-1")
+        ends.target.begin("move-1", "web-1")
+        restarts(ends, seen, Phase.SWITCHOVER)
+        error = await ends.migrate(seen, other_end_s=0.2)
+        assert error is not None and error.reason is Reason.GOING_AWAY
+        assert "target StartSession" not in ends.story
+
+    played(tmp_path, test)
+
+
 def test_a_session_that_could_not_be_taken_back_is_told(tmp_path: Path) -> None:
     async def test(ends: Ends, seen: Seen) -> None:
         ends.target.refuses["StartSession"] = [PageferryError(Reason.BUSY, "full")]
