@@ -29,11 +29,12 @@ def say_accepted(connection: socket.socket) -> None:
 
 
 class Arriving:
-    """`complete`: every page is here, and the fault client waits to be let go. The connection stays the
-    caller's."""
+    """`complete`: every page is here, and the fault client waits to be let go; `going`: somebody is at that.
+    The connection stays the caller's."""
 
     def __init__(self, vm: str, connection: socket.socket, on_complete: Callable[[], None]) -> None:
         self.complete = False
+        self.going = False
         self._vm = vm
         self._connection = connection
         self._on_complete = on_complete

@@ -176,7 +176,7 @@ def _as_c(regions: Sequence[Region]) -> list[dict[str, int]]:
 class DataPlane:
     """Serves on the sockets it is given, from now until close().
 
-    What concerns live memory and sessions may be called on any thread. freeze() blocks, without the
+    What concerns live memory and sessions may be called on any thread. What blocks does so without the
     interpreter's lock.
     """
 
@@ -237,7 +237,8 @@ class DataPlane:
         return Frozen(frozen.as_of, frozen.dirty_pages, bytes(frozen.digest))
 
     def thaw(self, name: str) -> None:
-        """The guest runs here again. Its sessions have lost their rights before."""
+        """The guest runs here again. Its sessions have lost their rights before. Blocks: every page gets a
+        new version."""
         native.check(lib.pageferry_server_thaw(self._server, name.encode()))
 
     def arrived(self, name: str) -> None:
@@ -258,7 +259,8 @@ class DataPlane:
         )
 
     def poison(self, name: str, run: PageRun) -> None:
-        """These pages are lost: they travel as POISON, never as bytes. A live image: until the freeze."""
+        """These pages are lost: they travel as POISON, never as bytes. A live image: until the freeze, for
+        whose time it blocks."""
         error = ffi.new("char[]", lib.PAGEFERRY_TEXT_BYTES)
         native.check(
             lib.pageferry_server_poison(

@@ -5,13 +5,16 @@ Of an image file it is on the disk before it is so, in the poison file beside it
 POISON never comes as bytes again, whoever serves the image next. What a read finds lost is so at once, and on
 the disk right after; while the disk does not take it, that is tried again. Live memory lives no longer than
 its server, and neither does what is known of it.
+
+The disk, and the data plane's lock of an image, take their time: they are waited for on other threads, and of
+one image by one at a time.
 """
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
-from typing import Final, Protocol
+from typing import Any, Final, Protocol
 
 from pageferry import poison_file
 from pageferry.layout import Layout
@@ -22,6 +25,7 @@ from pageferry.service.logs import log
 from pageferry.units import PageRun, merge, minus
 from pageserver.dataplane import ImageFacts
 from pageserver.images import ImageFile
+from pageserver.switchover import in_thread
 
 RECORD_AGAIN_S: Final = 5.0
 
@@ -44,12 +48,16 @@ class Lost:
     image: ImageFile | None = None  # None: live memory
     record: PoisonRecord | None = None  # of a file: what its poison file says
     layout: Layout | None = None
-    again: asyncio.TimerHandle | None = None  # its poison file is to be written once more
+    changing: asyncio.Lock = field(default_factory=asyncio.Lock)
+    recording: asyncio.Task[None] | None = None  # of what was found
 
     def note(self, runs: Sequence[PageRun], what: What = What.POISONED) -> None:
         for run in runs:
             self.log.add(run, what)
         self.known = minus(self.known, runs) if what is What.CLEARED else merge((*self.known, *runs))
+
+    def unrecorded(self) -> bool:
+        return self.record is not None and bool(minus(self.known, self.record.runs))
 
 
 class Poison:
@@ -60,6 +68,7 @@ class Poison:
         self._changed = changed
         self._lost: dict[str, Lost] = {}
         self._last: dict[str, tuple[int, int]] = {}  # of an image that is gone: entries, pages
+        self._tasks: set[asyncio.Task[None]] = set()
 
     # ------------------------------------------------------------------------------------- images come and go
 
@@ -82,8 +91,8 @@ class Poison:
         """Its sessions have its last numbers still."""
         self._last[name] = self.seq(name), self.pages(name)
         lost = self._lost.pop(name, None)
-        if lost is not None and lost.again is not None:
-            lost.again.cancel()
+        if lost is not None and lost.recording is not None:
+            lost.recording.cancel()
 
     def of(self, name: str) -> Lost:
         """PageferryError: there is no such image."""
@@ -104,8 +113,9 @@ class Poison:
 
     # ------------------------------------------------------------------------------------------ what is lost
 
-    def poison(self, name: str, runs: Sequence[PageRun]) -> None:
-        """From now on, for ever. PageferryError: nothing has changed; or, of a live image, some of it."""
+    async def poison(self, name: str, runs: Sequence[PageRun]) -> None:
+        """For ever, also if nobody waits for it any more. PageferryError: nothing has changed; or, of a live
+        image, some of it."""
         lost = self.of(name)
         for run in runs:
             if run.end_page > lost.page_count:
@@ -114,14 +124,23 @@ class Poison:
                     f"page {run.end_page - 1} is past the end of {name}, which has {lost.page_count} pages",
                     "name pages of the image",
                 )
-        news = minus(runs, lost.known)
-        self._record(lost, news)
-        try:
+        await asyncio.shield(self._begin(self._poison(name, lost, runs)))
+
+    async def _poison(self, name: str, lost: Lost, runs: Sequence[PageRun]) -> None:
+        def poison() -> None:
             for run in news:
                 self._plane.poison(name, run)
-        finally:
-            with suppress(PageferryError):  # what kept it from being poisoned is the one to tell
-                self.look(name)
+
+        async with lost.changing:
+            if self.of(name) is not lost:
+                raise not_served(name)
+            news = minus(runs, lost.known)
+            await self._record(lost, news)
+            try:
+                await in_thread(poison)
+            finally:
+                with suppress(PageferryError):  # what kept it from being poisoned is the one to tell
+                    self.look(name)
 
     def found(self, name: str) -> None:
         """The data plane has found some of it lost."""
@@ -141,37 +160,48 @@ class Poison:
             lost.note(news)
             pages = sum(run.page_count for run in news)
             log.warning("poisoned", image=name, pages=pages, first_page=news[0].first_page if news else None)
-            self._record_found(name, lost)
+            if lost.unrecorded() and (lost.recording is None or lost.recording.done()):
+                lost.recording = self._begin(self._record_found(name, lost))
             self._changed(name)
         return lost
 
-    def _record(self, lost: Lost, news: Sequence[PageRun]) -> None:
+    async def _record(self, lost: Lost, news: Sequence[PageRun]) -> None:
         """PageferryError: it is not on the disk."""
-        if lost.image is None or lost.record is None:
-            return
-        if minus(news, lost.record.runs):
-            # Another server of the same image may have written it meanwhile: what is lost there stays so.
-            there = poison_file.load(lost.image.poison_path, lost.page_count) or lost.record
-            runs = (*there.runs, *minus((*lost.record.runs, *news), there.runs))
-            record = replace(lost.record, runs=runs)
-            poison_file.store(lost.image.poison_path, record)
-            lost.record = record
+        image, known = lost.image, lost.record
+        if image is not None and known is not None and minus(news, known.runs):
+            lost.record = await in_thread(lambda: stored(image, known, news))
 
-    def _record_found(self, name: str, lost: Lost) -> None:
+    async def _record_found(self, name: str, lost: Lost) -> None:
         """What is so already, whether the disk takes it or not."""
-        if lost.again is not None:
-            lost.again.cancel()
-            lost.again = None
-        try:
-            self._record(lost, lost.known)
-        except PageferryError as error:
-            log.error("poison_not_recorded", image=name, reason=error.reason.name, text=str(error))
-            loop = asyncio.get_running_loop()
-            lost.again = loop.call_later(RECORD_AGAIN_S, self._record_found, name, lost)
+        while lost.unrecorded():
+            try:
+                async with lost.changing:
+                    await self._record(lost, lost.known)
+            except PageferryError as error:
+                log.error("poison_not_recorded", image=name, reason=error.reason.name, text=str(error))
+                await asyncio.sleep(RECORD_AGAIN_S)
 
-    def close(self) -> None:
+    def _begin(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return task
+
+    async def close(self) -> None:
+        """Nothing is under way any more when this returns."""
         for name in list(self._lost):
             self.drop(name)
+        while self._tasks:
+            await asyncio.wait(self._tasks)
+
+
+def stored(image: ImageFile, known: PoisonRecord, news: Sequence[PageRun]) -> PoisonRecord:
+    """What its poison file says once these are lost too. PageferryError: it is as it was."""
+    # Another server of the same image may have written it meanwhile: what is lost there stays so.
+    there = poison_file.load(image.poison_path, known.page_count) or known
+    record = replace(known, runs=(*there.runs, *minus((*known.runs, *news), there.runs)))
+    poison_file.store(image.poison_path, record)
+    return record
 
 
 def not_served(name: str) -> PageferryError:

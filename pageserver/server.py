@@ -33,6 +33,7 @@ from pageserver.poison import Poison, settle
 from pageserver.progress import shown
 from pageserver.service import NAME, MigrationService
 from pageserver.sessions import Sessions
+from pageserver.switchover import in_thread
 from pageserver.vms import Vms
 
 DRAIN_LOOK_S: Final = 0.02
@@ -80,7 +81,7 @@ async def bring_up_vms(
     loop = asyncio.get_running_loop()
     records = stack.enter_context(Records(options.state_dir) if options.vms else NoRecords())
     sessions = Sessions(data_plane, records)
-    stack.callback(sessions.poison.close)
+    stack.push_async_callback(sessions.poison.close)
     vms = Vms(
         options.vms,
         data_plane,
@@ -89,7 +90,7 @@ async def bring_up_vms(
         vmm_uid=options.vmm_uid,
         poison=sessions.poison,
     )
-    stack.callback(vms.close)
+    stack.push_async_callback(vms.close)
     stack.push_async_callback(sessions.close)
     loop.add_reader(data_plane.event_fd(), sessions.catch_up)
     stack.callback(loop.remove_reader, data_plane.event_fd())
@@ -122,7 +123,7 @@ async def read_and_add(
     finally:
         progress.cancel()
         await asyncio.gather(look, return_exceptions=True)
-    lost = settle(image, facts)
+    lost = await in_thread(lambda: settle(image, facts))
     facts = replace(facts, content_id=lost.content_id)
     poison.add_file(image, lost)
     data_plane.add(image, facts, merge(lost.runs))

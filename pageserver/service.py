@@ -181,7 +181,7 @@ class MigrationService(migrations_pb2_grpc.MigrationServiceServicer):
     ) -> migrations_pb2.PoisonLog:
         image = self._image_of(request)
         lost = self._poison.of(image)
-        self._poison.poison(image, some(asked_pages(request, lost.page_count, lost.layout, image)))
+        await self._poison.poison(image, some(asked_pages(request, lost.page_count, lost.layout, image)))
         return as_log(lost.log, lost.known, request.after_seq)
 
     async def ListPoison(

@@ -47,7 +47,7 @@ async def let_run(vm: Vm, vmm: Vmm, plane: DataPlane, *, ran: bool, recovered: b
     adapter is another one than that which has paused it. May be asked again after an error."""
     if vm.served:
         try:
-            plane.thaw(vm.name)
+            await in_thread(lambda: plane.thaw(vm.name))
         except PageferryError as error:  # the image is lost for another move; the guest is not
             log.error("not_thawed", vm=vm.name, text=str(error))
     if ran or vm.spec.kind is not VmKind.PROCESS:

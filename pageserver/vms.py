@@ -55,7 +55,7 @@ class Vms:
             for spec in specs:
                 self._listeners.append((spec, Listener(spec.handoff, vmm_uid=vmm_uid, in_its_place=True)))
         except BaseException:
-            self.close()
+            self._stop_listening()
             raise
 
     def knows(self, name: str) -> bool:
@@ -169,15 +169,13 @@ class Vms:
 
     def arrived(self, vm: Vm) -> None:
         """No session has it: if it is complete, nobody needs its fault client."""
-        if vm.arriving is not None and vm.arriving.complete:
-            task = asyncio.get_running_loop().create_task(self._let_go_fault_client(vm))
+        if vm.arriving is not None and vm.arriving.complete and not vm.arriving.going:
+            vm.arriving.going = True
+            task = asyncio.get_running_loop().create_task(self._let_go_fault_client(vm, vm.arriving))
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
 
-    async def _let_go_fault_client(self, vm: Vm) -> None:
-        arriving, vm.arriving = vm.arriving, None
-        if arriving is None:
-            return
+    async def _let_go_fault_client(self, vm: Vm, arriving: Arriving) -> None:
         try:
             await in_thread(lambda: self._plane.arrived(vm.name))
         except PageferryError as error:
@@ -213,14 +211,19 @@ class Vms:
         self._poison.drop(vm.name)
         vm.close()
 
-    def close(self) -> None:
-        """Every VM that is here goes on, untracked."""
+    async def close(self) -> None:
+        """Every VM that is here goes on, untracked, and nothing is asked of the data plane any more."""
         for task in self._tasks:
             task.cancel()
-        for _, listener in self._listeners:
-            listener.close()
+        if self._tasks:
+            await asyncio.wait(self._tasks)
+        self._stop_listening()
         for vm in list(self._vms.values()):
             self.let_go(vm)
+
+    def _stop_listening(self) -> None:
+        for _, listener in self._listeners:
+            listener.close()
 
 
 async def _readable(listener: Listener) -> None:

@@ -19,6 +19,7 @@ from pageferry.host.vmspec import VmKind, VmSpec
 from pageferry.phases import Phase, Side
 from pageferry.reasons import PageferryError, Reason
 from pageferry.records import Records
+from pageferry.units import PageRun
 from pageserver.dataplane import DataPlane, Frozen, LiveState, ServerEvent, ServerEventKind, SessionGate
 from pageserver.handover import Piece
 from pageserver.record import SourceRecord, Terms, mark_of
@@ -172,6 +173,7 @@ class FakePlane:
     script: Script
     gates: dict[str, SessionGate] = field(default_factory=dict)
     told: list[ServerEvent] = field(default_factory=list)
+    lost: dict[str, list[PageRun]] = field(default_factory=dict)
     state: LiveState = field(default_factory=lambda: LiveState(AS_OF, PAGES, 3, 500_000_000, 7, False))
 
     def tell(
@@ -206,6 +208,13 @@ class FakePlane:
 
     def live_state(self, name: str) -> LiveState:
         return self.state
+
+    def poison(self, name: str, run: PageRun) -> None:
+        self.script.act("poison")
+        self.lost.setdefault(name, []).append(run)
+
+    def poisoned(self, name: str) -> list[PageRun]:
+        return self.lost.get(name, [])
 
     def remove(self, name: str) -> None:
         self.script.act("remove")

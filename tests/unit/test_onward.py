@@ -6,9 +6,11 @@ Both ends are real here but for the memory: descriptors are memfds, the VMM is a
 """
 
 import asyncio
+import gc
 import os
 import socket
 import subprocess
+import threading
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
@@ -81,6 +83,7 @@ class FakePlane:
     story: list[str] = field(default_factory=list)
     memory: LiveMemory | None = None
     refuses: PageferryError | None = None
+    held: threading.Event | None = None  # arrived() returns after it
 
     def add_live(self, memory: LiveMemory) -> None:
         self.story.append("add")
@@ -89,6 +92,9 @@ class FakePlane:
         self.memory = memory
 
     def arrived(self, name: str) -> None:
+        self.story.append("arrives")
+        if self.held is not None:
+            self.held.wait(PATIENCE_S)
         self.story.append("arrived")
 
     def remove(self, name: str) -> None:
@@ -124,8 +130,7 @@ async def page_server(path: Path, plane: FakePlane) -> AsyncIterator[PageServer]
     finally:
         taking.cancel()
         await asyncio.wait({taking})
-        made.vms.close()
-        await asyncio.sleep(0.05)  # what was under way on other threads
+        await made.vms.close()
 
 
 def going(vm: FakeVm, path: Path) -> tuple[Onward, asyncio.Event]:
@@ -170,7 +175,7 @@ def test_from_the_hand_off_to_the_end(vm: FakeVm, tmp_path: Path) -> None:
             onward.arrived()
             await running
             assert onward.kept
-            assert plane.story == ["add", "arrived"]
+            assert plane.story == ["add", "arrives", "arrived"]
 
     play(way())
 
@@ -233,6 +238,54 @@ def test_the_fault_client_goes_and_the_vm_stays(vm: FakeVm, tmp_path: Path) -> N
     play(way())
 
 
+@asynccontextmanager
+async def protected_anew(vm: FakeVm, path: Path, plane: FakePlane) -> AsyncIterator[PageServer]:
+    """All of it is here, and the data plane is at it until `plane.held` is set."""
+    plane.held = threading.Event()
+    async with page_server(path, plane) as server:
+        onward, _ = going(vm, path)
+        running = asyncio.create_task(onward.run())
+        await until(lambda: server.vms.get("vm") is not None)
+        onward.arrived()
+        await until(lambda: "arrives" in plane.story)
+        yield server
+        plane.held.set()
+        running.cancel()
+        await asyncio.wait({running})
+
+
+def test_its_end_waits_for_what_the_data_plane_is_at(vm: FakeVm, tmp_path: Path) -> None:
+    path, plane = tmp_path / "onward.sock", FakePlane()
+
+    async def way() -> None:
+        async with protected_anew(vm, path, plane) as server:
+            assert plane.held is not None
+            asyncio.get_running_loop().call_later(0.05, plane.held.set)
+            await server.vms.close()
+            assert plane.story == ["add", "arrives", "arrived", "remove"]
+
+    play(way())
+
+
+def test_the_vmm_exits_while_the_data_plane_is_at_it(vm: FakeVm, tmp_path: Path) -> None:
+    path, plane = tmp_path / "onward.sock", FakePlane()
+    unheard: list[dict[str, Any]] = []
+
+    async def way() -> None:
+        asyncio.get_running_loop().set_exception_handler(lambda _, context: unheard.append(context))
+        async with protected_anew(vm, path, plane) as server:
+            vm.process.kill()
+            await until(lambda: server.vms.get("vm") is None)
+            assert plane.held is not None
+            plane.held.set()
+            await until(lambda: "arrived" in plane.story)
+            await asyncio.sleep(0.05)
+        gc.collect()
+        assert unheard == []
+
+    play(way())
+
+
 # ------------------------------------------------------------------------------------------- nobody takes it
 
 
@@ -282,7 +335,7 @@ def test_the_next_page_server_is_handed_it_once_more(vm: FakeVm, tmp_path: Path)
             onward.arrived()
             await running
         assert onward.kept
-        assert second.story[:2] == ["add", "arrived"]
+        assert second.story[:3] == ["add", "arrives", "arrived"]
 
     play(way())
 

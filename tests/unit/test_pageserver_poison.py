@@ -75,6 +75,10 @@ def served(path: Path, plane: Plane, told: list[str] | None = None) -> Poison:
     return made
 
 
+def poison(made: Poison, name: str, runs: list[PageRun]) -> None:
+    asyncio.run(made.poison(name, runs))
+
+
 def entries(made: Poison, name: str = "vm") -> list[tuple[int, int, int, str | None]]:
     found = made.of(name).log.after(0, 1000)
     return [(one.seq, one.run.first_page, one.run.page_count, one.what.name) for one in found]
@@ -93,11 +97,11 @@ def test_it_is_on_the_disk_before_it_is_so(path: Path) -> None:
     plane = Plane()
     told: list[str] = []
     made = served(path, plane, told)
-    made.poison("vm", [PageRun(5, 2), PageRun(9, 1)])
+    poison(made, "vm", [PageRun(5, 2), PageRun(9, 1)])
     assert plane.seen_on_disk == [[[5, 2], [9, 1]]] * 2
-    made.poison("vm", [PageRun(4, 4)])  # two of them are known: they are no news
+    poison(made, "vm", [PageRun(4, 4)])  # two of them are known: they are no news
     assert runs_on_disk(path) == [[5, 2], [9, 1], [4, 1], [7, 1]]
-    made.poison("vm", [PageRun(4, 4)])
+    poison(made, "vm", [PageRun(4, 4)])
     assert entries(made) == [
         (1, 5, 2, "POISONED"),
         (2, 9, 1, "POISONED"),
@@ -110,19 +114,19 @@ def test_it_is_on_the_disk_before_it_is_so(path: Path) -> None:
 
 def test_a_successor_has_the_same_log(path: Path) -> None:
     made = served(path, Plane())
-    made.poison("vm", [PageRun(9, 1)])
-    made.poison("vm", [PageRun(5, 2)])
+    poison(made, "vm", [PageRun(9, 1)])
+    poison(made, "vm", [PageRun(5, 2)])
     again = served(path, Plane())
     assert entries(again) == entries(made)
-    again.poison("vm", [PageRun(60, 1)])
+    poison(again, "vm", [PageRun(60, 1)])
     assert entries(again)[2:] == [(3, 60, 1, "POISONED")]
 
 
 def test_two_servers_of_one_image_lose_nothing_of_each_other(path: Path) -> None:
     one, other = served(path, Plane()), served(path, Plane())
-    one.poison("vm", [PageRun(5, 1)])
-    other.poison("vm", [PageRun(9, 1)])
-    one.poison("vm", [PageRun(11, 1)])
+    poison(one, "vm", [PageRun(5, 1)])
+    poison(other, "vm", [PageRun(9, 1)])
+    poison(one, "vm", [PageRun(11, 1)])
     assert runs_on_disk(path) == [[5, 1], [9, 1], [11, 1]]
 
 
@@ -131,7 +135,7 @@ def test_a_disk_that_is_full_changes_nothing(path: Path) -> None:
     made = served(path, plane)
     Path(f"{poison_file.beside(path)}.new").symlink_to("/dev/full")
     with pytest.raises(PageferryError) as caught:
-        made.poison("vm", [PageRun(5, 1)])
+        poison(made, "vm", [PageRun(5, 1)])
     assert caught.value.reason is Reason.NO_MEMORY
     assert (plane.lost, made.seq("vm"), runs_on_disk(path)) == ([], 0, None)
 
@@ -141,7 +145,7 @@ def test_what_is_no_page_or_no_image(path: Path) -> None:
     wrong = [("vm", PageRun(63, 2), Reason.OUT_OF_IMAGE), ("x", PageRun(0, 1), Reason.NO_SUCH_IMAGE)]
     for name, run, reason in wrong:
         with pytest.raises(PageferryError) as caught:
-            made.poison(name, [PageRun(1, 1), run])
+            poison(made, name, [PageRun(1, 1), run])
         assert caught.value.reason is reason
     assert made.seq("vm") == 0
     made.found("x")  # it is not served any more
@@ -174,7 +178,7 @@ def test_what_a_read_finds_is_recorded_as_soon_as_the_disk_takes_it(
         while runs_on_disk(path) is None:
             await asyncio.sleep(0.01)
         assert runs_on_disk(path) == [[7, 1]]
-        made.close()
+        await made.close()
 
     play(test)
 
@@ -243,7 +247,7 @@ def test_live_memory_is_kept_by_nobody_and_may_come_back(tmp_path: Path) -> None
     told: list[str] = []
     made = Poison(plane, told.append)
     made.add_live("vm", PAGES, None)
-    made.poison("vm", [PageRun(5, 1)])
+    poison(made, "vm", [PageRun(5, 1)])
     plane.lost = [PageRun(5, 1), PageRun(20, 2)]  # an earlier hop's has arrived
     assert made.look("vm").known == plane.lost
     plane.lost = [PageRun(5, 1), PageRun(21, 1)]  # and was cleared where it was
@@ -265,7 +269,7 @@ def test_a_refusal_is_the_data_plane_s_own() -> None:
     made = Poison(Plane(refuses=frozen))
     made.add_live("vm", PAGES, None)
     with pytest.raises(PageferryError) as caught:
-        made.poison("vm", [PageRun(5, 1)])
+        poison(made, "vm", [PageRun(5, 1)])
     assert caught.value is frozen
     assert made.seq("vm") == 0
 
