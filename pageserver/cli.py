@@ -51,11 +51,11 @@ def serve(
     """Serve image files, and VMs that run here, until SIGTERM.
 
     An image is a copy of a VM's RAM file that nobody writes any more; holes and zero pages cost nothing on
-    the wire. Each is read once before it is served. SIGTERM lets open calls end; a second one does not wait.
+    the wire. Each is read once before it is served. SIGTERM lets open calls end; a second one cuts them.
 
     A VM hands its memory over when it starts, and runs on. CreateSession on the control port lets one target
     take it. SIGTERM gives that up, and the guest runs here again; once it is handed over, the page server
-    stays until its target needs no pages.
+    stays until its target needs no pages, however many signals come.
 
     \b
     One VM, to clients on this host:

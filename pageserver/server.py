@@ -208,7 +208,8 @@ async def until(event: asyncio.Event, work: Awaitable[None], cut: Callable[[], N
 
 
 async def serve(images: Sequence[ImageFile], options: ServeOptions) -> None:
-    """Until SIGTERM or SIGINT, and then until the open calls are done; a second signal cuts that short.
+    """Until SIGTERM or SIGINT, and then until no guest that is handed over needs it, which nothing cuts short,
+    and until the open calls are done, which a second signal does.
 
     PageferryError: a port is taken, an image cannot be read, or a signal came before all were.
     """

@@ -14,7 +14,7 @@ from pageferry.reasons import ROWS, Reason
 from tests.support.footprint import unchanged
 from tests.support.move_guests import LIGHT, Guests, check_at_source, check_at_target
 from tests.support.move_pair import SOURCE, TARGET, VM, Move, Pair, Session, Vms
-from tests.support.move_scenes import Play, loading, precopy, saving
+from tests.support.move_scenes import Play, arriving, loading, precopy, saving
 from tests.support.processes import Process, command
 from tests.support.qemu_versions import FetchError, fetch
 from tests.support.ramfile import run_folder
@@ -257,6 +257,21 @@ def test_the_page_server_with_pages_missing(own: tuple[Pair, Vms]) -> None:
     vms.target.kill()
     scene.move.wait(TARGET, Phase.RELEASED)
     assert scene.move.failure(TARGET) is Reason.NO_VMM
+
+
+def test_the_page_server_is_told_to_end_again_and_again(own: tuple[Pair, Vms]) -> None:
+    """A guest that is handed over needs it: no signal but SIGKILL is stronger."""
+    pair, vms = own
+    scene = arriving(pair, vms)
+    pair.server.kick(signal.SIGTERM)
+    pair.server.wait_log("end_waits")
+    for _ in range(2):
+        pair.server.kick(signal.SIGTERM)
+        assert scene.move.phase(SOURCE) is Phase.POSTCOPY
+    scene.go()
+    assert pair.server.wait() == 0
+    scene.move.wait(TARGET, Phase.RELEASED)
+    check_at_target(vms.source, vms.target)
 
 
 def test_precopy_is_not_lost_with_a_connection(pair: Pair, vms: Vms) -> None:
