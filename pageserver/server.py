@@ -68,6 +68,8 @@ async def bring_up(options: ServeOptions, stack: AsyncExitStack) -> Ports:
 
     control = ControlPort(options.control_listen, add, (NAME,), serving=False, grace_s=0)
     await stack.enter_async_context(control)
+    # Whatever ends this process in good order: targets report while the control port is up.
+    stack.push_async_callback(sessions.end)
     return Ports(data_plane, control, bound(data_socket, options.data_listen), metrics, sessions)
 
 
@@ -208,8 +210,8 @@ async def until(event: asyncio.Event, work: Awaitable[None], cut: Callable[[], N
 
 
 async def serve(images: Sequence[ImageFile], options: ServeOptions) -> None:
-    """Until SIGTERM or SIGINT, and then until no guest that is handed over needs it, which nothing cuts short,
-    and until the open calls are done, which a second signal does.
+    """Until SIGTERM or SIGINT; then until no guest that is handed over needs it, which nothing cuts short;
+    then until the open calls are done, which a second signal does.
 
     PageferryError: a port is taken, an image cannot be read, or a signal came before all were.
     """

@@ -276,7 +276,7 @@ def test_not_serving_until_all_images_are_read(reading: Process, tmp_path: Path)
     with grpc.insecure_channel(f"unix:{tmp_path}/data") as channel:
         with pytest.raises(grpc.RpcError) as caught:
             PageServiceStub(channel).DescribeImage(pb.DescribeImageRequest(image="a"))
-        assert trailers_of(caught.value)["pageferry-reason"] == "NO_SUCH_IMAGE"
+        assert trailers_of(caught.value)["pageferry-reason"] == "GOING_AWAY"
     reading.wait_log('"reading"')
     assert reading.output == "", "nobody is told that it is ready"
 
