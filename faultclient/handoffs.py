@@ -10,17 +10,17 @@ import asyncio
 import select
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
+from functools import partial
 from typing import Final
 
 from faultclient.onward import check_onward
-from faultclient.session import ringing
 from pageferry.host.handoff import Handoff
 from pageferry.host.listener import Listener
 from pageferry.host.vmspec import VmSpec
 from pageferry.reasons import PageferryError, Reason
 from pageferry.service.logs import log
+from pageferry.service.taking import take_each
 
-ACCEPT_S: Final = 1.0
 LOOK_S: Final = 0.5
 
 
@@ -58,8 +58,10 @@ class Handoffs:
                 name: stack.enter_context(Listener(spec.handoff, vmm_uid=self._vmm_uid))
                 for name, spec in self._specs.items()
             }
-            tasks = [asyncio.create_task(self._serve(*one)) for one in listeners.items()]
-            tasks.append(asyncio.create_task(self._watch()))
+            tasks = [asyncio.create_task(self._watch())]
+            for name, listener in listeners.items():
+                log.info("waiting", vm=name, socket=str(listener.path))
+                tasks.append(asyncio.create_task(take_each(name, listener, partial(self._take, name))))
             try:
                 yield
             finally:
@@ -70,41 +72,30 @@ class Handoffs:
                     handoff.close()
                 self._waiting.clear()
 
-    async def _serve(self, name: str, listener: Listener) -> None:
-        with ringing(listener.fileno()) as bell:
-            log.info("waiting", vm=name, socket=str(listener.path))
-            while True:
-                await bell.wait()
-                try:
-                    # on another thread: a VMM that dawdles may not hold up the others
-                    handoff = await asyncio.to_thread(listener.accept, timeout_s=ACCEPT_S)
-                except PageferryError as error:
-                    log.error("handoff_refused", vm=name, reason=error.reason.name, text=str(error))
-                else:
-                    self._take(name, handoff)
-                bell.clear()
-
-    def _take(self, name: str, handoff: Handoff) -> None:
-        before = self._waiting.get(name)
+    async def _take(self, name: str, handoff: Handoff) -> None:
+        """PageferryError: it is refused, and closed."""
         try:
-            check_role(handoff)
-            if self._specs[name].onward is not None:
-                check_onward(handoff)
-            if before is not None and not has_exited(before):
-                raise PageferryError(
-                    Reason.ALREADY_ATTACHED,
-                    f"VM {name} is here already: process {before.pid}",
-                    "end that one, or give this one a name of its own",
-                )
+            self._check(name, handoff)
             if handoff.frames:
                 self._accept(handoff.connection.fileno())
-        except PageferryError as error:
-            log.error("handoff_refused", vm=name, reason=error.reason.name, text=str(error))
+        except BaseException:
             handoff.close()
-            return
+            raise
         self._drop(name)
         log.info("handoff", vm=name, pid=handoff.pid, memory_bytes=handoff.length_bytes)
         self.give_back(name, handoff)
+
+    def _check(self, name: str, handoff: Handoff) -> None:
+        check_role(handoff)
+        if self._specs[name].onward is not None:
+            check_onward(handoff)
+        before = self._waiting.get(name)
+        if before is not None and not has_exited(before):
+            raise PageferryError(
+                Reason.ALREADY_ATTACHED,
+                f"VM {name} is here already: process {before.pid}",
+                "end that one, or give this one a name of its own",
+            )
 
     async def _watch(self) -> None:
         """A VMM that has exited meanwhile has nothing to hand over."""
@@ -146,6 +137,8 @@ def check_role(handoff: Handoff) -> None:
 
 def has_exited(handoff: Handoff) -> bool:
     """Known where there is a pidfd."""
+    if handoff.pidfd < 0:
+        return False
     poll = select.poll()
     poll.register(handoff.pidfd, select.POLLIN)
-    return handoff.pidfd >= 0 and bool(poll.poll(0))
+    return bool(poll.poll(0))

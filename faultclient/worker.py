@@ -17,6 +17,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from faultclient.beside import beside
 from faultclient.collapse import Collapse, when_complete
 from faultclient.config import RunOptions
 from faultclient.handoffs import check_role
@@ -30,6 +31,7 @@ from pageferry.reasons import PageferryError, Reason
 from pageferry.service.abilities import check_arriving
 from pageferry.service.addresses import try_listening
 from pageferry.service.logs import log
+from pageferry.service.taking import accepted, readable
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,22 +133,17 @@ def check(options: RunOptions) -> None:
 
 
 async def wait_for_vmm(options: RunOptions) -> Handoff:
-    """The hand-off, taken on another thread: a VMM that dawdles may not hold up signals."""
-    readable = asyncio.Event()
-    loop = asyncio.get_running_loop()
+    """The hand-off of the first VMM that comes."""
     with Listener(options.socket, vmm_uid=options.vmm_uid) as listener:
         log.info("waiting", socket=str(listener.path))
-        loop.add_reader(listener.fileno(), readable.set)
         try:
             async with asyncio.timeout(options.handoff_timeout_s):
-                await readable.wait()
+                await readable(listener)
         except TimeoutError as error:
             raise PageferryError(
                 Reason.TOO_SLOW, f"no VMM has connected to {listener.path}", "start the VMM, or wait longer"
             ) from error
-        finally:
-            loop.remove_reader(listener.fileno())
-        return await asyncio.to_thread(listener.accept, timeout_s=1.0)
+        return await accepted(listener)
 
 
 def take_over(vms: Vms, handoff: Handoff, options: RunOptions) -> Restore:
@@ -190,15 +187,6 @@ async def control(session: Restore, options: RunOptions) -> None:
         log.info("serving", session=session.name, data=options.data_address, **up.addresses)
         options.ready.say(up.addresses)
         await session.over()
-
-
-async def beside(what: str, work: Coroutine[Any, Any, None]) -> None:
-    """Does what stands beside the pager. Should it fail, the pages go on without it."""
-    try:
-        await work
-    except Exception as error:  # noqa: BLE001  # whatever it is, the guest needs its pages
-        known = isinstance(error, PageferryError)
-        log.error("goes_on_without", what=what, text=str(error), exc_info=None if known else error)
 
 
 async def serve(session: Restore, options: RunOptions, collapse: Collapse | None) -> None:

@@ -10,7 +10,7 @@ all has, and no session has the VM, the fault client is let go.
 
 import asyncio
 from collections.abc import Callable, Sequence
-from typing import Final
+from functools import partial
 
 from pageferry.host.handoff import Handoff, Role
 from pageferry.host.listener import Listener
@@ -18,15 +18,12 @@ from pageferry.host.vmspec import VmSpec
 from pageferry.layout import Layout
 from pageferry.reasons import PageferryError, Reason
 from pageferry.service.logs import log
+from pageferry.service.taking import take_each
 from pageserver.arriving import Arriving, say_accepted
 from pageserver.dataplane import DataPlane, LiveMemory, accept_handoff
 from pageserver.poison import Poison
 from pageserver.switchover import in_thread
 from pageserver.vm import Vm
-
-# After an error that has nothing to do with the VMM: no descriptors are left, for instance.
-BREATH_S: Final = 1.0
-ACCEPT_S: Final = 1.0
 
 
 class Vms:
@@ -76,19 +73,7 @@ class Vms:
         """Takes hand-offs until it is cancelled."""
         async with asyncio.TaskGroup() as tasks:
             for spec, listener in self._listeners:
-                tasks.create_task(self._take_each(spec, listener))
-
-    async def _take_each(self, spec: VmSpec, listener: Listener) -> None:
-        while True:
-            await _readable(listener)
-            try:
-                handoff = await _accepted(listener)
-                await self._take(spec, handoff)
-            except PageferryError as error:
-                log.error("handoff_refused", vm=spec.name, reason=error.reason.name, text=str(error))
-            except Exception as error:  # noqa: BLE001  # the VMs that are here need this process
-                log.error("handoff_failed", vm=spec.name, text=str(error), exc_info=error)
-                await asyncio.sleep(BREATH_S)
+                tasks.create_task(take_each(spec.name, listener, partial(self._take, spec)))
 
     async def _take(self, spec: VmSpec, handoff: Handoff) -> None:
         """The VMM's mmap returns when this does. PageferryError: it is refused, and told so by the end of its
@@ -224,25 +209,3 @@ class Vms:
     def _stop_listening(self) -> None:
         for _, listener in self._listeners:
             listener.close()
-
-
-async def _readable(listener: Listener) -> None:
-    loop = asyncio.get_running_loop()
-    readable = asyncio.Event()
-    loop.add_reader(listener.fileno(), readable.set)
-    try:
-        await readable.wait()
-    finally:
-        loop.remove_reader(listener.fileno())
-
-
-async def _accepted(listener: Listener) -> Handoff:
-    """On another thread: a VMM that dawdles may not hold up the loop. What comes after a cancel is closed."""
-    accepting = asyncio.ensure_future(asyncio.to_thread(listener.accept, timeout_s=ACCEPT_S))
-    try:
-        return await asyncio.shield(accepting)
-    except asyncio.CancelledError:
-        await asyncio.wait({accepting})
-        if accepting.exception() is None:
-            accepting.result().close()
-        raise
