@@ -6,9 +6,11 @@ Compact: a page that is lost costs some bytes here, no object.
 """
 
 from array import array
-from collections.abc import Iterator
+from bisect import bisect_left
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from enum import IntFlag
+from itertools import islice
 
 from pageferry.units import PageRun
 
@@ -46,8 +48,17 @@ class PoisonLog:
         self._page_count.append(run.page_count)
         self._what.append(what)
 
-    def after(self, seq: int, limit: int) -> Iterator[PoisonEntry]:
-        """Those above `seq`, the oldest first."""
-        for at in range(min(seq, self.seq), min(seq + limit, self.seq)):
-            run = PageRun(self._first_page[at], self._page_count[at])
-            yield PoisonEntry(at + 1, run, What(self._what[at]))
+    def after(self, seq: int, limit: int, only: Sequence[PageRun] = ()) -> Iterator[PoisonEntry]:
+        """Those above `seq`, the oldest first, `limit` at most. `only` of these pages, which are in order and
+        apart; none: of all."""
+        return islice(self._after(seq, only), limit)
+
+    def _after(self, seq: int, only: Sequence[PageRun]) -> Iterator[PoisonEntry]:
+        first_pages = [run.first_page for run in only]
+        for at in range(min(seq, self.seq), self.seq):
+            first_page, page_count = self._first_page[at], self._page_count[at]
+            if only:
+                before = bisect_left(first_pages, first_page + page_count)
+                if before == 0 or only[before - 1].end_page <= first_page:
+                    continue
+            yield PoisonEntry(at + 1, PageRun(first_page, page_count), What(self._what[at]))

@@ -48,12 +48,8 @@ def some(runs: Sequence[PageRun]) -> Sequence[PageRun]:
 def as_log(
     log: PoisonLog, poisoned: Sequence[PageRun], after_seq: int, only: Sequence[PageRun] = ()
 ) -> migrations_pb2.PoisonLog:
-    """`poisoned`: what is so now. `only` these pages; none: all."""
-    entries = [
-        as_entry(entry)
-        for entry in log.after(after_seq, ENTRIES_MAX)
-        if not only or any(entry.run.overlaps(run) for run in only)
-    ]
+    """`poisoned`: what is so now. `only` these pages, as asked_pages() has them; none: all."""
+    entries = [as_entry(entry) for entry in log.after(after_seq, ENTRIES_MAX, only)]
     runs = to_pairs(common(poisoned, only) if only else poisoned)
     return migrations_pb2.PoisonLog(seq=log.seq, runs=runs, entries=entries)
 

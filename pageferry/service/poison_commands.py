@@ -105,7 +105,7 @@ def listed(
     request.after_seq = after
     answer = port.ask("ListPoison", request)
     entries = list(answer.entries)
-    while entries and entries[-1].seq < answer.seq and not (pages or guest_addresses):
+    while answer.entries and entries[-1].seq < answer.seq:
         request.after_seq = entries[-1].seq
         answer = port.ask("ListPoison", request)
         entries.extend(answer.entries)

@@ -4,7 +4,7 @@
 import json
 import random
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
@@ -13,7 +13,10 @@ from pageferry.layout import GuestRegion, layout_of, parse_layout, parse_number,
 from pageferry.poison_file import PoisonRecord
 from pageferry.poison_log import PoisonLog, What
 from pageferry.reasons import PageferryError, Reason
-from pageferry.units import PageRun, common, minus
+from pageferry.service.poison import ENTRIES_MAX, as_log
+from pageferry.service.poison_commands import Port, listed
+from pageferry.units import PageRun, common, from_pairs, minus
+from pageferry.v1 import migrations_pb2
 
 GIB = 1 << 30
 MIB = 1 << 20
@@ -115,6 +118,41 @@ def test_a_log_is_read_from_where_one_was() -> None:
     *_, cleared, last = log.after(0, 100)
     assert cleared.what is What.CLEARED and cleared.run == PageRun(2, 2)
     assert last.what == What.WAS_MAPPED | What.HELD and last.run == PageRun(1 << 40, 1)
+
+
+def test_a_log_of_some_pages_is_no_part_of_its_beginning() -> None:
+    """What was asked for lay beyond the entries that one answer may have, and was not found."""
+    log = PoisonLog()
+    for page in range(ENTRIES_MAX + 10):
+        log.add(PageRun(page, 1))
+    log.add(PageRun(3, 2), What.CLEARED)
+    last = ENTRIES_MAX + 9
+
+    def told(after_seq: int, *only: PageRun) -> list[int]:
+        return [entry.seq for entry in as_log(log, [], after_seq, only).entries]
+
+    assert told(0, PageRun(4, 1), PageRun(last, 1)) == [5, last + 1, last + 2]
+    assert told(5, PageRun(4, 1), PageRun(last, 1)) == [last + 1, last + 2]
+    assert told(0, PageRun(last + 1, 7)) == []
+    assert told(0) == list(range(1, ENTRIES_MAX + 1))
+    assert told(0, PageRun(0, last)) == list(range(1, ENTRIES_MAX + 1))
+    assert told(ENTRIES_MAX, PageRun(0, last)) == [*range(ENTRIES_MAX + 1, last + 1), last + 2]
+
+
+@pytest.mark.parametrize("pages", [[], [PageRun(0, 1 << 20)], [PageRun(2, 1)], [PageRun(1 << 20, 1)]])
+def test_who_lists_pages_asks_until_all_is_told(pages: list[PageRun]) -> None:
+    log = PoisonLog()
+    for number in range(2 * ENTRIES_MAX + 100):
+        log.add(PageRun(number % 5, 1))
+
+    class Asked:
+        def ask(self, method: str, request: migrations_pb2.PoisonRequest) -> migrations_pb2.PoisonLog:
+            return as_log(log, [], request.after_seq, from_pairs(request.runs))
+
+    found = listed(cast(Port, Asked()), migrations_pb2.PoisonRequest(session="s"), pages, after=7)
+    wanted = [entry.seq for entry in log.after(7, log.seq) if not pages or entry.run.overlaps(pages[0])]
+    assert [entry.seq for entry in found.entries] == wanted
+    assert found.seq == log.seq
 
 
 # -------------------------------------------------------------------------------------------- the poison file
