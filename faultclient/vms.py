@@ -68,7 +68,12 @@ class Vm:
 @dataclass(slots=True)
 class Vms:
     client: Client = field(default_factory=Client)
-    _taken: list[Vm] = field(default_factory=list)  # those that are closed too: they keep their last numbers
+    _taken: list[Vm] = field(default_factory=list)
+    # The last numbers of those that were let go.
+    _counted: Counter[str] = field(default_factory=lambda: Counter(dict.fromkeys(native.COUNTERS, 0)))
+    _waited: dict[str, native.Histogram] = field(
+        default_factory=lambda: dict.fromkeys(native.HISTOGRAMS, native.Histogram((0,) * native.BUCKETS, 0))
+    )
 
     def take(
         self,
@@ -122,23 +127,25 @@ class Vms:
         return vm
 
     def let_go(self, vm: Vm) -> None:
-        """Its numbers stay in the sums."""
+        """Its numbers stay in the sums. It may have been let go already."""
         vm.pager.close()
+        if vm in self._taken:
+            self._taken.remove(vm)
+            self._counted.update(vm.pager.counters())
+            for name, waited in self._waited.items():
+                self._waited[name] = waited + vm.pager.histogram(name)
 
     # ------------------------------------------------------------------------------------------------ figures
 
     def counters(self) -> dict[str, int]:
         """Of all VMs that this process has ever held."""
-        total: Counter[str] = Counter(dict.fromkeys(native.COUNTERS, 0))
+        total = self._counted.copy()
         for vm in self._taken:
             total.update(vm.pager.counters())
         return dict(total)
 
     def histogram(self, name: str) -> native.Histogram:
-        all_of_it = [vm.pager.histogram(name) for vm in self._taken]
-        buckets = zip(*(one.counts for one in all_of_it), strict=True) if all_of_it else ()
-        counts = tuple(map(sum, buckets)) or (0,) * native.BUCKETS
-        return native.Histogram(counts, sum(one.sum for one in all_of_it))
+        return sum((vm.pager.histogram(name) for vm in self._taken), self._waited[name])
 
     def close(self) -> None:
         for vm in self._taken:

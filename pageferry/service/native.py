@@ -8,6 +8,7 @@ pageserver/dataplane.py and faultclient/pager.py.
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
+from operator import add
 from typing import Any, Final
 
 from pageferry._native import ffi, lib
@@ -59,6 +60,10 @@ class Histogram:
 
     counts: Sequence[int]
     sum: int
+
+    def __add__(self, other: "Histogram") -> "Histogram":
+        counts = tuple(map(add, self.counts, other.counts))
+        return Histogram(counts, self.sum + other.sum)
 
     @property
     def total(self) -> int:
