@@ -13,6 +13,7 @@ from collections.abc import Coroutine
 from typing import Any, Final
 
 from faultclient.asking import SourceFacts, pauses_s, report
+from faultclient.beside import beside
 from faultclient.collapse import Collapse
 from faultclient.move import Move
 from faultclient.onward import Onward
@@ -39,13 +40,13 @@ class Arrival:
         async with asyncio.TaskGroup() as tasks:
             resuming = tasks.create_task(self._let_run())
             reporting = tasks.create_task(self._report_accepted())
-            moving_on = tasks.create_task(self._hand_on(resuming))
+            moving_on = tasks.create_task(beside("moving on", self._hand_on(resuming)))
             gone = tasks.create_task(self._move.vmm_gone.wait())
             complete = tasks.create_task(self._move.complete.wait())
             await asyncio.wait({gone, complete}, return_when=asyncio.FIRST_COMPLETED)
             if complete.done() or self._nothing_missing():
                 counts = self._commit()
-                collapsing = tasks.create_task(self._collapse())
+                collapsing = tasks.create_task(beside("huge pages", self._collapse()))
                 reporting.cancel()  # COMMITTED tells that too
                 reporting = tasks.create_task(self._report_committed(counts))
                 needed = tasks.create_task(self._until_free(reporting, resuming, moving_on))
@@ -76,6 +77,10 @@ class Arrival:
                 break
             except PageferryError as error:
                 self._session.pause(error.reason, f"the guest does not run yet: {error}", what=VMM)
+            except Exception as error:  # noqa: BLE001  # a fault of ours is no reason to let it stand still
+                log.error("bug", session=self._session.name, exc_info=error)
+                text = f"the guest does not run yet: {type(error).__name__}: {error}"
+                self._session.pause(Reason.BUG, text, what=VMM)
             await asyncio.sleep(wait_s)
         self._session.resume(what=VMM)
         self._session.figures.downtime_us = self._handed_over.standing_us()

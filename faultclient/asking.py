@@ -25,7 +25,6 @@ AGAIN_MAX_S: Final = 5.0
 FINAL: Final = frozenset(
     {
         Reason.NO_SUCH_IMAGE,
-        Reason.NOT_ALLOWED,
         Reason.WRONG_PHASE,
         Reason.ALREADY_ATTACHED,
         Reason.SUPERSEDED,
@@ -101,20 +100,22 @@ async def patiently(session: Session, ask: Callable[[], Awaitable[T]], patience_
     raise AssertionError("pauses never end")
 
 
-async def report_aborted(session: Session, source: Source) -> None:
-    """That the guest will never run here, until the source has heard it, or has nothing to hear it with."""
+async def report_aborted(session: Session, source: Source) -> bool:
+    """That the guest will never run here, until the source has heard it, or has nothing to hear it with.
+    False: it does not take our token. It may be waiting for who shows another."""
     for wait_s in pauses_s():
         try:
             answer = await source.record(Phase.ABORTED)
         except PageferryError as error:
-            if error.reason in FINAL:
+            if error.reason in (*FINAL, Reason.NOT_ALLOWED):
                 log.warning("report_refused", session=session.name, phase="ABORTED", text=str(error))
-                return
+                return error.reason in FINAL
             log.warning("report_again", session=session.name, phase="ABORTED", text=str(error))
         else:
             log.info("reported", session=session.name, phase="ABORTED", source=answer.phase.name)
-            return
+            return True
         await asyncio.sleep(wait_s)
+    raise AssertionError("pauses never end")
 
 
 async def report(

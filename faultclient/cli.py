@@ -231,16 +231,15 @@ def cancel(session: str, target: Address, source: Address | None, force_image: s
     out of reach: until it has handed over it decides alone. After that, only when the target is dead and
     stays dead, --force-image lets the guest run at the source: if it ran at both, its disks would be lost.
 
+    A fault client that was started again cannot serve the guest that it had. Once that is ended, or does
+    without its missing pages, --force-image at the --target lets another session have the VM.
+
     \b
       faultclient cancel move-7 --target 10.0.0.2:7861
       faultclient cancel move-7 --source 10.0.0.1:7851 --force-image web-1
     """
     from faultclient.commands import steer
 
-    if force_image and source is None:
-        raise click.UsageError(
-            "--force-image is for the --source: the target knows by itself whether it lives."
-        )
     steer.cancel(session, str(target), None if source is None else str(source), force_image)
 
 

@@ -5,6 +5,7 @@ import asyncio
 from collections.abc import Callable, Sequence
 from typing import Final
 
+from faultclient.beside import beside
 from faultclient.collapse import Collapse, when_complete
 from faultclient.handoffs import Handoffs
 from faultclient.request import StartRequest
@@ -77,8 +78,11 @@ class Host:
         except asyncio.CancelledError:
             (done,) = await asyncio.gather(opening, return_exceptions=True)
             if isinstance(done, Vm):
-                self._vms.let_go(done)
+                self.let_go(done)
             raise
+
+    def let_go(self, vm: Vm) -> None:
+        self._vms.let_go(vm)
 
     async def follow(self, restore: Restore, handoff: Handoff, request: StartRequest) -> None:
         if request.postcopy is Postcopy.FORBID and not handoff.shared:
@@ -88,14 +92,18 @@ class Host:
                 "private memory cannot be filled before the guest runs",
                 "allow postcopy, or put the VM's RAM on a memfd or a tmpfs",
             )
-        restore.vm = await self.open(handoff, request, None)
+        restore.vm = vm = await self.open(handoff, request, None)
         restore.start()
-        async with asyncio.TaskGroup() as tasks:
-            attached = tasks.create_task(give_up_unattached(restore, ATTACH_S))
-            looking = tasks.create_task(look_on(restore))
-            if restore.vm.huge_pages:
-                tasks.create_task(when_complete(restore, Collapse(restore.vm.pager, restore.name)))
-            await follow(restore)
-            attached.cancel()
-            looking.cancel()
-        self._vms.let_go(restore.vm)
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                attached = tasks.create_task(beside("attach limit", give_up_unattached(restore, ATTACH_S)))
+                looking = tasks.create_task(beside("arrivals", look_on(restore)))
+                if vm.huge_pages:
+                    collapse = Collapse(vm.pager, restore.name)
+                    tasks.create_task(beside("huge pages", when_complete(restore, collapse)))
+                await follow(restore)
+                attached.cancel()
+                looking.cancel()
+        except ExceptionGroup as group:  # of one: the others raise nothing
+            raise group.exceptions[0] from None
+        self.let_go(vm)

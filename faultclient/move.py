@@ -54,6 +54,9 @@ class Means(Protocol):
     async def open(self, handoff: Handoff) -> Vm:
         """Starts the pager; the hand-off is gone then, whether that worked or not."""
 
+    def let_go(self, vm: Vm) -> None:
+        """Closes the pager."""
+
     def record(
         self, session: Session, phase: Phase, failure: Reason | None = None, message: str = ""
     ) -> None:
@@ -82,6 +85,7 @@ class Move:
         self.vmm_gone = asyncio.Event()
         self.leaving = asyncio.Event()  # this process is told to end
         self.handed_over: HandOver | None = None
+        self.heard = True  # by the source, how this has ended; False: it did not take the token
         self._adapter: Vmm | None = None
         self._orders: Orders | None = None
         self._at_once = asyncio.Event()  # hand over, converged or not
@@ -106,6 +110,12 @@ class Move:
     def pager(self) -> MovingPager:
         assert self.session.vm is not None
         return self.session.vm.pager
+
+    @property
+    def owes(self) -> bool:
+        """When the session has ended, and the source may not have heard: there is a VMM to kill, or a guest
+        stands still there. One that was never asked to hand over runs, whether it hears or not."""
+        return self._taken or self.handed_over is not None
 
     # ------------------------------------------------------------------------------------------- from outside
 
@@ -220,7 +230,10 @@ class Move:
             there = await patiently(self.session, self.source.facts, PATIENCE_S)
             compare(here, there)
         except BaseException:
-            self.means.give_back(handoff)
+            try:
+                await self._close_adapter()  # a VMM may speak with one client alone: the next one's turn
+            finally:
+                self.means.give_back(handoff)
             raise
         self.session.machine = f"{here.name}, {here.machine}" if here.machine else here.name
         if here.below_4g_bytes:
@@ -306,16 +319,17 @@ class Move:
         self.session.fail(given_up.event, given_up.reason, given_up.message)
         self.close_pager()
         async with asyncio.TaskGroup() as tasks:
-            tasks.create_task(report_aborted(self.session, self.source))
+            reporting = tasks.create_task(report_aborted(self.session, self.source))
             if self._taken:
                 tasks.create_task(self._kill())
+        self.heard = reporting.result()
 
     def close_pager(self) -> None:
         """Nobody needs its pages any more, or it may never be armed."""
-        if self._orders is not None:
+        if self._orders is not None and self.session.vm is not None:
             self.session.look()
             self._orders.close()
-            self.pager.close()
+            self.means.let_go(self.session.vm)
 
     async def _kill(self) -> None:
         try:
@@ -323,19 +337,25 @@ class Move:
         except Exception as error:  # noqa: BLE001  # whatever it is, the source has to hear of the end
             bug = None if isinstance(error, PageferryError) else error
             log.error("not_killed", session=self.session.name, text=str(error), exc_info=bug)
+        self._taken = False
 
     async def let_go(self) -> None:
-        """After the end. What cannot be set back is logged: nobody depends on it any more."""
+        """After the end."""
         if self._looking is not None:
             self._looking.cancel()
         if self._orders is not None:
             self._orders.close()
-        if self._adapter is not None:
+        await self._close_adapter()
+        await self.source.close()
+
+    async def _close_adapter(self) -> None:
+        """What cannot be set back is logged: nobody depends on it any more."""
+        adapter, self._adapter = self._adapter, None
+        if adapter is not None:
             try:
-                await self._adapter.close()
+                await adapter.close()
             except PageferryError as error:
                 log.warning("adapter_not_closed", session=self.session.name, text=str(error))
-        await self.source.close()
 
 
 def compare(here: VmmFacts, there: SourceFacts) -> None:

@@ -154,7 +154,8 @@ class OneSession:
     def switch_over(self, name: str) -> Session:
         raise PageferryError(Reason.WRONG_PHASE, f"session {name} is a restore: nothing is handed over")
 
-    async def cancel(self, name: str) -> Session:
+    async def cancel(self, name: str, force_image: str = "", by: str = "") -> Session:
+        """Its guest is served as long as this process lives: nothing to force."""
         if not self._restore.cancel(Reason.CANCELLED, "it was cancelled") and not self._restore.ended:
             raise PageferryError(Reason.WRONG_PHASE, "the guest may run here: it needs its pages")
         return self._restore

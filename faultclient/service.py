@@ -51,7 +51,7 @@ class Book(Protocol):
 
     def switch_over(self, name: str) -> Session: ...
 
-    async def cancel(self, name: str) -> Session: ...
+    async def cancel(self, name: str, force_image: str, by: str) -> Session: ...
 
 
 # ------------------------------------------------------------------------------------------------- the words
@@ -200,7 +200,8 @@ class FaultClientService(faultclient_pb2_grpc.FaultClientServiceServicer):
         self, request: migrations_pb2.EndSessionRequest, context: Context
     ) -> migrations_pb2.Session:
         self._named(request.session)
-        return as_message(await self._book.cancel(request.session))
+        session = await self._book.cancel(request.session, request.force_image, str(context.peer()))
+        return as_message(session)
 
     async def GetSession(
         self, request: migrations_pb2.SessionName, context: Context

@@ -46,6 +46,8 @@ class House(Protocol):
 
     async def open(self, handoff: Handoff, request: StartRequest, ticket: Ticket | None) -> Vm: ...
 
+    def let_go(self, vm: Vm) -> None: ...
+
     async def follow(self, restore: Restore, handoff: Handoff, request: StartRequest) -> None:
         """A lazy restore, to its end."""
 
@@ -61,6 +63,11 @@ class Entry:
     @property
     def working(self) -> bool:
         return self.driving is not None and not self.driving.done()
+
+    @property
+    def needed(self) -> bool:
+        """For more than to be looked at."""
+        return not self.session.ended or (self.working and (self.move is None or self.move.owes))
 
 
 class MoveMeans:
@@ -83,6 +90,9 @@ class MoveMeans:
 
     async def open(self, handoff: Handoff) -> Vm:
         return await self._house.open(handoff, self._entry.request, self._ticket)
+
+    def let_go(self, vm: Vm) -> None:
+        self._house.let_go(vm)
 
     def record(
         self, session: Session, phase: Phase, failure: Reason | None = None, message: str = ""
@@ -210,15 +220,25 @@ class Sessions:
         entry.move.switch_over()
         return entry.session
 
-    async def cancel(self, name: str) -> Session:
-        """Once it is recorded, if that does not take long. PageferryError: the guest is here for good."""
+    async def cancel(self, name: str, force_image: str = "", by: str = "") -> Session:
+        """Once it is recorded, if that does not take long. With the image's name, of a guest that nobody
+        here serves any more: LOST. PageferryError: the guest is here for good."""
         entry = self._entry(name)
         session = entry.session
-        if session.phase is not Phase.ABORTED and not self._cancel(entry, "it was cancelled"):
+        if force_image not in ("", session.image):
+            raise PageferryError(
+                Reason.BAD_REQUEST,
+                f"session {name} is of image {session.image}, not {force_image}",
+                "to force it, type the name of its image",
+            )
+        abandoned = not entry.working and session.may(Event.GIVEN_UP)
+        if abandoned and force_image:
+            self._give_up_pages(entry, by)
+        elif session.phase not in (Phase.ABORTED, Phase.LOST) and not self._cancel(entry, "it was cancelled"):
             raise PageferryError(
                 Reason.WRONG_PHASE,
                 f"session {name} is in phase {session.phase.name}: its guest's memory is in two places",
-                "let it come to its end",
+                "give up its missing pages with the image's name" if abandoned else "let it come to its end",
             )
         try:
             async with asyncio.timeout(CANCEL_S):
@@ -234,7 +254,22 @@ class Sessions:
             return False
         if entry.session.vm is None and entry.driving is not None:
             entry.driving.cancel()  # it waits for a hand-off
+        elif entry.session.vm is not None and not entry.working:
+            self._house.let_go(entry.session.vm)  # nobody follows it, who would
         return True
+
+    def _give_up_pages(self, entry: Entry, by: str) -> None:
+        """Those that have not come by now. PageferryError: that cannot be recorded."""
+        session, message = entry.session, f"its missing pages were given up by {by}"
+        log.warning("audit", what="given_up", session=session.name, image=session.image, by=by)
+        if entry.request.control_address:
+            lost = replace(entry.record, phase=Phase.LOST, failure=Reason.CANCELLED, message=message)
+            self._records.write(session.name, lost.to_fields())
+            entry.record = lost
+        session.pauses.clear()
+        session.fail(Event.GIVEN_UP, Reason.CANCELLED, message)
+        if session.vm is not None:
+            self._house.let_go(session.vm)
 
     # ------------------------------------------------------------------------------------------------ driving
 
@@ -245,18 +280,22 @@ class Sessions:
                 await Arrival(move).run()
                 if entry.request.postcopy is not Postcopy.FORBID and move.session.figures.downtime_us:
                     self._fixed_s = move.session.figures.downtime_us / 1e6
-            self._note_reported(entry)
+            if move.heard:
+                self._note_reported(entry)
         except Exception as error:  # noqa: BLE001  # other VMs, and this one's pages, go on without it
-            log.error("bug", session=move.session.name, exc_info=error)
-            move.session.pause(Reason.BUG, f"its driver has failed: {type(error).__name__}: {error}")
+            move.session.pause(*why(move.session, error))
         finally:
             await move.let_go()
 
     async def _restore(self, restore: Restore, request: StartRequest) -> None:
         try:
             await self._house.follow(restore, await self._house.handoff(request.vm), request)
-        except PageferryError as error:
-            restore.fail(Event.FAILED, error.reason, str(error))
+        except Exception as error:  # noqa: BLE001  # as above
+            reason, message = why(restore, error)
+            if restore.vm is None:
+                restore.fail(Event.FAILED, reason, message)
+            else:  # its pager runs on, and may have let the guest run
+                restore.pause(reason, message)
 
     def _report_again(self, entry: Entry, token: bytes) -> None:
         """A predecessor has aborted it and found nobody to tell: the token's bearer has come again."""
@@ -269,8 +308,8 @@ class Sessions:
 
         async def tell() -> None:
             try:
-                await report_aborted(entry.session, source)
-                self._note_reported(entry)
+                if await report_aborted(entry.session, source):
+                    self._note_reported(entry)
             finally:
                 await source.close()
 
@@ -284,14 +323,18 @@ class Sessions:
             log.warning("not_recorded", session=entry.session.name, text=str(error))
 
     def _make_room(self) -> None:
-        """The oldest that nobody needs any more are forgotten. PageferryError: there is no room."""
-        idle = [name for name, entry in self._entries.items() if entry.session.ended and not entry.working]
+        """The oldest that nobody needs any more are forgotten, those that still report last. PageferryError:
+        there is no room."""
+        idle = [name for name, entry in self._entries.items() if not entry.needed]
+        idle.sort(key=lambda name: self._entries[name].working)
         while len(self._entries) >= SESSIONS_MAX:
             if not idle:
                 raise PageferryError(Reason.BUSY, f"there are {SESSIONS_MAX} sessions", "wait for one to end")
             name = idle.pop(0)
             self._records.remove(name)
-            del self._entries[name]
+            driving = self._entries.pop(name).driving
+            if driving is not None:
+                driving.cancel()
 
     # ------------------------------------------------------------------------------------------------ the end
 
@@ -328,3 +371,11 @@ class Sessions:
             task.cancel()
         if tasks:
             await asyncio.wait(tasks)
+
+
+def why(session: Session, error: Exception) -> tuple[Reason, str]:
+    """A driver has failed. A fault of ours is logged with all that has led to it."""
+    if isinstance(error, PageferryError):
+        return error.reason, str(error)
+    log.error("bug", session=session.name, exc_info=error)
+    return Reason.BUG, f"its driver has failed: {type(error).__name__}: {error}"

@@ -36,8 +36,15 @@ class JsonLines:
 
     @classmethod
     async def connect(cls, path: Path, whose: str) -> Self:
-        """PageferryError: nobody listens there. While its queue is full this waits, without end."""
-        connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
+        """PageferryError: nobody listens there, or BUSY. While its queue is full this waits, without end."""
+        try:
+            connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
+        except OSError as error:
+            raise PageferryError(
+                Reason.BUSY,
+                f"no socket can be had for {whose} {path}: {error.strerror}",
+                "raise the limit on open files if it is that",
+            ) from error
         try:
             connection.setblocking(False)
             while True:

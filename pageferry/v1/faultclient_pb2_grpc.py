@@ -125,7 +125,9 @@ class FaultClientServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def CancelSession(self, request, context):
-        """Before it has accepted: ABORTED is recorded here, then reported. Later WRONG_PHASE: the guest's memory is in two places.
+        """Before it has accepted: ABORTED is recorded here, then reported. Later WRONG_PHASE: the guest's memory is in two places. Unless
+        it is served here no more, for instance since this process was started again: with force_image the pages that have not come are
+        given up, LOST; audited. BAD_REQUEST: force_image is of another image.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

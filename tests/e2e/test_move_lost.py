@@ -7,6 +7,7 @@ The end is that of docs/phases.md, section 7, each time; and never do two guests
 import signal
 from collections.abc import Iterator
 
+import grpc
 import pytest
 
 from pageferry.phases import ENDS, Phase
@@ -194,6 +195,26 @@ def test_the_fault_client_while_the_command_watches(guests: Guests, handed_over:
             gate.drop()
             assert migrate.wait() == ROWS[Reason.GOING_AWAY].exit
         check_at_source(vms.source, vms.target)
+
+
+def test_the_fault_client_with_pages_missing(guests: Guests) -> None:
+    """Nobody can serve the guest any more. Operators end it at both ends; its VM's name is free then."""
+    with run_folder() as folder, Pair(folder) as pair:
+        assert not pair.unended()
+        with unchanged(pair.server.pid), Vms(pair, guests.saved(LIGHT)) as vms:
+            scene = arriving(pair, vms)
+            pair.client.end(signal.SIGKILL)
+            pair.take_again()
+            assert scene.move.phase(TARGET) is Phase.POSTCOPY
+            scene.go()
+            with pytest.raises(grpc.RpcError) as refused:
+                scene.move.cancel(TARGET)
+            assert refused.value.code() is grpc.StatusCode.FAILED_PRECONDITION
+            scene.move.cancel(TARGET, force_image=VM)
+            scene.move.release(force_image=VM)
+            scene.move.wait_ends(Phase.LOST, Phase.LOST)
+            assert not pair.unended()
+            vms.wait_killed(vms.source)
 
 
 def kill_server(pair: Pair) -> None:

@@ -194,6 +194,9 @@ class Stage:
         regions = (Region(1 << 32, PAGES * 4096, 0),)
         return Vm(cast(Pager, self.pager), "vm", "127.0.0.1:1", PAGES * 4096, 4711, regions, self.onward)
 
+    def let_go(self, vm: Vm) -> None:
+        vm.pager.close()
+
     def record(
         self, session: Session, phase: Phase, failure: Reason | None = None, message: str = ""
     ) -> None:

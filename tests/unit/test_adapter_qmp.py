@@ -2,7 +2,9 @@
 """QMP as QEMU speaks it and as a broken one would: long lines, events between, late answers, the end."""
 
 import asyncio
+import errno
 import json
+import os
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
@@ -176,6 +178,20 @@ def test_what_is_no_monitor(
             with pytest.raises(PageferryError, match=sentence) as caught:
                 await Qmp.connect(path)
             assert caught.value.reason is reason
+
+    run(go, path)
+
+
+def test_no_descriptor_is_left(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> socket.socket:
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    async def go(path: Path) -> None:
+        with monkeypatch.context() as patched:
+            patched.setattr(socket, "socket", full)
+            with pytest.raises(PageferryError, match="Too many open files; raise the limit") as caught:
+                await Qmp.connect(path)
+        assert caught.value.reason is Reason.BUSY
 
     run(go, path)
 

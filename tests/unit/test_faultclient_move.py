@@ -6,6 +6,8 @@ that was given up never runs here.
 """
 
 import asyncio
+import errno
+import os
 from collections.abc import Callable
 
 import pytest
@@ -276,6 +278,33 @@ def test_a_source_that_does_not_answer(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "nobody there" in stage.session.message
 
 
+def test_a_source_that_never_answers_keeps_nobody_from_the_vm(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its report goes on for ever. The adapter stayed connected meanwhile, and a QEMU takes one client: each
+    later session failed of that."""
+    monkeypatch.setattr(move_module, "PATIENCE_S", 0.1)
+    stage = Stage()
+    stage.source.refuses["facts"] = [error(Reason.GOING_AWAY, "nobody there")] * 3
+    stage.source.refuses["ABORTED"] = [error(Reason.GOING_AWAY)] * 1000
+    closed_when_given_back: list[bool] = []
+
+    def give_back(_: object) -> None:
+        closed_when_given_back.append(stage.vmm.closed)
+
+    monkeypatch.setattr(stage, "give_back", give_back)
+
+    async def run() -> None:
+        playing = asyncio.create_task(stage._play())
+        while not stage.session.ended:
+            await asyncio.sleep(0.01)
+        assert closed_when_given_back == [True]
+        assert not playing.done()
+        playing.cancel()
+        await asyncio.wait({playing})
+
+    asyncio.run(asyncio.wait_for(run(), 20))
+    stage.pager.let_go()
+
+
 # ------------------------------------------------------------------------------------------ at each phase
 
 
@@ -533,6 +562,23 @@ def test_a_guest_that_does_not_run_at_once() -> None:
     stage.play()
     ended_well(stage)
     assert stage.story.count("resume") == 3
+
+
+def test_a_fault_of_ours_does_not_keep_the_guest_from_running() -> None:
+    """No descriptor is left, for instance: everything ended by that, and the guest stood still for ever."""
+    stage = Stage()
+    resume, errors = stage.vmm.resume, [OSError(errno.EMFILE, os.strerror(errno.EMFILE))]
+
+    async def fails_once() -> None:
+        if errors:
+            raise errors.pop()
+        await resume()
+
+    stage.vmm.resume = fails_once  # type: ignore[method-assign]
+    stage.at["resume"] = stage.complete
+    stage.play()
+    assert not errors
+    ended_well(stage)
 
 
 def test_the_guest_ends_with_pages_missing() -> None:

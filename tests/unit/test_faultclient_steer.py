@@ -52,11 +52,11 @@ def test_the_source_is_asked_in_its_place_with_the_image_s_name(tmp_path: Path) 
     assert result.output.split()[:2] == ["source", "ABORTED"]
 
 
-def test_no_target_is_told_that_it_is_dead(tmp_path: Path) -> None:
-    result, ends = asked(tmp_path, "cancel move-1 --target TARGET --force-image web-1")
-    assert result.exit_code == 2
-    assert "--source" in result.output
-    assert ends.story == []
+def test_the_target_hears_the_image_s_name_too(tmp_path: Path) -> None:
+    """Of a guest that it does not serve any more."""
+    _, ends = asked(tmp_path, "cancel move-1 --target TARGET --force-image web-1")
+    assert ends.story == ["target CancelSession"]
+    assert ends.target.requests["CancelSession"].force_image == "web-1"
 
 
 def test_a_held_source_is_released(tmp_path: Path) -> None:
