@@ -15,6 +15,7 @@ from tests.support.move_guests import Guests, check_at_target, look_at_every_pag
 from tests.support.move_pair import TARGET, Move, Pair, Vms
 from tests.support.pagemap import Thief, Tracked
 from tests.support.requires import needs_userfaultfd
+from tests.support.walk import wait_until
 
 pytestmark = needs_userfaultfd
 # Rounds that a flat-out writer outruns, and pages left for postcopy.
@@ -31,7 +32,7 @@ def move_and_compare(pair: Pair, vms: Vms, postcopy: str) -> None:
     move = Move(pair, hold_source=True, postcopy=postcopy, **(HARD if postcopy == "allow" else {}))
     gate.wait()
     move.wait_ends(Phase.COMMITTED, Phase.COMMITTED)
-    assert stands_still(vms.source.pid)
+    wait_until(lambda: stands_still(vms.source.pid), "all of the source's threads to stop")  # a signal is not at once
     assert vms.target.console.beats == []
     assert differing_pages(vms.source.ram_file, vms.target.ram_file) == []
     gate.go()
