@@ -32,7 +32,8 @@ def move_and_compare(pair: Pair, vms: Vms, postcopy: str) -> None:
     move = Move(pair, hold_source=True, postcopy=postcopy, **(HARD if postcopy == "allow" else {}))
     gate.wait()
     move.wait_ends(Phase.COMMITTED, Phase.COMMITTED)
-    wait_until(lambda: stands_still(vms.source.pid), "all of the source's threads to stop")  # a signal is not at once
+    # a signal is not at once
+    wait_until(lambda: stands_still(vms.source.pid), "the source's threads")
     assert vms.target.console.beats == []
     assert differing_pages(vms.source.ram_file, vms.target.ram_file) == []
     gate.go()
