@@ -94,16 +94,13 @@ class Host:
             )
         restore.vm = vm = await self.open(handoff, request, None)
         restore.start()
-        try:
-            async with asyncio.TaskGroup() as tasks:
-                attached = tasks.create_task(beside("attach limit", give_up_unattached(restore, ATTACH_S)))
-                looking = tasks.create_task(beside("arrivals", look_on(restore)))
-                if vm.huge_pages:
-                    collapse = Collapse(vm.pager, restore.name)
-                    tasks.create_task(beside("huge pages", when_complete(restore, collapse)))
-                await follow(restore)
-                attached.cancel()
-                looking.cancel()
-        except ExceptionGroup as group:  # of one: the others raise nothing
-            raise group.exceptions[0] from None
+        async with asyncio.TaskGroup() as tasks:
+            attached = tasks.create_task(beside("attach limit", give_up_unattached(restore, ATTACH_S)))
+            looking = tasks.create_task(beside("arrivals", look_on(restore)))
+            if vm.huge_pages:
+                collapse = Collapse(vm.pager, restore.name)
+                tasks.create_task(beside("huge pages", when_complete(restore, collapse)))
+            await follow(restore)
+            attached.cancel()
+            looking.cancel()
         self.let_go(vm)

@@ -375,7 +375,10 @@ class Sessions:
 
 def why(session: Session, error: Exception) -> tuple[Reason, str]:
     """A driver has failed. A fault of ours is logged with all that has led to it."""
-    if isinstance(error, PageferryError):
-        return error.reason, str(error)
+    cause = error
+    while isinstance(cause, ExceptionGroup):
+        cause = cause.exceptions[0]  # what comes after it comes of it
+    if isinstance(cause, PageferryError):
+        return cause.reason, str(cause)
     log.error("bug", session=session.name, exc_info=error)
-    return Reason.BUG, f"its driver has failed: {type(error).__name__}: {error}"
+    return Reason.BUG, f"its driver has failed: {type(cause).__name__}: {cause}"
