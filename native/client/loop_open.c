@@ -4,6 +4,7 @@
 #include <signal.h>
 #include <string.h>
 #include <sys/epoll.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include "bulk.h"
@@ -18,24 +19,29 @@ static int watch(struct loop *loop, int fd, enum loop_source source)
     return fd >= 0 && epoll_ctl(loop->epoll_fd, EPOLL_CTL_ADD, fd, &event) < 0 ? -errno : 0;
 }
 
-/* What the RAM file holds already is not known to be right. One on a pool says only whether it holds anything. */
+/* What the RAM file holds already is not known to be right. SEEK_DATA passes over pages that were reserved and never
+ * written: where the file has more than it finds, that may be anywhere. On a pool it finds all, or the file is empty. */
 static void mark_stale(struct loop *loop)
 {
     off_t length = (off_t)(loop->regions.page_count * PAGE_BYTES), data = 0, hole;
+    uint64_t found_bytes = 0;
+    int file = loop->uffd.backing_fd;
+    struct stat facts;
 
-    if (loop->uffd.view.kind == VIEW_POOL && view_is_empty(loop->uffd.backing_fd))
+    if (file < 0 || (loop->uffd.view.kind == VIEW_POOL && view_is_empty(file)))
         return;
-    while (loop->uffd.backing_fd >= 0 && data < length) {
-        data = lseek(loop->uffd.backing_fd, data, SEEK_DATA);
-        if (data < 0 || data >= length)
-            break;
-        hole = lseek(loop->uffd.backing_fd, data, SEEK_HOLE);
+    while ((data = lseek(file, data, SEEK_DATA)) >= 0 && data < length) {
+        uint64_t first = (uint64_t)data / PAGE_BYTES, pages;
+        hole = lseek(file, data, SEEK_HOLE);
         if (hole < 0 || hole > length)
             hole = length;
-        engine_mark_stale(&loop->engine, (uint64_t)data / PAGE_BYTES,
-                          ((uint64_t)hole + PAGE_BYTES - 1) / PAGE_BYTES - (uint64_t)data / PAGE_BYTES);
+        pages = ((uint64_t)hole + PAGE_BYTES - 1) / PAGE_BYTES - first;
+        engine_mark_stale(&loop->engine, first, pages);
+        found_bytes += pages * PAGE_BYTES;
         data = hole;
     }
+    if (fstat(file, &facts) < 0 || (uint64_t)facts.st_blocks * 512 > found_bytes)
+        engine_mark_stale(&loop->engine, 0, loop->regions.page_count);
 }
 
 static void start_parts(struct loop *loop, const struct loop_options *options)

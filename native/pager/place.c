@@ -99,9 +99,11 @@ uint64_t place_map_or_wake(struct engine *engine, uint64_t page, uint64_t count)
 /* --------------------------------------------------------------------------------------------------------- bytes */
 
 /* COPY said that something is there. On private memory that is a mapping. On shared memory it is something in the
- * cache: what the worker before us has placed, since a page whose bit is clear has nothing else there. */
-static enum placing copy_found_something(struct engine *engine, uint64_t page, uint64_t version)
+ * cache: what the worker before us has placed; or else room that somebody has made since the hand-off, by reserving it
+ * or by a read through another mapping. Such a page is not mapped in the VMM, and is placed like any that is stale. */
+static enum placing copy_found_something(struct engine *engine, uint64_t page, const uint8_t *bytes, uint64_t version)
 {
+    uint64_t word = table_word(engine->table, page);
     enum placing status = PLACING_DONE;
 
     if (engine->private_memory) {
@@ -111,8 +113,11 @@ static enum placing copy_found_something(struct engine *engine, uint64_t page, u
         place_owned(engine, page, 1, version);
         place_map_or_wake(engine, page, 1);
     } else {
-        place_hold(engine, page, "the RAM file holds something where nobody has written: the page is held back");
-        status = PLACING_HELD;
+        if (stats_get(engine->stats, STATS_already_copies_total) == 1) /* said once, counted always */
+            wait_alarm(engine, page, 0, "the RAM file held something where nobody had written, and is written over: "
+                                        "which other process reads, fills or reserves it?");
+        place_word(engine, page, page_state(word), true, page_version(word));
+        status = place_data(engine, page, 1, bytes, version).status;
     }
     return status;
 }
@@ -153,7 +158,7 @@ static struct placed copy_run(struct engine *engine, uint64_t page, uint64_t cou
             continue;
         }
         if (outcome.result == KERNEL_ALREADY)
-            placed.status = copy_found_something(engine, at, version);
+            placed.status = copy_found_something(engine, at, bytes + placed.pages * PAGE_BYTES, version);
         else if (outcome.result == KERNEL_ABSENT)
             placed.status = copy_found_nothing(engine, at, version);
         else

@@ -66,8 +66,8 @@ static void check_content(struct world *world, uint64_t page)
     const struct sim_page *memory = &world->sim.pages[page];
     const struct world_page *facts = &world->pages[page];
     bool placed = atomic_load(&world->table.header->takeovers) > 0; /* perhaps, and not claimed yet */
-    bool room = (world->regions.unit_pages > 1 || memory->clings) && memory->token == 0; /* that came with another page of
-                                                                             the unit, or could not be given back */
+    bool room = (world->regions.unit_pages > 1 || memory->room) && memory->token == 0; /* it came with another page of
+                                                                                          the unit, or is nobody's */
 
     if (page_held(word))
         return;

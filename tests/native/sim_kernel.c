@@ -74,6 +74,14 @@ void sim_foreign(struct sim_kernel *sim, uint64_t page, uint64_t token)
     sim->pages[page].token = token;
 }
 
+void sim_make_room(struct sim_kernel *sim, uint64_t page)
+{
+    if (!sim->pages[page].present) {
+        allocate(sim, page);
+        sim->pages[page].room = true;
+    }
+}
+
 void sim_lose_staging(struct sim_kernel *sim)
 {
     for (uint64_t page = 0; page < sim->regions->page_count; page++) {
@@ -163,7 +171,7 @@ static void drop_data(struct sim_kernel *sim, uint64_t page)
 {
     struct sim_page *facts = &sim->pages[page];
 
-    facts->present = facts->clings = false;
+    facts->present = facts->room = false;
     facts->ever_mapped = false;
     facts->token = 0;
     if (facts->pte == SIM_PTE_MAPPED)
@@ -520,7 +528,7 @@ static enum kernel_result punch_page(struct sim_kernel *sim, uint64_t page, cons
     } else {
         bool clings = sim->pages[page].present && sim_below(&sim->random, 1000) < sim->clings_permille;
         drop_data(sim, page);
-        sim->pages[page].present = sim->pages[page].clings = clings;
+        sim->pages[page].present = sim->pages[page].room = clings;
     }
     return KERNEL_MAPPED;
 }

@@ -49,7 +49,7 @@ struct sim_page {
     uint8_t pte;
     uint8_t mapping;
     bool present;     /* in the page cache; on private memory: there is a page */
-    bool clings;      /* it was punched, and is there as zeros */
+    bool room;        /* zeros that nobody has placed: it was punched, and stays; or was reserved, or read elsewhere */
     bool ever_mapped; /* the guest may have been there since its content was last dropped */
     uint64_t token;
     bool staged;         /* private units: these bytes wait for the rest of their unit */
@@ -128,6 +128,8 @@ static inline uint64_t sim_below(uint64_t *state, uint64_t limit)
 void sim_stamp(uint8_t *page, uint64_t token);
 /* Bytes that somebody else has left in the cache. */
 void sim_foreign(struct sim_kernel *sim, uint64_t page, uint64_t token);
+/* Where nothing is: another process reserves it, or reads it through a mapping of its own. */
+void sim_make_room(struct sim_kernel *sim, uint64_t page);
 
 /* The worker is dead, and its staging file with it. */
 void sim_lose_staging(struct sim_kernel *sim);

@@ -613,11 +613,20 @@ static void map_silently(struct world *world, uint64_t page)
     sim_map_silently(&world->sim, page);
 }
 
+/* By another process. After a kill it could not be told from what the worker before has placed. */
+static void make_room(struct world *world)
+{
+    if (!world->crashes)
+        sim_make_room(&world->sim, page_in_need(world));
+}
+
 static void vmm(struct world *world)
 {
-    uint64_t page = below(world, WORLD_PAGES), dice = below(world, 16);
+    uint64_t page = below(world, WORLD_PAGES), dice = below(world, 17);
 
-    if (world->private_memory && dice < 3) {
+    if (!world->private_memory && dice == 16) {
+        make_room(world);
+    } else if (world->private_memory && dice < 3) {
         map_silently(world, page);
     } else if (world->private_memory && dice < 6 && world_armed(world)) {
         report_discard(world, false); /* an order: the words first, then the VMM is told to zap */

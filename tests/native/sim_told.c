@@ -362,7 +362,7 @@ uint64_t told_drop(struct world *world, uint64_t first, uint64_t count)
         units_check(world, &units);
     for (uint64_t i = 0; i < count; i++) {
         uint64_t next = model_removed(&model, words[i]);
-        if (world->sim.pages[first + i].present && !world->sim.pages[first + i].clings)
+        if (world->sim.pages[first + i].present && !world->sim.pages[first + i].room)
             world_failed(world, first + i, "dropped, and its bytes are still there");
         if (many(world))
             continue;

@@ -80,10 +80,45 @@ static void a_hole_that_is_filled_meanwhile_is_mapped(void)
     CHECK_EQ(bed_reads(1), bed_token_of_page(1, V1));
 }
 
-static void something_where_nobody_wrote_is_held_back(void)
+/* Who reads the RAM file through another mapping has pages of zeros made there: such a page was once held back, and its
+ * thread with it. */
+static void something_where_nobody_wrote_is_written_over(void)
 {
     bed_begin_armed(false);
-    sim_foreign(&bed.sim, 5, 99);
+    sim_foreign(&bed.sim, 5, 0);
+    bed_fault(0, 5);
+    CHECK_EQ(bed_news(ENGINE_DATA, 4, 3, V1), 3);
+    CHECK_EQ(bed.sim.calls[SIM_POPULATE], 1);
+    CHECK(!bed.sim.threads[0].sleeps);
+    CHECK_EQ(bed.reports[ENGINE_REPORT_ALARM], 1);
+    CHECK_EQ(bed.report_page, 5);
+    sim_foreign(&bed.sim, 8, 99);
+    CHECK_EQ(bed_news(ENGINE_DATA, 8, 1, V1), 1);
+    for (uint64_t page = 4; page < 9; page += page == 6 ? 2 : 1) {
+        CHECK_EQ(bed_word(page), page_word(PAGE_OWNED, false, V1));
+        CHECK_EQ(bed_reads(page), bed_token_of_page(page, V1));
+    }
+    CHECK_EQ(bed_counter(STATS_already_copies_total), 2);
+    CHECK_EQ(bed.reports[ENGINE_REPORT_ALARM], 1); /* said once */
+}
+
+static void what_is_written_over_has_its_doubt_noted_first(void)
+{
+    bed_begin_armed(false);
+    sim_foreign(&bed.sim, 5, 0);
+    bed_fault(0, 5);
+    bed_force(SIM_POPULATE, KERNEL_FULL, 0, 1);
+    CHECK_EQ(bed_news(ENGINE_DATA, 5, 1, V1), 0);
+    CHECK_EQ(bed_word(5), page_word(PAGE_WANTED, true, 0));
+    bed_succeed(false); /* nothing was placed: it does not take the zeros for what its predecessor has placed */
+    CHECK_EQ(bed_news(ENGINE_DATA, 5, 1, V1), 1);
+    CHECK_EQ(bed_reads(5), bed_token_of_page(5, V1));
+}
+
+static void a_page_that_is_held_back_is_left_alone(void)
+{
+    bed_begin_armed(false);
+    bed_force(SIM_COPY, KERNEL_REFUSED, 1, 1);
     bed_fault(0, 5);
     CHECK_EQ(bed_news(ENGINE_DATA, 4, 3, V1), 2);
     CHECK_EQ(bed_state(4), PAGE_OWNED);
@@ -529,7 +564,7 @@ static void a_lost_page_that_was_placed_and_not_claimed_is_emptied(void)
 static void held_pages_stay_held_after_a_takeover(void)
 {
     bed_begin_armed(false);
-    sim_foreign(&bed.sim, 5, 99);
+    bed_force(SIM_COPY, KERNEL_REFUSED, 0, 1);
     bed_news(ENGINE_DATA, 5, 1, V1);
     CHECK(page_held(bed_word(5)));
     bed_succeed(false);
@@ -545,7 +580,9 @@ int main(void)
     RUN(cached_fault_is_claimed_then_mapped);
     RUN(a_hole_behind_a_claim_was_discarded_and_reads_zero);
     RUN(a_hole_that_is_filled_meanwhile_is_mapped);
-    RUN(something_where_nobody_wrote_is_held_back);
+    RUN(something_where_nobody_wrote_is_written_over);
+    RUN(what_is_written_over_has_its_doubt_noted_first);
+    RUN(a_page_that_is_held_back_is_left_alone);
     RUN(zeropage_on_something_punches_and_tries_once_more);
     RUN(a_page_that_cannot_be_emptied_is_written);
     RUN(where_there_is_no_memory_for_that_it_waits);

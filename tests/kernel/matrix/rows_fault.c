@@ -5,6 +5,7 @@
 #include <string.h>
 #include <sys/ioctl.h>
 #include <sys/mman.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include "matrix.h"
@@ -235,6 +236,37 @@ static void copy_over_cache(struct bed *bed)
     say(bed, "%s", reads(bed, 1));
 }
 
+/* Page 1 was reserved; a hole at page 2 was read through another mapping. False: there is no file, which has been said. */
+static bool make_room(struct bed *bed)
+{
+    bool made = has_file(bed) && fallocate(bed->fd, 0, (off_t)bed->page, (off_t)bed->page) == 0 &&
+                *(volatile uint8_t *)(bed->alias + 2 * bed->page) == ZEROS;
+
+    if (!made)
+        say(bed, has_file(bed) ? "no room" : "no file");
+    return made;
+}
+
+static void look_for_room(struct bed *bed)
+{
+    struct stat facts;
+
+    if (!make_room(bed))
+        return;
+    for (off_t page = 1; page <= 2; page++)
+        say(bed, lseek(bed->fd, page * (off_t)bed->page, SEEK_DATA) == page * (off_t)bed->page ? "data" : "hole");
+    say(bed, "%d allocated", fstat(bed->fd, &facts) < 0 ? -1 : (int)((size_t)facts.st_blocks * 512 / bed->page));
+}
+
+static void copy_over_room(struct bed *bed)
+{
+    if (!make_room(bed) || !start(bed, 0, MISSING))
+        return;
+    for (size_t page = 1; page <= 2; page++)
+        say(bed, "%s", word(fill_copy(bed, bed->uffd, page, 0, NULL)));
+    say(bed, "%s", reads(bed, 1));
+}
+
 static void zero_a_hole(struct bed *bed)
 {
     if (!start(bed, 0, MISSING))
@@ -292,6 +324,13 @@ static const struct row fill_rows_table[] = {
      {.all = "EEXIST, data", .anon = "no cache", .memfd_private = "ok, copy", .huge_anon = "no cache",
       .huge_private = "ok, copy"},
      "PLACE: EEXIST of COPY is not \"mapped\"", NULL, false},
+    {"b-room", "SEEK_DATA of a page fallocate()d, of one read through another mapping; st_blocks", look_for_room,
+     {.all = "hole, data, 2 allocated", .anon = "no file", .huge_anon = "no file", .huge = "data, data, 2 allocated"},
+     "hand-off: more allocated than found is stale, all of it", NULL, false},
+    {"b-copy-room", "COPY onto a page fallocate()d, onto one read through another mapping", copy_over_room,
+     {.all = "EEXIST, EEXIST, zeros", .anon = "no file", .huge_anon = "no file", .memfd_private = "ok, ok, copy",
+      .huge_private = "ok, ok, copy"},
+     "PLACE: EEXIST of COPY is not \"mapped\": stale, written, CONTINUE", NULL, false},
     {"b-copy-end", "COPY past the end of the file", copy_past_the_end,
      {.all = "EFAULT", .anon = "no file", .huge_anon = "no file", .huge_private = "ok"},
      NULL, NULL, false},

@@ -1,0 +1,104 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * A RAM file in which room was made where nobody has written: reserved (fallocate), or read through another mapping. The
+ * kernel gives such a page no fault of its own kind, and UFFDIO_COPY refuses it. A page like that was once held back, and
+ * whoever touched it slept for ever.
+ */
+#include <fcntl.h>
+#include <sys/mman.h>
+#include <unistd.h>
+
+#include "check.h"
+#include "client_vm.h"
+
+#define FILE_BYTES (SERVER_PAGES * REAL_PAGE)
+
+static struct server server;
+static struct client_vm vm;
+static int ram_file; /* ours; the client's is its own from client_open on */
+
+static void begin(void)
+{
+    server_start(&server);
+    CHECK(client_prepare(&vm, REAL_MEMFD, SERVER_PAGES, &server, false));
+    ram_file = fcntl(vm.real.uffd.backing_fd, F_DUPFD_CLOEXEC, 0);
+}
+
+/* The first page that the guest reads wrong, or not at all; SERVER_PAGES: none. */
+static uint64_t first_wrong(uint64_t step)
+{
+    uint64_t page = 0;
+
+    while (page < SERVER_PAGES && real_do(&vm.real, REAL_READ, page, 1, 0) == client_word(page))
+        page += step;
+    return page < SERVER_PAGES ? page : SERVER_PAGES;
+}
+
+/* What is faulted for is the image's, and so is what comes in the background. */
+static void comes_whole(uint64_t alarms)
+{
+    CHECK(client_arm(&vm));
+    CHECK_EQ(first_wrong(7), SERVER_PAGES);
+    CHECK(client_order(&vm, PAGEFERRY_ORDER_BACKGROUND, 1, 0));
+    CHECK(client_wait(&vm, PAGEFERRY_EVENT_COMPLETE));
+    CHECK_EQ(first_wrong(1), SERVER_PAGES);
+    CHECK_EQ(client_counter(&vm, STATS_alarms_total), alarms);
+    close(ram_file);
+    client_end(&vm);
+    server_stop(&server);
+}
+
+static void test_reserved_before_the_hand_off(void)
+{
+    begin();
+    CHECK_EQ(fallocate(ram_file, 0, 0, FILE_BYTES), 0);
+    CHECK_EQ(client_open(&vm), 0);
+    comes_whole(0);
+}
+
+/* Some of it, beside pages that somebody has written. */
+static void test_reserved_in_part(void)
+{
+    begin();
+    CHECK_EQ(fallocate(ram_file, 0, 100 * REAL_PAGE, 50 * REAL_PAGE), 0);
+    CHECK_EQ(pwrite(ram_file, "other bytes", 11, 10 * REAL_PAGE), 11);
+    CHECK_EQ(pwrite(ram_file, "other bytes", 11, 120 * REAL_PAGE), 11);
+    CHECK_EQ(client_open(&vm), 0);
+    comes_whole(0);
+}
+
+static void test_reserved_after_the_hand_off(void)
+{
+    begin();
+    CHECK_EQ(client_open(&vm), 0);
+    CHECK_EQ(fallocate(ram_file, 0, 0, FILE_BYTES), 0);
+    comes_whole(1); /* said once */
+}
+
+/* As a tool does that looks at a VM's memory, or another process that shares it. */
+static void test_read_through_another_mapping(void)
+{
+    uint8_t *bytes = MAP_FAILED;
+
+    begin();
+    CHECK_EQ(client_open(&vm), 0);
+    bytes = mmap(NULL, FILE_BYTES, PROT_READ, MAP_SHARED, ram_file, 0);
+    CHECK(bytes != MAP_FAILED);
+    CHECK_EQ(madvise(bytes, FILE_BYTES, MADV_POPULATE_READ), 0);
+    comes_whole(1);
+    munmap(bytes, FILE_BYTES);
+}
+
+int main(void)
+{
+    setvbuf(stdout, NULL, _IOLBF, 0);
+    if (!client_may()) {
+        SKIP(all, "no userfaultfd right");
+        return check_done();
+    }
+    RUN(test_reserved_before_the_hand_off);
+    RUN(test_reserved_in_part);
+    RUN(test_reserved_after_the_hand_off);
+    RUN(test_read_through_another_mapping);
+    return check_done();
+}
