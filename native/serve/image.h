@@ -5,7 +5,8 @@
  * all workers at once.
  *
  * Whoever answers with a page loads its version first, then asks how it stands, whether it may hold data, and then
- * reads it: the bytes are at least as new as the version that goes with them (rounds.h), and whole (arriving.h).
+ * reads it: the bytes are at least as new as the version that goes with them (rounds.h), and whole (arriving.h). Then he
+ * asks how it stands once more: it may have been lost, and its bytes with it.
  */
 #ifndef PAGEFERRY_IMAGE_H
 #define PAGEFERRY_IMAGE_H

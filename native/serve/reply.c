@@ -2,9 +2,13 @@
 /*
  * See reply.h. In the space: the head first, ending where the data begin; the data from
  * page_batch_head_max(runs_max) on. A page that turns out to be zeros gives its place to the next one.
+ *
+ * How a page stands is asked before it is looked at, for it may not be whole, and once more afterwards, for it may have been
+ * lost: its word says so before its bytes go, so whoever has met the hole that they leave is told.
  */
 #include "reply.h"
 
+#include <stdatomic.h>
 #include <string.h>
 
 #include "../rpc/payload.h"
@@ -63,6 +67,40 @@ static void add_page(struct making *making, uint64_t page, const uint8_t *bytes,
     }
 }
 
+/* Pages that cannot be read, here: their version is known all the same. */
+static void add_unread(struct making *making, uint64_t page, uint64_t end, enum image_standing standing,
+                       uint64_t version)
+{
+    uint64_t kind = making->order->versions_only ? PF_RUN_KIND_VERSION : PF_RUN_KIND_LATER;
+
+    add_run(making, page, end - page, standing == IMAGE_LOST ? PF_RUN_KIND_POISON : kind, version);
+}
+
+/* As image_standing, after the file was looked at: what was seen there is not older than the answer. */
+static enum image_standing standing_since(const struct image *image, uint64_t page, uint64_t *end)
+{
+    atomic_thread_fence(memory_order_acquire);
+    return image_standing(image, page, end);
+}
+
+/* Pages that were read to `bytes`. */
+static void add_read(struct making *making, uint64_t first_page, uint64_t page_count, const uint8_t *bytes,
+                     uint64_t version)
+{
+    uint64_t page = first_page, end = first_page + page_count;
+
+    while (page < end) {
+        uint64_t past = end;
+        enum image_standing standing = standing_since(making->order->image, page, &past);
+        if (standing != IMAGE_HERE) {
+            add_unread(making, page, past, standing, version);
+            page = past;
+        }
+        for (; page < past; page++)
+            add_page(making, page, bytes + (page - first_page) * IMAGE_PAGE_BYTES, version);
+    }
+}
+
 /* One that cannot be read does not take its neighbours with it, whether for now or for ever. */
 static int read_one_by_one(struct making *making, uint64_t first_page, uint64_t page_count, uint64_t version)
 {
@@ -75,7 +113,7 @@ static int read_one_by_one(struct making *making, uint64_t first_page, uint64_t 
         else if (rc < 0)
             return rc;
         else if (rc == 0)
-            add_page(making, page, free_place(making), version);
+            add_read(making, page, 1, free_place(making), version);
         if (rc == IMAGE_READ_LOST) {
             making->lost_pages += (uint32_t)lost_note(&image->lost, page, 1);
             add_run(making, page, 1, PF_RUN_KIND_POISON, version);
@@ -93,18 +131,9 @@ static int read_pages(struct making *making, uint64_t first_page, uint64_t page_
     making->read_pages += (uint32_t)page_count;
     if (rc == -PF_REASON_GOING_AWAY || rc == IMAGE_READ_LOST)
         return read_one_by_one(making, first_page, page_count, version);
-    for (uint64_t i = 0; rc == 0 && i < page_count; i++)
-        add_page(making, first_page + i, bytes + i * IMAGE_PAGE_BYTES, version);
+    if (rc == 0)
+        add_read(making, first_page, page_count, bytes, version);
     return rc;
-}
-
-/* Pages that cannot be read, here: their version is known all the same. */
-static void add_unread(struct making *making, uint64_t page, uint64_t end, enum image_standing standing,
-                       uint64_t version)
-{
-    uint64_t kind = making->order->versions_only ? PF_RUN_KIND_VERSION : PF_RUN_KIND_LATER;
-
-    add_run(making, page, end - page, standing == IMAGE_LOST ? PF_RUN_KIND_POISON : kind, version);
 }
 
 /* Puts pages from `page` on into the batch; *end comes back as where it stopped, at least one page on. */
@@ -114,13 +143,17 @@ static int add_pages(struct making *making, uint64_t page, uint64_t *end, uint64
     const struct image *image = order->image;
     uint64_t room = order->pages_max - making->read_pages;
     enum image_standing standing = image_standing(image, page, end);
+    bool hole = standing == IMAGE_HERE && !image->ops->may_hold_data(image, page);
 
+    if (hole) {
+        *end = image->ops->alike_end(image, page, *end);
+        standing = standing_since(image, page, end);
+    }
     if (standing != IMAGE_HERE) {
         add_unread(making, page, *end, standing, version);
         return 0;
     }
-    if (!image->ops->may_hold_data(image, page)) {
-        *end = image->ops->alike_end(image, page, *end);
+    if (hole) {
         add_run(making, page, *end - page, PF_RUN_KIND_ZERO, version);
         return 0;
     }

@@ -391,6 +391,84 @@ static void test_a_page_that_arrives_after_the_freeze_keeps_its_version(void)
     end();
 }
 
+/* --------------------------------------------------------------------------------- lost while it is being answered */
+
+static const struct image_ops *its_ops;
+
+/* As the pager does it: its word first, and then its bytes go. */
+static void lose(uint64_t page)
+{
+    struct kernel_span span = span_of(page);
+
+    say(page, PAGE_POISONED);
+    CHECK_EQ(uffd_kernel_ops.punch(&pager, &span).result, KERNEL_MAPPED);
+}
+
+/* Between the question how these pages stand and their bytes, 2 is lost and 3 held back. */
+static int read_late(const struct image *of, uint64_t first_page, uint64_t page_count, uint8_t *bytes)
+{
+    if (page_state(table_word(&table, 2)) != PAGE_POISONED)
+        lose(2);
+    table_set(&table, 3, page_word(PAGE_OWNED, false, 77) | PAGE_HELD);
+    return its_ops->read(of, first_page, page_count, bytes);
+}
+
+static int read_late_alone(const struct image *of, uint64_t first_page, uint64_t page_count, uint8_t *bytes)
+{
+    return page_count > 1 ? -PF_REASON_GOING_AWAY : read_late(of, first_page, page_count, bytes);
+}
+
+/* And here a round looks for holes, which has loaded the word before. */
+static bool look_late(const struct image *of, uint64_t page)
+{
+    (void)of;
+    lose(page);
+    return false;
+}
+
+static void begin_late(struct image_ops *ops)
+{
+    begin(16);
+    for (uint64_t page = 0; page < 5; page++)
+        arrive(page, BY_COPY, true);
+    CHECK_EQ(do_round(), 1);
+    its_ops = image->ops;
+    *ops = *its_ops;
+    image->ops = ops;
+}
+
+/* The hole that a lost page leaves was sent as zeros, under the version of the bytes that the guest had there. */
+static void test_a_page_that_is_lost_before_it_is_read_is_no_zeros(void)
+{
+    struct image_ops ops;
+
+    for (int alone = 0; alone < 2; alone++) {
+        begin_late(&ops);
+        ops.read = alone ? read_late_alone : read_late;
+        batch(5, false);
+        CHECK_EQ(got_count, 4);
+        is_run(0, 0, 2, PF_RUN_KIND_DATA, BITS | 1);
+        is_run(1, 2, 1, PF_RUN_KIND_POISON, BITS | 1);
+        is_run(2, 3, 1, PF_RUN_KIND_LATER, BITS | 1);
+        is_run(3, 4, 1, PF_RUN_KIND_DATA, BITS | 1);
+        end();
+    }
+}
+
+static void test_the_hole_of_a_page_that_is_lost_is_no_zeros(void)
+{
+    struct image_ops ops;
+
+    for (int versions_only = 0; versions_only < 2; versions_only++) {
+        begin_late(&ops);
+        ops.may_hold_data = look_late;
+        batch(1, versions_only);
+        CHECK_EQ(got_count, 1);
+        is_run(0, 0, 1, PF_RUN_KIND_POISON, BITS | 1);
+        end();
+    }
+}
+
 /* ------------------------------------------------------------------------------------------------------ the end */
 
 static void test_a_vm_that_has_arrived_is_tracked_alone(void)
@@ -465,6 +543,8 @@ int main(void)
     RUN(test_every_order_of_a_freeze);
     RUN(test_what_has_not_arrived_is_later_and_never_zero);
     RUN(test_a_page_that_arrives_after_the_freeze_keeps_its_version);
+    RUN(test_a_page_that_is_lost_before_it_is_read_is_no_zeros);
+    RUN(test_the_hole_of_a_page_that_is_lost_is_no_zeros);
     RUN(test_a_vm_that_has_arrived_is_tracked_alone);
     RUN(test_a_table_that_is_none_is_refused);
     return check_done();
