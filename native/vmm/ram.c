@@ -165,14 +165,20 @@ void *ram_map(struct ram *ram, const struct ram_mapping *mapping, const struct s
 
 /* ----------------------------------------------------------------------------------------------------------- drops */
 
-/* A drop that begins or ends inside a page zeroes a part of it: that page must be here first. A read brings it. */
-static void bring(const struct ram *ram, uint64_t offset_bytes)
+/* A drop that begins or ends inside a page zeroes a part of it: that page must be here first. The kernel brings it, waiting
+ * as an access would; one that is lost (EHWPOISON) has nothing to zero, and an access to it would raise SIGBUS in the VMM.
+ * Every kernel with minor faults on shared memory knows the advice (Linux 5.14). 0, or -errno: it cannot be had. */
+static int bring(const struct ram *ram, uint64_t offset_bytes)
 {
-    if (offset_bytes % RAM_PAGE_BYTES != 0 && offset_bytes < ram->length_bytes)
-        (void)*(volatile const char *)(uintptr_t)(ram->start + offset_bytes);
+    uint64_t page = ram->start + offset_bytes / RAM_PAGE_BYTES * RAM_PAGE_BYTES;
+    bool needed = offset_bytes % RAM_PAGE_BYTES != 0 && offset_bytes < ram->length_bytes;
+
+    if (needed && syscall(SYS_madvise, page, RAM_PAGE_BYTES, MADV_POPULATE_READ) < 0 && errno != EHWPOISON)
+        return -errno;
+    return 0;
 }
 
-/* Before [offset, end) is dropped. 0; HANDOFF_KEEP: it is not to be dropped, and the VMM need not know; -EIO: it must
+/* Before [offset, end) is dropped. 0; HANDOFF_KEEP: it is not to be dropped, and the VMM need not know; -errno: it must
  * stay, and the VMM must know. */
 static int report_drop(struct ram *ram, uint64_t offset_bytes, uint64_t end_bytes)
 {
@@ -184,9 +190,10 @@ static int report_drop(struct ram *ram, uint64_t offset_bytes, uint64_t end_byte
         end_bytes = end = ram->length_bytes;
     if (!ram_arriving(ram))
         return 0;
-    bring(ram, offset_bytes);
-    bring(ram, end_bytes);
-    if (first < end) {
+    rc = bring(ram, offset_bytes);
+    if (rc == 0)
+        rc = bring(ram, end_bytes);
+    if (rc == 0 && first < end) {
         pthread_mutex_lock(&ram->lock);
         rc = handoff_discard(&ram->handoff, first, end - first);
         pthread_mutex_unlock(&ram->lock);

@@ -28,6 +28,7 @@ COMPLETE_HUGE_PAGES = 1  # in offset_bytes of a COMPLETE
 
 UFFDIO_COPY = 0xC028AA03
 UFFDIO_CONTINUE = 0xC020AA07
+UFFDIO_POISON = 0xC020AA08
 UFFD_EVENT_PAGEFAULT = 0x12
 
 
@@ -98,6 +99,11 @@ class Resolver:
         address = self.layout[0]["base_host_virt_addr"] + page * PAGE_BYTES
         call = bytearray(struct.pack("=QQQQq", address, ctypes.addressof(source), PAGE_BYTES, 0, 0))
         fcntl.ioctl(self.uffd, UFFDIO_COPY, call)
+
+    def poison(self, page: int) -> None:
+        """Who waits for the page, or touches it from now on, gets SIGBUS."""
+        address = self.layout[0]["base_host_virt_addr"] + page * PAGE_BYTES
+        fcntl.ioctl(self.uffd, UFFDIO_POISON, bytearray(struct.pack("=QQQq", address, PAGE_BYTES, 0, 0)))
 
     def map(self, page: int) -> None:
         """Maps a page that the file holds, and wakes who waits for it."""

@@ -50,3 +50,23 @@ def test_lost_pages_are_said_and_nothing_else_happens(start: Starter, tmp_path: 
     assert lines[0] == first + "an access to it raises SIGBUS"
     assert lines[16].split(" of the RAM ")[0] == f"pageferry-shim: the page at offset {32 * PAGE_BYTES}"
     assert lines[17].endswith("number 64: whoever touches it waits until its poison is cleared")
+
+
+def test_a_drop_that_begins_in_a_lost_page_ends_nobody(start: Starter, tmp_path: Path) -> None:
+    """It brings the page first, by no access of its own: that raised SIGBUS in the VMM's fallocate."""
+    with (
+        listen(tmp_path / "uffd.sock") as listener,
+        start("map", "punch-odd:5", "read:7") as vmm,
+        Resolver(listener) as resolver,
+    ):
+        resolver.say(ACCEPTED)
+        vmm.expect("map 0 0")
+        assert resolver.fault_page() == 5
+        resolver.poison(5)
+        assert resolver.fault_page() == 7
+        resolver.fill(7, 9)
+        assert resolver.hear() == Frame(DISCARD, 1, 6 * PAGE_BYTES, PAGE_BYTES)
+        resolver.say(DISCARDED, 1)
+        vmm.expect("punch-odd 0 0")
+        vmm.expect("read 0 0")
+        assert vmm.end() == (0, "")
