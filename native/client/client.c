@@ -57,6 +57,14 @@ static bool is_initialised(int uffd)
     return poll(&ready, 1, 0) >= 0 && (ready.revents & (POLLERR | POLLNVAL)) == 0;
 }
 
+/* What is mapped already may still be written, but nothing through the descriptor: no page, and no hole in its place. */
+static bool is_sealed(int file)
+{
+    int seals = fcntl(file, F_GET_SEALS); /* -1: a file that knows of none */
+
+    return seals >= 0 && (seals & (F_SEAL_WRITE | F_SEAL_FUTURE_WRITE)) != 0;
+}
+
 static int check_fds(struct pageferry_vm_options *options)
 {
     bool shared = options->memory == PAGEFERRY_MEMORY_SHARED;
@@ -80,6 +88,9 @@ static int check_fds(struct pageferry_vm_options *options)
         rc = refuse(options->error, PF_REASON_BAD_REQUEST,
                     "the second file descriptor that was handed over is no memfd or tmpfs file open for writing: "
                     "put the VM's RAM on one (share=on)");
+    else if (shared && is_sealed(options->backing_fd))
+        rc = refuse(options->error, PF_REASON_BAD_REQUEST,
+                    "the RAM file is sealed against writing: the VMM must not set F_SEAL_WRITE or F_SEAL_FUTURE_WRITE on it");
     return rc;
 }
 

@@ -1,15 +1,17 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * A RAM file in which room was made where nobody has written: reserved (fallocate), or read through another mapping. The
- * kernel gives such a page no fault of its own kind, and UFFDIO_COPY refuses it. A page like that was once held back, and
- * whoever touched it slept for ever.
+ * RAM files that a VMM may come with. In some of them room was made where nobody has written: reserved (fallocate), or read
+ * through another mapping. UFFDIO_COPY refuses such a page; it was once held back, and whoever touched it slept for ever.
+ * And some cannot be served: those that nobody may write any more.
  */
 #include <fcntl.h>
+#include <string.h>
 #include <sys/mman.h>
 #include <unistd.h>
 
 #include "check.h"
 #include "client_vm.h"
+#include "gen/contract.h"
 
 #define FILE_BYTES (SERVER_PAGES * REAL_PAGE)
 
@@ -89,6 +91,26 @@ static void test_read_through_another_mapping(void)
     munmap(bytes, FILE_BYTES);
 }
 
+/* Lost pages could not be taken out of it, and nothing written to it; a VMM's own mapping would go on as before. */
+static void test_sealed_against_writing(void)
+{
+    static const int seals[] = {F_SEAL_WRITE, F_SEAL_FUTURE_WRITE, F_SEAL_WRITE | F_SEAL_SHRINK};
+
+    begin();
+    for (size_t i = 0; i < sizeof(seals) / sizeof(seals[0]); i++) {
+        int sealed = memfd_create("sealed", MFD_CLOEXEC | MFD_ALLOW_SEALING);
+        CHECK_EQ(ftruncate(sealed, FILE_BYTES), 0);
+        CHECK_EQ(fcntl(sealed, F_ADD_SEALS, seals[i]), 0);
+        vm.options.backing_fd = sealed;
+        CHECK_EQ(client_open(&vm), -PF_REASON_BAD_REQUEST);
+        CHECK(strstr(vm.options.error, "sealed against writing") != NULL);
+        close(sealed);
+    }
+    vm.options.backing_fd = vm.real.uffd.backing_fd; /* F_SEAL_SEAL: no more seals, and that is all */
+    CHECK_EQ(client_open(&vm), 0);
+    comes_whole(0);
+}
+
 int main(void)
 {
     setvbuf(stdout, NULL, _IOLBF, 0);
@@ -100,5 +122,6 @@ int main(void)
     RUN(test_reserved_in_part);
     RUN(test_reserved_after_the_hand_off);
     RUN(test_read_through_another_mapping);
+    RUN(test_sealed_against_writing);
     return check_done();
 }
