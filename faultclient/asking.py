@@ -129,12 +129,13 @@ async def report(
     for wait_s in pauses_s():
         try:
             answer = await record()
-        except PageferryError as error:
-            log.warning("report_again", session=session.name, phase=phase.name, text=str(error))
-            if told is not error.reason:
+        except Exception as error:  # noqa: BLE001  # an answer that we do not understand, too
+            failure = known(session, error)
+            log.warning("report_again", session=session.name, phase=phase.name, text=str(failure))
+            if told is not failure.reason:
                 session.resume(what=CONTROL)
-            told = error.reason
-            session.pause(told, f"{phase.name} is not yet reported: {error.message}", what=CONTROL)
+            told = failure.reason
+            session.pause(told, f"{phase.name} is not yet reported: {failure.message}", what=CONTROL)
         else:
             session.resume(what=CONTROL)
             told = None
@@ -142,3 +143,11 @@ async def report(
                 log.info("reported", session=session.name, phase=phase.name, source=answer.phase.name)
                 return
         await asyncio.sleep(wait_s)
+
+
+def known(session: Session, error: Exception) -> PageferryError:
+    """A fault of ours is logged with all that has led to it."""
+    if isinstance(error, PageferryError):
+        return error
+    log.error("bug", session=session.name, exc_info=error)
+    return PageferryError(Reason.BUG, f"{type(error).__name__}: {error}", "report it with the log")

@@ -46,7 +46,7 @@ class FakeSource:
     story: list[str]
     machine: str = "qemu 7.2.0, pc-i440fx-7.2"
     phase: Phase = Phase.PRECOPY
-    refuses: dict[str, list[PageferryError]] = field(default_factory=dict)
+    refuses: dict[str, list[Exception]] = field(default_factory=dict)
     state: bytes = STATE
     spoils: int = 0  # so many states come damaged
     breaks: int = 0  # so many streams break off after their first message

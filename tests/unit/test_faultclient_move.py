@@ -527,6 +527,14 @@ def test_the_report_of_accepted_is_lost() -> None:
     assert stage.session.paused is None
 
 
+@pytest.mark.parametrize("phase", ["POSTCOPY", "COMMITTED"])
+def test_an_answer_that_is_not_understood(phase: str) -> None:
+    stage = completing(Stage())
+    stage.source.refuses[phase] = [ValueError("99 is not a valid Phase")]
+    stage.play()
+    ended_well(stage)
+
+
 def test_committed_tells_accepted_too() -> None:
     stage = completing(Stage())
     stage.source.refuses["POSTCOPY"] = [error(Reason.GOING_AWAY)] * 1000

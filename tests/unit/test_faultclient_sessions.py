@@ -40,7 +40,7 @@ class Bed:
         self.folder = folder
         self.story: list[str] = []
         self.pager = FakePager()
-        self.refuses: dict[str, list[PageferryError]] = {}
+        self.refuses: dict[str, list[Exception]] = {}
 
     def left(self, phase: Phase, request: StartRequest = MOVE) -> None:
         """By a predecessor that was killed."""
