@@ -77,12 +77,19 @@ bool poison_clears_for_vmm(const struct loop *loop)
 
 /* -------------------------------------------------------------------------------------------------------------- work */
 
-/* From `page` on: how many pages do not wait for the VMM to let go of what is lost. */
+/* It clings, and that will end: the VMM is told to let go of it, or will be. */
+static bool waits_for_vmm(const struct loop *loop, uint64_t page)
+{
+    bool told = page - loop->engine.zap_first < loop->zapper.out_pages;
+
+    return engine_clings(&loop->engine, page) && (told || engine_owes(&loop->engine, page, 1));
+}
+
 static uint64_t clear_of_waits(const struct loop *loop, uint64_t page, uint64_t count)
 {
     uint64_t pages = 0;
 
-    while (pages < count && !(engine_clings(&loop->engine, page + pages) && engine_owes(&loop->engine, page + pages, 1)))
+    while (pages < count && !waits_for_vmm(loop, page + pages))
         pages++;
     return pages;
 }
@@ -110,7 +117,7 @@ static bool any_clings(const struct loop *loop, const struct poison_job *job)
     bool clings = false;
 
     for (uint64_t i = 0; i < job->page_count && loop->engine.private_memory && !clings; i++)
-        clings = engine_clings(&loop->engine, job->first_page + i) && !engine_owes(&loop->engine, job->first_page + i, 1);
+        clings = engine_clings(&loop->engine, job->first_page + i) && !waits_for_vmm(loop, job->first_page + i);
     return clings;
 }
 
@@ -125,8 +132,8 @@ static void check(struct loop *loop, struct poison_job *job)
              "opened as one that is handed on keeps it");
     else if (job->looked == 0 && job->clear && !job->by_vmm && any_clings(loop, job))
         fail(job, PF_REASON_UNSUPPORTED,
-             "the VMM has the lost bytes of one of these pages mapped still, and they would be back: it must drop it "
-             "first, by MADV_DONTNEED");
+             "the VMM has the lost bytes of one of these pages mapped still, and they would be back, or it was told to "
+             "drop it and has not answered: it must drop it first, by MADV_DONTNEED");
 }
 
 static bool is_done(struct loop *loop, const struct poison_job *job)

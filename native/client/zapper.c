@@ -95,6 +95,7 @@ bool zapper_drop(struct loop *loop, uint64_t first_page, uint64_t page_count)
 static const char *obstacle(const struct loop *loop, const struct zapper_job *job, uint32_t *reason)
 {
     bool by_vmm = loop->engine.private_memory || !job->drop;
+    bool may_do_more = loop->engine.private_memory && loop->engine.zap_count > 0;
     const char *why = NULL;
 
     *reason = PF_REASON_UNSUPPORTED;
@@ -106,18 +107,45 @@ static const char *obstacle(const struct loop *loop, const struct zapper_job *jo
     } else if (by_vmm && !vmm_hears(&loop->vmm)) {
         why = "a VMM alone can drop its mappings, and this one speaks no frames (or not any more): start it under the "
               "shim, or let it call pageferry_zap";
+    } else if (may_do_more) {
+        why = "the VMM has not answered what it was told to drop before, and may do it yet";
     }
     return why;
 }
 
 /* ------------------------------------------------------------------------------------------------------- the VMM's part */
 
+/* The next pages of the job, at most a piece, as long as they cling to the guest, or do not. */
+static uint64_t run_that(const struct loop *loop, const struct zapper_job *job, bool clings)
+{
+    uint64_t pages = 0;
+
+    while (pages < job->left_pages && pages < PIECE_PAGES &&
+           engine_unit_clings(&loop->engine, job->first_page + pages) == clings)
+        pages += loop->regions.unit_pages;
+    return pages;
+}
+
+/* What the VMM has dropped by itself since may be the guest's again; and what is in vain is told as it is. */
+static bool pass_over(const struct loop *loop, struct zapper_job *job)
+{
+    uint64_t pages = 0;
+
+    if (job->ours)
+        pages = loop->zapper.in_vain ? job->left_pages : run_that(loop, job, false);
+    job->first_page += pages;
+    job->left_pages -= pages;
+    return pages > 0;
+}
+
 static void ask_vmm(struct loop *loop, struct zapper_job *job)
 {
     struct zapper *zapper = &loop->zapper;
     struct kernel_span span;
-    uint64_t pages = job->left_pages < PIECE_PAGES ? job->left_pages : PIECE_PAGES;
+    uint64_t pages = job->ours ? run_that(loop, job, true) : job->left_pages;
 
+    if (pages > PIECE_PAGES)
+        pages = PIECE_PAGES;
     pages = regions_span(&loop->regions, job->first_page, pages, &span);
     if (job->drop && !job->ours)
         engine_removed(&loop->engine, job->first_page, pages);
@@ -147,16 +175,19 @@ void zapper_answered(struct loop *loop, const struct vmm_span *span)
 {
     struct zapper *zapper = &loop->zapper;
     struct zapper_job *job = job_at_work(zapper);
-    uint64_t pages = span->length_bytes / PAGE_BYTES;
+    uint64_t first_page = loop->engine.zap_first, pages = span->length_bytes / PAGE_BYTES;
+    bool given_up = zapper->out_pages == 0;
 
-    if (zapper->out_pages == 0 || span->sequence != zapper->sequence)
-        return; /* of one that was given up */
-    if (pages > zapper->out_pages)
-        pages = zapper->out_pages;
+    if (span->sequence != zapper->sequence)
+        return;
+    if (pages > loop->engine.zap_count)
+        pages = loop->engine.zap_count;
     answer_is_in(loop);
+    engine_dropped(&loop->engine, first_page, pages);
+    engine_zapped(&loop->engine, first_page, pages);
+    if (given_up)
+        return;
     if (pages > 0) {
-        engine_dropped(&loop->engine, job->first_page, pages);
-        engine_zapped(&loop->engine, job->first_page, pages);
         advance(loop, job, pages, (uint32_t)span->offset_bytes);
     } else {
         job->error = (int)span->offset_bytes;
@@ -236,7 +267,7 @@ static void begin_piece(struct loop *loop, struct zapper_job *job)
         fail(job, reason, why);
     else if (job->drop && !loop->engine.private_memory)
         punch(loop, job);
-    else
+    else if (!pass_over(loop, job))
         ask_vmm(loop, job);
 }
 
@@ -244,11 +275,14 @@ bool zapper_turn(struct loop *loop)
 {
     struct zapper *zapper = &loop->zapper;
     struct zapper_job *job = job_at_work(zapper);
+    bool hears = vmm_hears(&loop->vmm);
 
+    if (!hears) /* what it has not done it will not do */
+        engine_zaps(&loop->engine, 0, 0);
     if (zapper->count == 0 || loop->stage == LOOP_OPEN || loop->now_ns < zapper->not_before_ns)
         return false;
-    if (zapper->out_pages > 0 && (!vmm_hears(&loop->vmm) || loop->now_ns >= zapper->out_until_ns)) {
-        answer_is_in(loop);
+    if (zapper->out_pages > 0 && (!hears || loop->now_ns >= zapper->out_until_ns)) {
+        zapper->out_pages = 0; /* it may do it yet, so that it stays announced */
         fail(job, PF_REASON_UNSUPPORTED, "the VMM was told to drop mappings and has not answered");
     }
     if (zapper->out_pages > 0)

@@ -38,8 +38,8 @@ struct zapper {
     struct zapper_job jobs[ZAPPER_JOBS_MAX]; /* a ring: the oldest is at work */
     uint32_t first, count;
     uint64_t sequence;     /* of the newest ZAP */
-    uint64_t out_pages;    /* of the ZAP that is not answered; 0: none is */
-    uint64_t out_until_ns; /* then it never will be */
+    uint64_t out_pages;    /* of the ZAP whose answer is waited for; 0: none is */
+    uint64_t out_until_ns; /* then it is given up */
     bool in_vain;          /* the VMM could not drop what we wanted dropped */
     uint64_t not_before_ns; /* what could not be done a moment ago: tried again then */
 };

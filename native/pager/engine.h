@@ -166,11 +166,14 @@ uint64_t engine_lost(struct engine *engine, uint64_t first_page, uint64_t page_c
 uint64_t engine_cleared(struct engine *engine, uint64_t first_page, uint64_t page_count, uint64_t *changed);
 /* Private memory: nothing of these pages is mapped any more. */
 void engine_dropped(struct engine *engine, uint64_t first_page, uint64_t page_count);
-/* Lost, and the guest may have its bytes mapped still: private memory, where only the VMM can end that. */
+/* Private memory, where only the VMM can end that: lost, and the guest may have its bytes mapped still; or our own zap of it
+ * is under way, and would take with it what was put in its place. */
 bool engine_clings(const struct engine *engine, uint64_t page);
+/* So does a page of its unit. */
+bool engine_unit_clings(const struct engine *engine, uint64_t page);
 /* Something was not done yet of what engine_lost or engine_cleared have claimed, or it has not been told to the log. */
 bool engine_owes(const struct engine *engine, uint64_t first_page, uint64_t page_count);
-/* drop.c: the VMM will be told to drop the mappings of these pages; no others then are. page_count 0: it has. */
+/* drop.c: the VMM will be told to drop the mappings of these pages; no others then are. page_count 0: it has, or never will. */
 void engine_zaps(struct engine *engine, uint64_t first_page, uint64_t page_count);
 /* It has: those of them that are lost are marked anew, for a marker goes with the mapping. */
 void engine_zapped(struct engine *engine, uint64_t first_page, uint64_t page_count);

@@ -270,12 +270,7 @@ static uint64_t clear_page(struct engine *engine, uint64_t page)
 /* Something of the unit clings to the guest; or it is so large that the log cannot tell of all of it. */
 static bool cannot_be_cleared(const struct engine *engine, uint64_t page)
 {
-    uint64_t first_page = regions_unit(engine->regions, page), pages = engine->regions->unit_pages;
-    bool clings = false;
-
-    for (uint64_t i = first_page; i < first_page + pages; i++)
-        clings |= engine_clings(engine, i);
-    return clings || pages > engine->table->header->log_capacity;
+    return engine_unit_clings(engine, page) || engine->regions->unit_pages > engine->table->header->log_capacity;
 }
 
 uint64_t engine_cleared(struct engine *engine, uint64_t first_page, uint64_t page_count, uint64_t *changed)
@@ -301,7 +296,18 @@ bool engine_clings(const struct engine *engine, uint64_t page)
 {
     uint64_t word = table_word(engine->table, page);
 
-    return engine->private_memory && is_lost(word) && page_stale(word);
+    return engine->private_memory && is_lost(word) &&
+           (page_stale(word) || page - engine->zap_first < engine->zap_count);
+}
+
+bool engine_unit_clings(const struct engine *engine, uint64_t page)
+{
+    uint64_t first_page = regions_unit(engine->regions, page), end = first_page + engine->regions->unit_pages;
+    bool clings = false;
+
+    for (uint64_t i = first_page; i < end; i++)
+        clings |= engine_clings(engine, i);
+    return clings;
 }
 
 /* ----------------------------------------------------------------------------------------------------------- owed */

@@ -289,6 +289,91 @@ static void test_a_lost_page_is_taken_from_the_guest(void)
     end();
 }
 
+static void says_clear(uint64_t sequence, uint64_t page)
+{
+    struct frame frame = {.magic = FRAME_MAGIC, .kind = FRAME_CLEAR, .sequence = sequence,
+                          .offset_bytes = page * REAL_PAGE, .length_bytes = REAL_PAGE};
+
+    CHECK_EQ(frame_send(vm.frames_end, &frame), 0);
+}
+
+static void poison(uint64_t first, uint64_t count)
+{
+    struct pageferry_order order = {.kind = PAGEFERRY_ORDER_POISON, .value = first, .page_count = count};
+
+    CHECK_EQ(pageferry_vm_order(vm.vm, &order), 0);
+}
+
+/* As the shim does, whatever it is told. */
+static void obey_any(const struct frame *zap)
+{
+    CHECK_EQ(real_do(&vm.real, REAL_ADVISE, zap->offset_bytes / REAL_PAGE, zap->length_bytes / REAL_PAGE, MADV_DONTNEED),
+             0);
+    answer(zap, ZAP_METHOD_DONTNEED, zap->length_bytes);
+}
+
+/* The VMM drops a lost page by itself, before its turn has come; by then its poison is cleared, and what the guest has
+ * written to it is the guest's. */
+static void test_what_was_dropped_already_is_not_asked_for(void)
+{
+    struct frame frame;
+
+    begin(REAL_PRIVATE, true, false);
+    arm();
+    CHECK_EQ(reads(5), client_word(5));
+    CHECK_EQ(reads(9), client_word(9));
+    poison(5, 5);
+    while (hears_any(&frame) && frame.kind != FRAME_ZAP)
+        CHECK_EQ(frame.kind, FRAME_POISONED); /* what was not mapped */
+    CHECK_EQ(frame.offset_bytes, 5 * REAL_PAGE);
+    CHECK_EQ(real_do(&vm.real, REAL_ADVISE, 9, 1, MADV_DONTNEED), 0);
+    CHECK_EQ(reads(9), REAL_SIGBUS);
+    says_clear(70, 9);
+    obey_any(&frame);
+    while (hears_any(&frame) && frame.kind != FRAME_CLEARED)
+        CHECK(frame.kind != FRAME_ZAP);
+    CHECK_EQ(frame.sequence, 70);
+    CHECK_EQ(frame.length_bytes, REAL_PAGE);
+    done(0, 5, 0);
+    CHECK_EQ(real_do(&vm.real, REAL_WRITE, 9, 1, 77), 0);
+    CHECK(zap(20, 1, PAGEFERRY_ZAP_DROP, 8)); /* behind all that */
+    do {
+        CHECK(hears_any(&frame));
+        if (frame.kind == FRAME_ZAP)
+            obey_any(&frame);
+    } while (frame.kind != 0 && frame.offset_bytes != 20 * REAL_PAGE);
+    done(8, 1, PAGEFERRY_ZAPPED_BY_DONTNEED);
+    CHECK_EQ(reads(9), 77);
+    CHECK_EQ(reads(5), REAL_SIGBUS);
+    end();
+}
+
+/* The same while the VMM works on it: it may drop the page once more until it has answered. */
+static void test_what_is_being_dropped_is_not_cleared(void)
+{
+    struct frame frame, late;
+
+    begin(REAL_PRIVATE, true, false);
+    arm();
+    CHECK_EQ(reads(5), client_word(5));
+    poison(5, 1);
+    CHECK(hears(FRAME_ZAP, &late));
+    CHECK_EQ(real_do(&vm.real, REAL_ADVISE, 5, 1, MADV_DONTNEED), 0);
+    CHECK_EQ(reads(5), REAL_SIGBUS);
+    says_clear(71, 5);
+    CHECK(!client_busy()); /* and there was time for it */
+    CHECK_EQ(frame_receive(vm.frames_end, &reader, &frame), 0);
+    CHECK_EQ(reads(5), REAL_SIGBUS);
+    obey_any(&late);
+    while (hears_any(&frame) && frame.kind != FRAME_CLEARED)
+        CHECK_EQ(frame.kind, FRAME_POISONED);
+    CHECK_EQ(frame.sequence, 71);
+    CHECK_EQ(frame.length_bytes, REAL_PAGE);
+    CHECK_EQ(real_do(&vm.real, REAL_WRITE, 5, 1, 78), 0);
+    CHECK_EQ(reads(5), 78);
+    end();
+}
+
 /* ------------------------------------------------------------------------------------------------------ what is refused */
 
 static void test_refusals(void)
@@ -361,6 +446,38 @@ static void test_a_vmm_that_does_not_answer(void)
     end();
 }
 
+/* What it was told it may do yet: until it has, nothing is put in the place of a lost page, and it is told no more. */
+static void test_private_memory_of_a_vmm_that_does_not_answer(void)
+{
+    struct pageferry_order clear = {.kind = PAGEFERRY_ORDER_CLEAR_POISON, .value = 5, .page_count = 1, .cookie = 3};
+    struct frame late;
+
+    begin(REAL_PRIVATE, true, false);
+    arm();
+    CHECK_EQ(reads(5), client_word(5));
+    poison(5, 1);
+    CHECK(hears(FRAME_ZAP, &late));
+    CHECK(client_wait(&vm, PAGEFERRY_EVENT_POISONED));
+    CHECK_EQ(vm.event.value, PAGEFERRY_POISONED_WAS_MAPPED | PAGEFERRY_POISONED_MAPPED);
+    done(0, 1, 0);
+    CHECK_EQ(real_do(&vm.real, REAL_ADVISE, 5, 1, MADV_DONTNEED), 0);
+    CHECK_EQ(reads(5), REAL_SIGBUS);
+    CHECK_EQ(pageferry_vm_order(vm.vm, &clear), 0);
+    refused(3, PF_REASON_UNSUPPORTED, "drop it");
+    CHECK(zap(20, 1, PAGEFERRY_ZAP_DROP, 4));
+    refused(4, PF_REASON_UNSUPPORTED, "has not answered");
+    obey_any(&late);
+    CHECK(zap(20, 1, PAGEFERRY_ZAP_DROP, 5));
+    CHECK(hears(FRAME_POISONED, &late));
+    obey(20, 1);
+    done(5, 1, PAGEFERRY_ZAPPED_BY_DONTNEED);
+    CHECK_EQ(pageferry_vm_order(vm.vm, &clear), 0);
+    done(3, 1, 0);
+    CHECK_EQ(real_do(&vm.real, REAL_WRITE, 5, 1, 79), 0);
+    CHECK_EQ(reads(5), 79);
+    end();
+}
+
 int main(void)
 {
     if (!client_may()) {
@@ -374,8 +491,11 @@ int main(void)
     RUN(test_drop_on_shared_memory);
     RUN(test_private_memory);
     RUN(test_a_lost_page_is_taken_from_the_guest);
+    RUN(test_what_was_dropped_already_is_not_asked_for);
+    RUN(test_what_is_being_dropped_is_not_cleared);
     RUN(test_refusals);
     RUN(test_a_vmm_without_frames);
     RUN(test_a_vmm_that_does_not_answer);
+    RUN(test_private_memory_of_a_vmm_that_does_not_answer);
     return check_done();
 }
