@@ -393,7 +393,7 @@ static void settle_down(struct loop *loop)
 /* What the VMM says is not read while it does not read, or while what it has said before is worked on. */
 static void watch_vmm(struct loop *loop)
 {
-    uint32_t watched = vmm_watched(&loop->vmm, poison_clears_for_vmm(loop));
+    uint32_t watched = vmm_watched(&loop->vmm, poison_holds_vmm(loop));
     struct epoll_event event = {.events = watched, .data.u64 = LOOP_SOURCE_VMM};
 
     if (loop->vmm.fd >= 0 && watched != loop->vmm_watched &&

@@ -19,10 +19,12 @@ static struct poison_job *job_at_work(struct poison *poison)
 
 static bool add(struct poison *poison, const struct poison_job *job)
 {
-    bool room = poison->count < POISON_JOBS_MAX;
+    bool room = job->by_vmm ? poison->clears < POISON_CLEARS_MAX : poison->count - poison->clears < POISON_ORDERS_MAX;
 
-    if (room)
+    if (room) {
         poison->jobs[(poison->first + poison->count++) % POISON_JOBS_MAX] = *job;
+        poison->clears += job->by_vmm;
+    }
     return room;
 }
 
@@ -66,13 +68,18 @@ void poison_clear(struct loop *loop, const struct vmm_span *span)
         job.page_count = count < total - first ? count : total - first;
     if (span->offset_bytes % PAGE_BYTES != 0)
         job.page_count = 0;
-    if (!add(&loop->poison, &job)) /* its next frame is not read while one is worked on, unless it has hung up */
+    if (!add(&loop->poison, &job)) /* its next frame is not read while too many wait, unless it has hung up */
         vmm_close_socket(&loop->vmm);
 }
 
-bool poison_clears_for_vmm(const struct loop *loop)
+static bool works_for_vmm(const struct loop *loop)
 {
     return loop->poison.count > 0 && loop->poison.jobs[loop->poison.first].by_vmm;
+}
+
+bool poison_holds_vmm(const struct loop *loop)
+{
+    return (works_for_vmm(loop) && loop->zapper.out_pages == 0) || loop->poison.clears == POISON_CLEARS_MAX;
 }
 
 /* -------------------------------------------------------------------------------------------------------------- work */
@@ -183,6 +190,7 @@ static bool work(struct loop *loop)
     } else if (is_done(loop, job) && answer(loop, job)) {
         poison->first = (poison->first + 1) % POISON_JOBS_MAX;
         poison->count--;
+        poison->clears -= job->by_vmm;
         let_go_perhaps(loop);
         goes = poison->count > 0;
     }
@@ -204,12 +212,12 @@ static bool tell_owner(struct loop *loop, const struct table_log_entry *entry, u
     return tell(&loop->tell, &event, NULL);
 }
 
-/* What the VMM's own CLEAR has cleared is in the answer to it. */
+/* What the VMM's own CLEAR has cleared is in the answer to it; not what somebody else had, before it began. */
 static bool is_in_answer(struct loop *loop, const struct table_log_entry *entry, uint64_t number)
 {
     const struct poison_job *job = job_at_work(&loop->poison);
 
-    return entry->kind == LOG_CLEARED && poison_clears_for_vmm(loop) && number > job->since &&
+    return entry->kind == LOG_CLEARED && works_for_vmm(loop) && job->looked > 0 && number > job->since &&
            entry->page - job->first_page < job->page_count;
 }
 

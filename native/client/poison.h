@@ -15,7 +15,9 @@
 #include "../pageferry.h"
 #include "vmm.h"
 
-#define POISON_JOBS_MAX 64
+#define POISON_ORDERS_MAX 64
+#define POISON_CLEARS_MAX 8 /* the VMM's have places of their own */
+#define POISON_JOBS_MAX (POISON_ORDERS_MAX + POISON_CLEARS_MAX)
 
 struct loop;
 
@@ -35,6 +37,7 @@ struct poison_job {
 struct poison {
     struct poison_job jobs[POISON_JOBS_MAX]; /* a ring: the oldest is at work */
     uint32_t first, count;
+    uint32_t clears; /* of them, the VMM's */
 };
 
 void poison_order(struct loop *loop, const struct pageferry_order *order);
@@ -44,7 +47,7 @@ void poison_clear(struct loop *loop, const struct vmm_span *span);
 bool poison_turn(struct loop *loop);
 /* When poison_turn has something to do, though nothing happens; UINT64_MAX: it has not. */
 uint64_t poison_next_ns(const struct loop *loop);
-/* The VMM's next frame can wait: one of its CLEARs is being worked on. */
-bool poison_clears_for_vmm(const struct loop *loop);
+/* The VMM's next frame can wait: one of its CLEARs is being worked on, and needs no word of it; or too many wait. */
+bool poison_holds_vmm(const struct loop *loop);
 
 #endif

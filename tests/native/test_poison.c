@@ -9,6 +9,7 @@
  */
 #include <errno.h>
 #include <fcntl.h>
+#include <linux/sockios.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/ioctl.h>
@@ -665,13 +666,38 @@ static void a_vmm_lets_go_of_private_memory(void)
 /* ---------------------------------------------------------------------------------------------------------- readers */
 
 #define CYCLES 3
+#define UNREAD 300 /* more than the owner's ring, or a socket, has room for */
+#define ORDERS 64  /* that may wait */
+
+/* The VMM reads until the answer to its CLEAR: how many pages were lost, and as many less `still` cleared, each in turn. */
+static void reads_until_cleared(uint64_t sequence, uint64_t lost, uint64_t still, uint64_t pages)
+{
+    bool is_lost[SERVER_PAGES] = {false};
+    struct frame frame = {0};
+    uint64_t count = 0, cleared = 0;
+
+    CHECK(frame_comes(&frame) && frame.kind == FRAME_ACCEPTED);
+    while (frame_comes(&frame) && !(frame.kind == FRAME_CLEARED && frame.sequence == sequence)) {
+        uint64_t page = frame.offset_bytes / REAL_PAGE;
+        bool is = frame.kind == FRAME_POISONED;
+        if (frame.kind == FRAME_COMPLETE) /* every page is settled */
+            continue;
+        CHECK(is || frame.kind == FRAME_CLEARED);
+        CHECK_EQ(frame.length_bytes, REAL_PAGE);
+        CHECK_EQ(frame.sequence, is ? ++count : 0);
+        CHECK(page < SERVER_PAGES && is_lost[page] != is);
+        is_lost[page % SERVER_PAGES] = is;
+        cleared += !is;
+    }
+    CHECK_EQ(count, lost);
+    CHECK_EQ(cleared, lost - still);
+    CHECK_EQ(frame.length_bytes, pages * REAL_PAGE);
+}
 
 /* A VMM that does not read: the owner hears all there is, and the VMM gets it when it reads, each page once. */
 static void a_vmm_that_does_not_read(void)
 {
-    uint64_t lost = 0, sequence = 0, cleared = 0;
-    bool is_lost[SERVER_PAGES] = {false};
-    struct frame frame = {0};
+    struct frame frame;
 
     CHECK(begin(REAL_MEMFD, true, false));
     CHECK(armed());
@@ -683,27 +709,65 @@ static void a_vmm_that_does_not_read(void)
     CHECK(HEAR_UNTIL(told.number == (2 * CYCLES - 1) * SERVER_PAGES));
     CHECK(!client_busy());
     CHECK(says_clear(5, 0, 100)); /* answered behind all that */
-    CHECK(frame_comes(&frame) && frame.kind == FRAME_ACCEPTED);
-    while (frame_comes(&frame) && !(frame.kind == FRAME_CLEARED && frame.sequence == 5)) {
-        uint64_t page = frame.offset_bytes / REAL_PAGE;
-        bool is = frame.kind == FRAME_POISONED;
-        if (frame.kind == FRAME_COMPLETE) /* every page is settled */
-            continue;
-        CHECK(is || frame.kind == FRAME_CLEARED);
-        CHECK_EQ(frame.length_bytes, REAL_PAGE);
-        CHECK_EQ(frame.sequence, is ? ++sequence : 0);
-        CHECK(page < SERVER_PAGES && is_lost[page] != is);
-        is_lost[page % SERVER_PAGES] = is;
-        lost += is;
-        cleared += !is;
-    }
-    CHECK_EQ(lost, CYCLES * SERVER_PAGES);
-    CHECK_EQ(cleared, (CYCLES - 1) * SERVER_PAGES);
-    CHECK_EQ(frame.length_bytes, 100 * REAL_PAGE);
+    reads_until_cleared(5, CYCLES * SERVER_PAGES, SERVER_PAGES, 100);
     CHECK_EQ(recv(vm.frames_end, &frame, sizeof(frame), MSG_DONTWAIT), -1);
     CHECK_EQ(reads(99), 0);
     CHECK_EQ(reads(100), REAL_SIGBUS);
     CHECK(!client_busy());
+    end();
+}
+
+/* All that it has sent was taken. */
+static bool is_heard(void)
+{
+    int unread = -1;
+
+    return ioctl(vm.frames_end, SIOCOUTQ, &unread) == 0 && unread == 0;
+}
+
+/* It is told later that the owner has cleared a page, and has sent a CLEAR of that page meanwhile: that is no part of the
+ * answer. What waits in front, when the owner's orders are done and its own turn has come, is the one or the other. */
+static void a_vmm_that_clears_what_the_owner_has(void)
+{
+    struct pageferry_order many = {.kind = PAGEFERRY_ORDER_POISON, .page_count = UNREAD};
+
+    for (uint64_t odd = 0; odd < 2; odd++) {
+        CHECK(begin(REAL_MEMFD, true, false));
+        CHECK(armed());
+        for (uint64_t i = 0; i < odd; i++)
+            CHECK_EQ(poison(4, 1), 1);
+        for (uint64_t i = 0; i < UNREAD; i++)
+            CHECK(poison(3, 1) == 1 && clear(3, 1) == 1);
+        CHECK_EQ(pageferry_vm_order(vm.vm, &many), 0); /* not done before the owner reads */
+        CHECK(CLIENT_UNTIL(client_state(&vm, UNREAD - 1) == PAGE_POISONED));
+        CHECK(says_clear(5, 3, 1));
+        CHECK(CLIENT_UNTIL(is_heard()));
+        told.done = false;
+        CHECK(HEAR_UNTIL(told.done));
+        reads_until_cleared(5, 2 * UNREAD, UNREAD, 1);
+        CHECK_EQ(reads(3), 0);
+        end();
+    }
+}
+
+/* The places of the owner's orders are not the VMM's. */
+static void a_vmm_that_speaks_behind_many_orders(void)
+{
+    struct pageferry_order order = {.kind = PAGEFERRY_ORDER_POISON, .page_count = UNREAD};
+
+    CHECK(begin(REAL_MEMFD, true, false));
+    CHECK(armed());
+    for (int i = 0; i <= ORDERS; i++) { /* the first is not done before the owner reads, and one finds no room */
+        CHECK(CLIENT_UNTIL(pageferry_vm_order(vm.vm, &order) == 0));
+        order.page_count = 1;
+    }
+    CHECK(!client_busy());
+    CHECK(says_clear(5, 7, 2));
+    CHECK(says_clear(6, 7, 3));
+    CHECK(CLIENT_UNTIL(is_heard()));
+    CHECK(HEAR_UNTIL(vm.seen[PAGEFERRY_EVENT_DONE] == ORDERS && vm.seen[PAGEFERRY_EVENT_FAILED] == 1));
+    reads_until_cleared(5, UNREAD, UNREAD, 2);
+    CHECK(hears(FRAME_CLEARED, 6, 7, 1));
     end();
 }
 
@@ -866,6 +930,8 @@ int main(int argc, char **argv)
     RUN(held_on_an_old_kernel);
     RUN(a_vmm_lets_go_of_private_memory);
     RUN(a_vmm_that_does_not_read);
+    RUN(a_vmm_that_clears_what_the_owner_has);
+    RUN(a_vmm_that_speaks_behind_many_orders);
     RUN(an_owner_that_does_not_read);
     RUN(random_poison_while_the_guest_reads);
     return check_done();

@@ -374,6 +374,30 @@ static void test_what_is_being_dropped_is_not_cleared(void)
     end();
 }
 
+/* It is answered behind what the VMM has been told before; and that answer is read, though the next word waits. */
+static void test_cleared_behind_an_ordered_drop(void)
+{
+    struct frame told, frame;
+
+    begin(REAL_PRIVATE, true, false);
+    arm();
+    poison(30, 1);
+    CHECK(hears(FRAME_POISONED, &frame));
+    done(0, 1, 0);
+    CHECK(zap(28, 4, PAGEFERRY_ZAP_DROP, 9));
+    CHECK(hears(FRAME_ZAP, &told));
+    says_clear(72, 30);
+    CHECK(!client_busy());
+    CHECK_EQ(frame_receive(vm.frames_end, &reader, &frame), 0);
+    obey_any(&told);
+    done(9, 4, PAGEFERRY_ZAPPED_BY_DONTNEED);
+    CHECK(hears(FRAME_CLEARED, &frame));
+    CHECK_EQ(frame.sequence, 72);
+    CHECK_EQ(frame.length_bytes, REAL_PAGE);
+    CHECK_EQ(reads(30), 0);
+    end();
+}
+
 /* ------------------------------------------------------------------------------------------------------ what is refused */
 
 static void test_refusals(void)
@@ -493,6 +517,7 @@ int main(void)
     RUN(test_a_lost_page_is_taken_from_the_guest);
     RUN(test_what_was_dropped_already_is_not_asked_for);
     RUN(test_what_is_being_dropped_is_not_cleared);
+    RUN(test_cleared_behind_an_ordered_drop);
     RUN(test_refusals);
     RUN(test_a_vmm_without_frames);
     RUN(test_a_vmm_that_does_not_answer);
