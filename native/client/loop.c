@@ -2,6 +2,7 @@
 /* The loop of loop.h. Read loop_run first: it is the whole story. */
 #include "loop.h"
 
+#include <errno.h>
 #include <stdio.h>
 #include <string.h>
 #include <sys/epoll.h>
@@ -15,6 +16,7 @@
 #define WAIT_EVENTS 8
 #define BATCHES_A_TURN 16 /* of kernel events: then answers have their turn, however many threads fault */
 #define MEMORY_PATIENCE_NS (PF_LIMIT_FULL_RETRY_MS * MS_NS)
+#define LET_GO_AGAIN_NS (100 * MS_NS)
 
 uint64_t loop_clock_ns(void)
 {
@@ -203,19 +205,31 @@ static void take_vmm(struct loop *loop)
 
 /* ---------------------------------------------------------------------------------------------------- progress */
 
-/* Nothing needs us any more. Poisoned pages stay intercepted, so then nothing is let go. */
-void loop_let_go(struct loop *loop)
+/* Poisoned pages stay intercepted. */
+static bool needs_us(const struct loop *loop)
+{
+    return loop->handed_on || counts_of(&loop->engine.counts, PAGE_POISONED) > 0 || !engine_settled(&loop->engine);
+}
+
+void loop_let_go_perhaps(struct loop *loop)
 {
     struct kernel_span span;
 
-    loop->let_go = counts_of(&loop->engine.counts, PAGE_POISONED) == 0;
-    for (uint32_t i = 0; i < loop->regions.count && loop->let_go; i++) {
+    if (loop->stage != LOOP_COMPLETE || loop->let_go || loop->now_ns < loop->let_go_ns || needs_us(loop))
+        return;
+    loop->let_go = true;
+    for (uint32_t i = 0; i < loop->regions.count; i++) {
         const struct region *region = &loop->regions.by_page[i];
+        int rc;
         regions_span(&loop->regions, region->first_page, region->page_count, &span);
-        if (uffd_unregister(&loop->uffd, &span) < 0)
+        rc = uffd_unregister(&loop->uffd, &span);
+        if (rc == -ENOMEM)
+            loop->let_go = false;
+        else if (rc < 0)
             stats_add(&loop->stats, STATS_alarms_total, 1);
         loop->engine.ops->wake(loop->engine.kernel, &span);
     }
+    loop->let_go_ns = loop->now_ns + LET_GO_AGAIN_NS;
 }
 
 /* Everything is the guest's. */
@@ -225,8 +239,7 @@ static void complete(struct loop *loop)
                                     .value = counts_of(&loop->engine.counts, PAGE_POISONED)};
 
     loop->stage = LOOP_COMPLETE;
-    if (!loop->handed_on)
-        loop_let_go(loop);
+    loop_let_go_perhaps(loop);
     atomic_store(&loop->may_collapse, !loop->handed_on);
     vmm_complete(&loop->vmm);
     tell_pause_over(&loop->tell, &loop->link_pause, loop->now_ns);
@@ -296,6 +309,8 @@ static uint64_t idle_ns(const struct loop *loop, bool more)
             next_ns = least(next_ns, fill_next_ns(&loop->fill, loop->now_ns));
     } else if (loop->stage == LOOP_COMPLETE && !loop->let_go) {
         next_ns = least(next_ns, engine_next_ns(&loop->engine));
+        if (loop->let_go_ns > loop->now_ns)
+            next_ns = least(next_ns, loop->let_go_ns);
     }
     next_ns = least(next_ns, zapper_next_ns(loop));
     if (more || next_ns <= loop->now_ns || loop->now_ns - loop->active_ns < (uint64_t)loop->spin_us * 1000)
@@ -423,6 +438,7 @@ void *loop_run(void *argument)
         more |= poison_turn(loop);
         if (loop->stage < LOOP_COMPLETE)
             look_at_progress(loop);
+        loop_let_go_perhaps(loop);
         more |= zapper_turn(loop); /* behind what may have armed */
         if (loop->stage >= LOOP_COMPLETE && loop->settled_stage != loop->stage)
             settle_down(loop);

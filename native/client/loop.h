@@ -62,6 +62,7 @@ struct loop {
     struct tell_pause link_pause, memory_pause;
     bool early_told;
     bool let_go; /* complete, and unregistered: the kernel has nothing for us any more */
+    uint64_t let_go_ns; /* that could not be, and is tried again then */
     _Atomic bool may_collapse; /* complete, and no page server tracks it: read by whoever collapses */
     struct pageferry_event end; /* FAILED or VMM_GONE, once it was told: the answer to orders that come later */
     uint64_t active_ns; /* the newest event or answer: spinning counts from it */
@@ -100,8 +101,9 @@ static inline bool loop_knows_pages(const struct loop *loop)
 /* There is nothing left that could be done for this VM: said once. An order that waits is answered with it. */
 void loop_end(struct loop *loop, uint32_t kind, uint32_t reason, const char *text);
 
-/* Complete: the registration ends, unless pages are poisoned. */
-void loop_let_go(struct loop *loop);
+/* The registration ends, if it is complete and nothing needs us any more. What the kernel has no room for just now, to divide
+ * a mapping, stands until it has. */
+void loop_let_go_perhaps(struct loop *loop);
 
 /* The thread, in loop.c; opening and closing are in loop_open.c. */
 void *loop_run(void *loop);

@@ -142,8 +142,9 @@ bool orders_take(struct loop *loop)
             order_round(loop, &order);
             break;
         case PAGEFERRY_ORDER_LET_GO:
-            if (loop->stage == LOOP_COMPLETE && !loop->let_go)
-                loop_let_go(loop);
+            if (loop->stage == LOOP_COMPLETE)
+                loop->handed_on = false;
+            loop_let_go_perhaps(loop);
             atomic_store(&loop->may_collapse, loop->stage == LOOP_COMPLETE);
             break;
         case PAGEFERRY_ORDER_BANDWIDTH:

@@ -168,14 +168,6 @@ static bool answer(struct loop *loop, const struct poison_job *job)
     return tell(&loop->tell, &event, job->why);
 }
 
-/* The registration of a VM whose pages have all come stands for the poisoned ones alone. */
-static void let_go_perhaps(struct loop *loop)
-{
-    if (loop->stage == LOOP_COMPLETE && !loop->let_go && !loop->handed_on && engine_settled(&loop->engine) &&
-        counts_of(&loop->engine.counts, PAGE_POISONED) == 0)
-        loop_let_go(loop);
-}
-
 static bool work(struct loop *loop)
 {
     struct poison *poison = &loop->poison;
@@ -191,7 +183,6 @@ static bool work(struct loop *loop)
         poison->first = (poison->first + 1) % POISON_JOBS_MAX;
         poison->count--;
         poison->clears -= job->by_vmm;
-        let_go_perhaps(loop);
         goes = poison->count > 0;
     }
     return goes;

@@ -420,6 +420,77 @@ static void late_poison(void)
     end();
 }
 
+/* One that is handed on is as any other after LET_GO: the end of the last poison is that of the registration. */
+static void late_poison_of_one_handed_on(void)
+{
+    CHECK(begin(REAL_MEMFD, false, true));
+    CHECK(armed());
+    CHECK(HEAR_UNTIL(vm.seen[PAGEFERRY_EVENT_COMPLETE] > 0));
+    CHECK_EQ(poison(5, 1), 1);
+    CHECK_EQ(clear(5, 1), 1);
+    CHECK_EQ(poison(6, 1), 1); /* it stands */
+    CHECK(client_order(&vm, PAGEFERRY_ORDER_LET_GO, 0, 0));
+    CHECK_EQ(poison(7, 1), 1);
+    CHECK_EQ(clear(6, 2), 2);
+    CHECK_EQ(reads(7), 0);
+    CHECK(!order(PAGEFERRY_ORDER_POISON, 8, 1));
+    CHECK_EQ(told.failed_reason, PF_REASON_WRONG_PHASE);
+    end();
+}
+
+/* In the VM's memory, too. */
+static _Atomic int *map_is;
+enum { MAP_FULL = 1, MAP_FREED };
+
+#define ROOM_PAGES (UINT64_C(1) << 22) /* divided into more mappings than a process may have */
+
+/* Has as many mappings as it may, until it is told otherwise. */
+static int64_t fills_its_map(uint8_t *start, uint64_t pages, int64_t argument)
+{
+    uint64_t page = 0;
+    uint8_t *room = mmap(NULL, ROOM_PAGES * REAL_PAGE, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+
+    (void)start, (void)pages, (void)argument;
+    while (page < ROOM_PAGES && mprotect(room + page * REAL_PAGE, REAL_PAGE, PROT_READ) == 0)
+        page += 2;
+    atomic_store(map_is, page < ROOM_PAGES ? MAP_FULL : MAP_FREED);
+    while (atomic_load(map_is) == MAP_FULL)
+        client_moment();
+    return munmap(room, ROOM_PAGES * REAL_PAGE);
+}
+
+/* The registration of a part of a mapping ends by dividing it, for which there may be no room: then it stands, and ends as
+ * soon as there is. */
+static void no_room_to_let_go(void)
+{
+    map_is = mmap(NULL, sizeof(*map_is), PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+    client_more.own = fills_its_map;
+    server_start(&server);
+    memset(&told, 0, sizeof(told));
+    CHECK(client_prepare(&vm, REAL_MEMFD, SERVER_PAGES + 1, &server, false));
+    vm.region.length_bytes = SERVER_PAGES * REAL_PAGE;
+    CHECK_EQ(client_open(&vm), 0);
+    CHECK(armed());
+    real_begin(&vm.real, REAL_OWN, 0, 0, 0);
+    CHECK(CLIENT_UNTIL(atomic_load(map_is) == MAP_FULL));
+    CHECK(client_order(&vm, PAGEFERRY_ORDER_BACKGROUND, 1, 0));
+    CHECK(HEAR_UNTIL(vm.seen[PAGEFERRY_EVENT_COMPLETE] > 0));
+    CHECK_EQ(poison(7, 1), 1);
+    CHECK_EQ(clear(7, 1), 1);
+    CHECK(!client_busy());
+    CHECK_EQ(poison(7, 1), 1);
+    CHECK_EQ(clear(7, 1), 1);
+    atomic_store(map_is, MAP_FREED);
+    CHECK_EQ(real_answer(&vm.real), 0);
+    CHECK(CLIENT_UNTIL(poison(7, 1) != 1 || clear(7, 1) != 1));
+    CHECK_EQ(told.failed_reason, PF_REASON_WRONG_PHASE);
+    CHECK_EQ(reads(7), 0);
+    CHECK_EQ(client_counter(&vm, STATS_alarms_total), 0);
+    end();
+    client_more.own = NULL;
+    munmap((void *)map_is, sizeof(*map_is));
+}
+
 static void orders_that_make_no_sense(void)
 {
     struct pageferry_order flags = {.kind = PAGEFERRY_ORDER_POISON, .page_count = 1, .flags = 1};
@@ -919,6 +990,8 @@ int main(int argc, char **argv)
     RUN(marked_again_after_a_removal);
     RUN(cleared_is_fresh_memory);
     RUN(late_poison);
+    RUN(late_poison_of_one_handed_on);
+    RUN(no_room_to_let_go);
     if (have_huge_pages)
         RUN(a_huge_page_is_lost_whole);
     else
