@@ -24,7 +24,25 @@ static void later(struct urgent *urgent, uint64_t page)
 
     last->delay_ns = doubled(last->page_plus_1 == page + 1 ? last->delay_ns : 0);
     last->page_plus_1 = page + 1;
+    stats_add(urgent->stats, STATS_later_pages_total, 1);
     engine_ask_later(urgent->engine, page, *urgent->now_ns + last->delay_ns);
+}
+
+/* Lost, or to be asked again: the pages that are asked, whatever else the run names. Its length is the server's choice, and
+ * the cost of these is some system calls a page. */
+static void apply_to_asked(struct urgent *urgent, const struct run *run)
+{
+    struct engine_news news = {.kind = ENGINE_POISON, .page_count = 1, .version = run->version};
+
+    for (uint64_t page = run->first_page; page < run->first_page + run->page_count; page++) {
+        if (page_state(table_word(urgent->engine->table, page)) != PAGE_WANTED)
+            continue;
+        news.first_page = page;
+        if (run->kind == PF_RUN_KIND_POISON)
+            engine_news(urgent->engine, &news, *urgent->now_ns);
+        else
+            later(urgent, page);
+    }
 }
 
 static void apply(struct urgent *urgent, const struct run *run, const uint8_t *bytes)
@@ -43,12 +61,8 @@ static void apply(struct urgent *urgent, const struct run *run, const uint8_t *b
         news.kind = ENGINE_ZEROS;
         break;
     case PF_RUN_KIND_POISON:
-        news.kind = ENGINE_POISON;
-        break;
     case PF_RUN_KIND_LATER:
-        stats_add(urgent->stats, STATS_later_pages_total, run->page_count);
-        for (uint64_t i = 0; i < run->page_count; i++)
-            later(urgent, run->first_page + i);
+        apply_to_asked(urgent, run);
         break;
     default: /* VERSION: nobody asked for it here */
         break;
@@ -75,6 +89,16 @@ static void bad_batch(struct urgent *urgent, int rc)
     }
 }
 
+/* No more than can be asked: what is looked at in one go is bounded. */
+static bool could_be_asked(const struct page_batch *batch)
+{
+    uint64_t pages = 0;
+
+    for (uint32_t i = 0; i < batch->run_count; i++)
+        pages += batch->runs[i].page_count;
+    return pages <= PF_LIMIT_WANTED_PAGES_MAX;
+}
+
 static int check_batch(struct urgent *urgent, struct grpc_bytes message, struct page_batch *batch)
 {
     uint64_t data_pages;
@@ -84,6 +108,8 @@ static int check_batch(struct urgent *urgent, struct grpc_bytes message, struct 
         rc = payload_check(urgent->content_id, batch, &data_pages);
     if (rc == 0 && !runs_inside(batch->runs, batch->run_count, urgent->regions->page_count))
         rc = -PF_REASON_OUT_OF_IMAGE;
+    if (rc == 0 && !could_be_asked(batch))
+        rc = -PF_REASON_BAD_REQUEST;
     return rc;
 }
 

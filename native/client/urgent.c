@@ -92,6 +92,13 @@ static bool describes_ours(const struct urgent *urgent, const struct describe_re
     return fits;
 }
 
+static uint32_t asks_allowed(uint32_t by_server)
+{
+    uint32_t most = by_server < PF_LIMIT_WANTED_PAGES_MAX ? by_server : PF_LIMIT_WANTED_PAGES_MAX;
+
+    return most > 0 ? most : 1;
+}
+
 static int described(struct urgent *urgent, struct grpc_bytes message)
 {
     struct describe_response response;
@@ -109,7 +116,7 @@ static int described(struct urgent *urgent, struct grpc_bytes message)
         urgent->as_of = urgent->content_id == 0 ? response.as_of : urgent->as_of;
         urgent->live = response.live;
         urgent->content_id = response.content_id;
-        urgent->wanted_pages_max = response.wanted_pages_max != 0 ? response.wanted_pages_max : 1;
+        urgent->wanted_pages_max = asks_allowed(response.wanted_pages_max);
         urgent->named = false;
         urgent->batch_rejected = false;
         urgent->fetch = grpc_start_as(conn_session(urgent->link.conn), PF_PATH_FETCH_PAGES, urgent->who, NULL);

@@ -206,6 +206,19 @@ static void send_batch(struct call *call, const uint64_t *pages, uint32_t count,
     *message = (struct grpc_bytes){data - head, head + batch.data.length};
 }
 
+/* All pages of the image, with the page that was asked. */
+static void send_all(struct call *call, struct grpc_bytes *message)
+{
+    struct server_will *will = &call->server->will;
+    struct run run = {.page_count = atomic_load(&will->page_count), .kind = atomic_load(&will->fetch_all_kind),
+                      .version = PF_LIMIT_IMMUTABLE_VERSION};
+    struct page_batch batch = {.as_of = PF_LIMIT_IMMUTABLE_VERSION, .runs = &run, .run_count = 1,
+                               .encoding = PF_ENCODING_IDENTITY};
+
+    batch.digest = payload_digest(atomic_load(&will->content_id), &run, 1, batch.data);
+    *message = (struct grpc_bytes){call->bytes, write_page_batch_head(&batch, call->bytes, HEAD_BYTES)};
+}
+
 static uint32_t take_pages(struct call *call, uint64_t *pages, uint32_t most)
 {
     uint32_t count = 0;
@@ -275,6 +288,10 @@ static enum grpc_pulled pull_fetch(struct call *call, struct grpc_call *grpc, st
         return GRPC_PULLED_LAST;
     }
     once_more(&will->fetch_end_after);
+    if (once_more(&will->fetch_all)) {
+        send_all(call, message);
+        return GRPC_PULLED_MESSAGE;
+    }
     if (atomic_load(&will->fetch_unasked) && pages[0] + 1 < SERVER_PAGES)
         pages[count++] = pages[0] + 1;
     if (once_more(&will->fetch_outside))

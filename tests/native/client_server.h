@@ -36,6 +36,8 @@ struct server_will {
     _Atomic uint32_t fetch_bad_digests; /* so many batches to come */
     _Atomic uint32_t fetch_garbage;     /* the same: no batch at all */
     _Atomic uint32_t fetch_outside;     /* the same: a page past the image */
+    _Atomic uint32_t fetch_all;         /* the same: all pages of the image, as: */
+    _Atomic uint32_t fetch_all_kind;
     _Atomic uint32_t fetch_unasked;     /* each answer brings the next page, too */
     _Atomic uint32_t stream_bad_digests;
     _Atomic uint32_t stream_pages;      /* a batch; 0: 64 */

@@ -12,11 +12,17 @@
 static struct server server;
 static struct client_vm vm;
 
-static void begin(bool background)
+static void begin_with(uint64_t pages, bool background)
 {
     server_start(&server);
-    CHECK(client_prepare(&vm, REAL_MEMFD, SERVER_PAGES, &server, false));
+    atomic_store(&server.will.page_count, pages);
+    CHECK(client_prepare(&vm, REAL_MEMFD, pages, &server, false));
     vm.options.background = background;
+}
+
+static void begin(bool background)
+{
+    begin_with(SERVER_PAGES, background);
 }
 
 static void open_armed(void)
@@ -136,10 +142,11 @@ static void test_silence(void)
 
 static void test_frozen_server(void)
 {
-    begin(true);
+    begin(false);
     open_armed();
     reads(1);
     server_hold(&server);
+    CHECK(client_order(&vm, PAGEFERRY_ORDER_BACKGROUND, 1, 0));
     for (uint64_t page = 0; page < 60; page++)
         real_begin(&vm.real, REAL_READ, 450, 1, 0);
     CHECK(!client_busy());
@@ -353,6 +360,31 @@ static void test_pages_that_nobody_asked(void)
     end();
 }
 
+/* What was not asked is not lost by an answer, nor asked again later; and more than can be asked is no answer. */
+static void test_all_pages_that_nobody_asked(void)
+{
+    begin(false);
+    open_armed();
+    atomic_store(&server.will.fetch_all_kind, PF_RUN_KIND_LATER);
+    atomic_store(&server.will.fetch_all, 1);
+    reads(2);
+    CHECK_EQ(client_counter(&vm, STATS_later_pages_total), 1);
+    atomic_store(&server.will.fetch_all_kind, PF_RUN_KIND_POISON);
+    atomic_store(&server.will.fetch_all, 1);
+    CHECK_EQ(real_do(&vm.real, REAL_READ, 3, 1, 0), REAL_SIGBUS);
+    CHECK_EQ(client_counter(&vm, STATS_poisoned_pages_total), 1);
+    for (uint64_t page = 4; page < 40; page++)
+        reads(page);
+    end();
+    begin_with(2 * PF_LIMIT_WANTED_PAGES_MAX, false);
+    open_armed();
+    atomic_store(&server.will.fetch_all_kind, PF_RUN_KIND_POISON);
+    atomic_store(&server.will.fetch_all, 3);
+    reads(3);
+    CHECK_EQ(client_counter(&vm, STATS_poisoned_pages_total), 0);
+    end();
+}
+
 /* A server that allows two at a time is not asked for more; its answers repeat themselves, and the count holds. */
 static void test_few_at_a_time(void)
 {
@@ -499,6 +531,7 @@ int main(void)
     RUN(test_answers_that_are_none);
     RUN(test_later);
     RUN(test_pages_that_nobody_asked);
+    RUN(test_all_pages_that_nobody_asked);
     RUN(test_few_at_a_time);
     RUN(test_batches_of_every_size);
     RUN(test_bulk_bad_digests);
