@@ -84,6 +84,8 @@ int image_file_open(const char *name, int fd, const struct pageferry_image_facts
 
 /* How `page` stands in an image of any kind, as the table's `standing` has it. */
 enum image_standing image_standing(const struct image *image, uint64_t page, uint64_t *end);
+/* The same of one that was looked at: the answer is no older than what was seen there. */
+enum image_standing image_standing_since(const struct image *image, uint64_t page, uint64_t *end);
 /* These pages are lost from now on, for ever. 0, or minus a reason with a sentence: OUT_OF_IMAGE; of a live image that is
  * frozen WRONG_PHASE. */
 int image_lose(struct image *image, uint64_t first_page, uint64_t page_count, char *error, size_t error_bytes);

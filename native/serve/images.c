@@ -59,6 +59,12 @@ enum image_standing image_standing(const struct image *image, uint64_t page, uin
     return image->ops->standing == NULL ? IMAGE_HERE : image->ops->standing(image, page, end);
 }
 
+enum image_standing image_standing_since(const struct image *image, uint64_t page, uint64_t *end)
+{
+    atomic_thread_fence(memory_order_acquire);
+    return image_standing(image, page, end);
+}
+
 /* EIO is the kernel's word that the bytes are gone: a memory error, a bad sector. Which page it was is only known of one
  * that was read alone. */
 int image_read_said(int rc, uint64_t page_count)

@@ -8,7 +8,6 @@
  */
 #include "reply.h"
 
-#include <stdatomic.h>
 #include <string.h>
 
 #include "../rpc/payload.h"
@@ -76,13 +75,6 @@ static void add_unread(struct making *making, uint64_t page, uint64_t end, enum 
     add_run(making, page, end - page, standing == IMAGE_LOST ? PF_RUN_KIND_POISON : kind, version);
 }
 
-/* As image_standing, after the file was looked at: what was seen there is not older than the answer. */
-static enum image_standing standing_since(const struct image *image, uint64_t page, uint64_t *end)
-{
-    atomic_thread_fence(memory_order_acquire);
-    return image_standing(image, page, end);
-}
-
 /* Pages that were read to `bytes`. */
 static void add_read(struct making *making, uint64_t first_page, uint64_t page_count, const uint8_t *bytes,
                      uint64_t version)
@@ -91,7 +83,7 @@ static void add_read(struct making *making, uint64_t first_page, uint64_t page_c
 
     while (page < end) {
         uint64_t past = end;
-        enum image_standing standing = standing_since(making->order->image, page, &past);
+        enum image_standing standing = image_standing_since(making->order->image, page, &past);
         if (standing != IMAGE_HERE) {
             add_unread(making, page, past, standing, version);
             page = past;
@@ -147,7 +139,7 @@ static int add_pages(struct making *making, uint64_t page, uint64_t *end, uint64
 
     if (hole) {
         *end = image->ops->alike_end(image, page, *end);
-        standing = standing_since(image, page, end);
+        standing = image_standing_since(image, page, end);
     }
     if (standing != IMAGE_HERE) {
         add_unread(making, page, *end, standing, version);
