@@ -21,8 +21,8 @@ from pageferry.limits import (
     DEFAULT_CLIENT_CONTROL_ADDRESS,
     DEFAULT_CLIENT_METRICS_ADDRESS,
     DEFAULT_SPIN_US,
-    IMAGE_NAME_BYTES_MAX,
 )
+from pageferry.names import IMAGE_NAME_RULE, is_image_name
 from pageferry.reasons import PageferryError
 from pageferry.records import SESSION_NAME
 from pageferry.service.addresses import Address, AddressType
@@ -69,10 +69,8 @@ def data_address(context: click.Context, param: click.Parameter, value: str) -> 
 
 
 def image_name(context: click.Context, param: click.Parameter, value: str) -> str:
-    if not value.isprintable() or not 1 <= len(value.encode()) <= IMAGE_NAME_BYTES_MAX:
-        raise click.BadParameter(
-            f"an image's name has 1 to {IMAGE_NAME_BYTES_MAX} bytes, all of them printable", context, param
-        )
+    if not is_image_name(value):
+        raise click.BadParameter(f"an image's name has {IMAGE_NAME_RULE}", context, param)
     return value
 
 

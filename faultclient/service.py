@@ -10,7 +10,8 @@ from google.protobuf.timestamp_pb2 import Timestamp
 
 from faultclient.request import StartRequest
 from faultclient.session import Postcopy, Session
-from pageferry.limits import IMAGE_NAME_BYTES_MAX, IMAGE_PAGES_MAX, WATCH_INTERVAL_MIN_MS, WATCH_INTERVAL_MS
+from pageferry.limits import IMAGE_PAGES_MAX, WATCH_INTERVAL_MIN_MS, WATCH_INTERVAL_MS
+from pageferry.names import IMAGE_NAME_RULE, is_image_name
 from pageferry.reasons import PageferryError, Reason
 from pageferry.records import SESSION_NAME
 from pageferry.service import native
@@ -127,8 +128,8 @@ def as_request(message: faultclient_pb2.StartSessionRequest) -> StartRequest:
     """PageferryError: what is wrong with it."""
     if SESSION_NAME.fullmatch(message.session) is None:
         raise bad("a session's name has 1 to 63 of a-z, 0-9 and -")
-    if not 1 <= len(message.image.encode()) <= IMAGE_NAME_BYTES_MAX or not message.image.isprintable():
-        raise bad(f"an image's name has 1 to {IMAGE_NAME_BYTES_MAX} bytes, all of them printable")
+    if not is_image_name(message.image):
+        raise bad(f"an image's name has {IMAGE_NAME_RULE}")
     if message.postcopy not in POSTCOPY:
         raise bad(f"postcopy {message.postcopy} is unknown")
     Address.parse(message.data_address.removeprefix(DNS))

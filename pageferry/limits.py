@@ -230,6 +230,7 @@ DEFAULT_CLIENT_CONTROL_ADDRESS: Final = "127.0.0.1:7861"
 DEFAULT_CLIENT_METRICS_ADDRESS: Final = "127.0.0.1:7862"
 
 # Worker threads of the page server's data port. One saturates a 10 Gbit/s link.
+SERVER_THREADS_MAX: Final = 64
 DEFAULT_SERVER_THREADS: Final = 1
 
 # Spinning before sleep saves about 8 us a fault and takes a core; only who has one to spare turns it on.

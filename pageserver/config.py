@@ -22,6 +22,7 @@ from pageferry.limits import (
     DEFAULT_SERVER_METRICS_ADDRESS,
     DEFAULT_SERVER_THREADS,
     DRAIN_TIMEOUT_MS,
+    SERVER_THREADS_MAX,
 )
 from pageferry.reasons import PageferryError
 from pageferry.service.addresses import Address, AddressType
@@ -30,8 +31,6 @@ from pageserver.images import ImageSpec, parse_image, parse_poison, parse_region
 
 Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
 
-# What the C library takes (native/serve/server.c).
-THREADS_MAX: Final = 64
 # On a tmpfs: what it tells is over when its host has started again.
 DEFAULT_STATE_DIR: Final = Path("/run/pageferry/server")
 
@@ -141,7 +140,7 @@ OPTIONS: Final[tuple[Decorator, ...]] = (
     ),
     click.option(
         "--threads",
-        type=click.IntRange(1, THREADS_MAX),
+        type=click.IntRange(1, SERVER_THREADS_MAX),
         default=DEFAULT_SERVER_THREADS,
         show_default=True,
         help="Threads that serve pages. Each connection belongs to one of them.",

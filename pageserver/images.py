@@ -15,12 +15,13 @@ from pathlib import Path
 from typing import Final, Self
 
 from pageferry import poison_file
-from pageferry.limits import IMAGE_NAME_BYTES_MAX, IMAGE_PAGES_MAX, PAGE_BYTES, REGIONS_MAX
+from pageferry.layout import SUFFIXES
+from pageferry.limits import IMAGE_PAGES_MAX, PAGE_BYTES, REGIONS_MAX
+from pageferry.names import IMAGE_NAME_RULE, is_image_name
 from pageferry.poison_file import PoisonRecord
 from pageferry.reasons import PageferryError, Reason
 
 SIZE: Final = re.compile(r"([0-9]{1,18})([KMGT]?)(?:i?B)?", re.IGNORECASE)
-SUFFIXES: Final = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
 AS_THE_VM_HAS_THEM: Final = "give them as the VM has them, in image order: web-1=3G,1G"
 
 
@@ -44,12 +45,8 @@ class ImageSpec:
 def parse_image(text: str) -> ImageSpec:
     """NAME=PATH."""
     name, path = _split(text, "NAME=PATH")
-    if len(name.encode(errors="surrogateescape")) > IMAGE_NAME_BYTES_MAX:
-        raise refused(
-            f"the name {name!r} is longer than {IMAGE_NAME_BYTES_MAX} bytes", "choose a shorter one"
-        )
-    if not name.isprintable():
-        raise refused(f"the name {name!r} cannot be printed", "choose one that can be read in a log")
+    if not is_image_name(name):
+        raise refused(f"{name!r:.200} is no image's name", f"choose one of {IMAGE_NAME_RULE}")
     return ImageSpec(name, Path(path))
 
 

@@ -352,6 +352,9 @@ enum pf_reason {
 /* From SIGTERM to the end, calls in work included; below the 30 s that Kubernetes gives. */
 #define PF_LIMIT_DRAIN_TIMEOUT_MS 20000
 
+/* Worker threads of the page server's data port. One saturates a 10 Gbit/s link. */
+#define PF_LIMIT_SERVER_THREADS_MAX 64
+
 /* X(number, NAME, number of the gRPC status, "what it means") */
 #define PF_REASONS(X) \
     X(1, BAD_REQUEST, 3, "what was asked or handed over is malformed") \

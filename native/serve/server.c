@@ -16,8 +16,6 @@
 #include "server.h"
 #include "sparse.h"
 
-#define THREADS_MAX 64
-
 static void explain(struct pageferry_server_options *options, const char *what, const char *why)
 {
     snprintf(options->error, sizeof(options->error), "%s: %s", what, why);
@@ -62,8 +60,8 @@ static int start_workers(struct pageferry_server *server, struct pageferry_serve
     uint32_t threads = options->threads == 0 ? 1 : options->threads;
     struct service *service = &server->service;
 
-    if (threads > THREADS_MAX) {
-        explain(options, "threads", "at most 64 make sense");
+    if (threads > PF_LIMIT_SERVER_THREADS_MAX) {
+        explain(options, "threads", "more than make sense");
         return -PF_REASON_BAD_REQUEST;
     }
     service->workers = calloc(threads, sizeof(*service->workers));

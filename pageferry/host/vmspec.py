@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Final
 
 from pageferry.layout import Layout, parse_layout
-from pageferry.limits import IMAGE_NAME_BYTES_MAX
+from pageferry.names import IMAGE_NAME_RULE, is_image_name
 from pageferry.reasons import PageferryError, Reason
 
 LAYOUT_KEY: Final = "layout"
@@ -91,11 +91,8 @@ def check_apart(specs: "list[VmSpec] | tuple[VmSpec, ...]") -> None:
 
 def _check_name(name: str, text: str) -> None:
     """It is an image's name at the page server."""
-    encoded = name.encode(errors="surrogateescape")
-    if not name.isprintable() or not 1 <= len(encoded) <= IMAGE_NAME_BYTES_MAX or "=" in name:
-        raise refused(
-            text, f"a VM's name has 1 to {IMAGE_NAME_BYTES_MAX} bytes, all of them printable, and no ="
-        )
+    if not is_image_name(name) or "=" in name:
+        raise refused(text, f"a VM's name has {IMAGE_NAME_RULE}, and no =")
 
 
 def _path(value: str, text: str) -> Path:
