@@ -458,8 +458,8 @@ BAD_INPUT: dict[str, tuple[Bad, int, str, str]] = {
     "a name that cannot be": (
         lambda folder, image: [f"--image={'n' * 129}={image.path}"],
         64,
-        "longer than 128 bytes",
-        "shorter",
+        "is no image's name",
+        "1 to 128 bytes",
     ),
     "regions of nobody": (
         lambda folder, image: [f"--image=a={image.path}", "--regions=b=600"],
