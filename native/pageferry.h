@@ -143,7 +143,7 @@ enum pageferry_event_kind {
     PAGEFERRY_EVENT_EARLY_FAULT = 8, /* a thread of the VMM has waited for arming over a second; page */
     PAGEFERRY_EVENT_POISONED = 9,    /* once a page: page; cookie: its number in this VM's log, from 1 without a gap;
                                         value: bits PAGEFERRY_POISONED_* */
-    PAGEFERRY_EVENT_ALARM = 10,      /* something that cannot be, was; the page is held back; reason, page, text */
+    PAGEFERRY_EVENT_ALARM = 10,      /* something that cannot be, was; as a rule the page is held back; reason, page, text */
     PAGEFERRY_EVENT_VMM_GONE = 11,   /* the VMM has exited: there is nothing left to serve */
     PAGEFERRY_EVENT_ROUND = 12,      /* the map has been read: cookie of the order, value: as_of, page: pages that were
                                         named newer than what was here, digest: the manifest's, see HandOverResponse */

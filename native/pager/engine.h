@@ -32,7 +32,7 @@
 #define ENGINE_FULL_WAIT_MAX_NS UINT64_C(1000000000)
 
 enum engine_report {
-    ENGINE_REPORT_ALARM = 1,   /* page, text: what cannot be, was; the page is held back */
+    ENGINE_REPORT_ALARM = 1,   /* page, text: what cannot be, was; as a rule the page is held back */
     ENGINE_REPORT_FULL,        /* no memory for a page: no progress until there is */
     ENGINE_REPORT_FULL_OVER,   /* there is again */
     ENGINE_REPORT_GONE         /* the VMM's address space is gone */
