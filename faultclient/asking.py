@@ -130,12 +130,7 @@ async def report(
         try:
             answer = await record()
         except Exception as error:  # noqa: BLE001  # an answer that we do not understand, too
-            failure = known(session, error)
-            log.warning("report_again", session=session.name, phase=phase.name, text=str(failure))
-            if told is not failure.reason:
-                session.resume(what=CONTROL)
-            told = failure.reason
-            session.pause(told, f"{phase.name} is not yet reported: {failure.message}", what=CONTROL)
+            told = not_heard(session, phase, known(session, error), told)
         else:
             session.resume(what=CONTROL)
             told = None
@@ -143,6 +138,15 @@ async def report(
                 log.info("reported", session=session.name, phase=phase.name, source=answer.phase.name)
                 return
         await asyncio.sleep(wait_s)
+
+
+def not_heard(session: Session, phase: Phase, error: PageferryError, told: Reason | None) -> Reason:
+    """Why. (A name for the error in the loop would hold all that it came through, the connection too.)"""
+    log.warning("report_again", session=session.name, phase=phase.name, text=str(error))
+    if told is not error.reason:
+        session.resume(what=CONTROL)
+    session.pause(error.reason, f"{phase.name} is not yet reported: {error.message}", what=CONTROL)
+    return error.reason
 
 
 def known(session: Session, error: Exception) -> PageferryError:
