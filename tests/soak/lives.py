@@ -81,7 +81,8 @@ class Life:
     guest: Guest = field(init=False)
     pager: Pager = field(init=False)
     complete: bool = False
-    stays_registered: bool = False  # also when all is here: what is zapped then faults still
+    # Also when all is here: what is zapped then faults still, and pages can be poisoned.
+    stays_registered: bool = True
     removed: int = 0
     poisoned: list[int] = field(default_factory=list)  # first pages of what is lost
     told: Counter[int] = field(default_factory=Counter)  # pages that were said to be lost, less those cleared
@@ -325,13 +326,14 @@ def memfd_that_arrives(life: Life) -> None:
         shape, image, life.room.server.address, options=["--event-remove"], background=background
     )
     arm(life)
-    life.looked_at(life.zap_and_poison)
+    life.looked_at(life.zap_and_poison if life.stays_registered else life.zap)
 
 
 def memfd_that_is_here(life: Life) -> None:
     """All of it in the page cache before the guest may run, and mapped by faults alone. No shim: what the VMM
     punches, nobody hears of."""
     shape, image = image_of(life)
+    life.stays_registered = False
     life.hand_over(shape, image, life.room.server.address, background=True)
     life.wait(EventKind.POPULATED)
     life.pager.background(False)
@@ -455,7 +457,6 @@ def hugetlb(life: Life) -> None:
     """Huge pages of a pool, shared, and now and then private as Firecracker's: whole or not at all."""
     shape, image = image_of(life)
     anonymous = life.number % HUGETLB_FLAVOURS == HUGETLB_FLAVOURS - 1
-    life.stays_registered = True
     background = life.dice.random() < 0.3
     life.hand_over(
         shape,
