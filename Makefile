@@ -1,12 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 # Thin: each line calls the room that does the work.
 #   make demo      a real guest resumes before its memory has arrived; DEMO="--machine microvm" or "--smp 2", QEMU=...;
-#                  DEMO="--balloon" or "--virtio-mem": it gives memory away meanwhile, and takes it back
+#                  DEMO="--balloon" or "--virtio-mem": it gives memory away meanwhile, and takes it back;
+#                  DEMO="--memory hugetlbfs" or "--memory memfd": it is restored on huge pages
 #   make migrate-demo   a running guest moves, our way beside QEMU's own; MIGRATE="--version 10.0 --rounds 2" or "--short"
 #   make test      every suite;   make check   the inner loop, under two minutes
 #   make fuzz      each fuzzer for SECONDS (60), line coverage, planted bugs: tests/fuzz/README.md
 #   make sanitize  the C tests under ASan, UBSan and TSan;   make mutants   the rules, broken one at a time
-#   make soak      five VMs at once, each of another kind of memory, for a quarter of an hour; SOAK="--short", "--seed N"
+#   make soak      five VMs at once, each of another kind of memory, for some minutes; SOAK="--short", "--seed N"
 #   make bench     ours against plain C, interleaved;   make nightly   all of these, and the long runs of each
 # All of them set up what they need first: system packages, .venv, the C library. What is there already is kept.
 
