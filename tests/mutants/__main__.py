@@ -144,7 +144,7 @@ def main() -> int:
     parser.add_argument("--tenth", action="store_true", help="one variant of each cell, and all named ones")
     parser.add_argument("--list", action="store_true", help="names them, and what they break")
     options = parser.parse_args()
-    workers = os.cpu_count() or 1
+    workers = (os.cpu_count() or 1) + 1  # most of it is waiting
     started = time.monotonic()
     try:
         groups = [list(of_cells(options.tenth)), list(of_rules())]

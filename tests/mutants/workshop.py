@@ -10,6 +10,7 @@ import shlex
 import shutil
 import signal
 import subprocess
+import threading
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -29,7 +30,7 @@ SEEDS, STEPS = 200, 10_000
 ARGUMENTS = {SIMULATION: [str(SEEDS), str(STEPS)]}
 TIME_LIMIT_S = 60
 # What the simulation says, and what a test of check.h says: the rule, or the wrong byte.
-SAID = re.compile(r"^(?:seed \d+ step \d+: page \d+: (?P<rule>.+)|FAIL (?P<test>\w+))$", re.MULTILINE)
+SAID = re.compile(r"^(?:seed \d+ step \d+: page \d+: (?P<rule>.+)|FAIL (?P<test>\w+))$")
 
 
 class BuildFailed(Exception):
@@ -123,23 +124,30 @@ class Workshop:
 
 
 def judge(command: list[str]) -> Verdict:
-    try:
-        done = subprocess.run(
-            command,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            timeout=TIME_LIMIT_S,
-            text=True,
-            errors="replace",
-        )
-    except subprocess.TimeoutExpired:
+    """The first thing that it says is wrong ends it: what comes after that adds nothing."""
+    line = ""
+    with subprocess.Popen(
+        ["stdbuf", "-oL", *command],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        errors="replace",
+    ) as running:
+        assert running.stdout is not None
+        limit = threading.Timer(TIME_LIMIT_S, running.kill)
+        limit.start()
+        for line in running.stdout:
+            if (said := SAID.search(line)) is not None:
+                limit.cancel()
+                running.kill()
+                return Verdict("says", said["rule"] or said["test"])
+        timely = limit.is_alive()
+        limit.cancel()
+    if not timely:
         return Verdict("time-out", f"{TIME_LIMIT_S} s")
-    said = SAID.search(done.stdout)
-    if done.returncode < 0:
-        return Verdict("crash", signal.Signals(-done.returncode).name)
-    if done.returncode == 0:
+    if running.returncode < 0:
+        return Verdict("crash", signal.Signals(-running.returncode).name)
+    if running.returncode == 0:
         return Verdict("passes", "")
-    if said is not None:
-        return Verdict("says", said["rule"] or said["test"])
-    return Verdict("exit", f"status {done.returncode}: {done.stdout.strip().splitlines()[-1:]}")
+    return Verdict("exit", f"status {running.returncode}: {line.strip()}")
