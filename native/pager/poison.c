@@ -123,13 +123,17 @@ static uint64_t claim_rest(struct engine *engine, uint64_t first_page)
     return lost;
 }
 
+/* With what shares its unit. */
+static uint64_t claim_with_unit(struct engine *engine, uint64_t page, uint64_t version)
+{
+    claim_lost(engine, page, version);
+    return 1 + (unit_many(engine) ? claim_rest(engine, regions_unit(engine->regions, page)) : 0);
+}
+
 uint64_t place_lost(struct engine *engine, uint64_t page, uint64_t version)
 {
-    uint64_t lost = 1;
+    uint64_t lost = claim_with_unit(engine, page, version);
 
-    claim_lost(engine, page, version);
-    if (unit_many(engine))
-        lost += claim_rest(engine, regions_unit(engine->regions, page));
     settle(engine, page);
     return lost;
 }
@@ -140,9 +144,7 @@ void place_broken(struct engine *engine, uint64_t page)
 
     if (is_lost(word))
         return;
-    claim_lost(engine, page, version_at_a_loss(engine, page));
-    if (unit_many(engine))
-        claim_rest(engine, regions_unit(engine->regions, page));
+    claim_with_unit(engine, page, version_at_a_loss(engine, page));
     engine->owed_due_ns = engine->now_ns;
     wait_note(engine, page, 1, word, PAGE_EVENT_LOST, PAGE_ACTION_POISON);
 }

@@ -252,10 +252,10 @@ static void poison_drops_the_bytes_and_stays(void)
     engine_arm(&bed.engine);
     bed_fault(0, 1); /* OWNED */
     bed_fault(1, 3); /* WANTED */
-    CHECK_EQ(bed_news(ENGINE_POISON, 3, 1, V1), 1);
-    engine_lost(&bed.engine, 0, 5);
+    CHECK_EQ(bed_news(ENGINE_POISON, 0, 5, V1), 2); /* of those that are not here */
+    CHECK_EQ(engine_lost(&bed.engine, 0, 5), 3);
     for (uint64_t page = 0; page < 5; page++) {
-        CHECK_EQ(bed_state(page), PAGE_POISONED);
+        CHECK_EQ(bed_word(page), page_word(PAGE_POISONED, false, V1));
         CHECK_EQ(bed.sim.pages[page].pte, SIM_PTE_POISON);
         CHECK(!bed.sim.pages[page].present);
     }
